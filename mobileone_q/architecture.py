@@ -1,0 +1,158 @@
+"""What a MobileOne is made of: a chain of blocks, derived from one table.
+
+Source of the table: Vasu et al., "MobileOne: An Improved One millisecond Mobile Backbone",
+CVPR 2023 (arXiv:2206.04040), tables 2 and 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mobileone_q.errors import ArchitectureError
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block of the chain: branches at training time, one convolution and a ReLU once fused.
+
+    Sizes are (height, width) pairs; ``se_channels`` is the width of the squeeze-and-excite
+    bottleneck, 0 where the block has none. ``pool`` marks the classifier: its input is averaged
+    over all positions first, and it has neither branches nor an activation.
+    """
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: Pair = (1, 1)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    groups: int = 1
+    branches: int = 1
+    se_channels: int = 0
+    activation: str = "relu"
+    pool: bool = False
+
+    @property
+    def has_scale_branch(self) -> bool:
+        return self.kernel != (1, 1)
+
+    @property
+    def has_identity_branch(self) -> bool:
+        return self.in_channels == self.out_channels and self.stride == (1, 1)
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.groups == self.in_channels and self.groups > 1
+
+    @property
+    def is_padded(self) -> bool:
+        return self.padding != (0, 0)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A named chain of blocks; the last one is the classifier.
+
+    ``image_size`` is (height, width) in pixels of the input the network is meant for.
+    """
+
+    name: str
+    blocks: tuple[BlockSpec, ...]
+    image_size: Pair = (224, 224)
+
+    @property
+    def in_channels(self) -> int:
+        return self.blocks[0].in_channels
+
+    @property
+    def num_classes(self) -> int:
+        return self.blocks[-1].out_channels
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Architecture:
+        """Inverse of :meth:`to_dict`, also after a trip through JSON (which has no tuples)."""
+        blocks = tuple(
+            BlockSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+            for row in values["blocks"]
+        )
+        height, width = values["image_size"]
+        return cls(values["name"], blocks, (height, width))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the paper's table: width multiplier, conv branches, and SE units per stage."""
+
+    widths: tuple[float, float, float, float]
+    branches: int = 1
+    se_units: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+STAGE_CHANNELS = (64, 128, 256, 512)
+STAGE_UNITS = (2, 8, 10, 1)  # a unit is a depthwise block and a pointwise block
+SE_REDUCTION = 16
+
+VARIANTS: dict[str, Variant] = {
+    "s0": Variant(widths=(0.75, 1.0, 1.0, 2.0), branches=4),
+    "s1": Variant(widths=(1.5, 1.5, 2.0, 2.5)),
+    "s2": Variant(widths=(1.5, 2.0, 2.5, 4.0)),
+    "s3": Variant(widths=(2.0, 2.5, 3.0, 4.0)),
+    "s4": Variant(widths=(3.0, 3.5, 3.5, 4.0), se_units=(0, 0, 5, 1)),
+}
+
+
+def architecture(
+    name: str, *, num_classes: int = 1000, image_size: int | Pair = 224
+) -> Architecture:
+    """Build S0 to S4 from the table.
+
+    Raises:
+        ArchitectureError: ``name`` is not a row of the table.
+    """
+    key = name.lower().removeprefix("mobileone_").removeprefix("mobileone-")
+    if key not in VARIANTS:
+        raise ArchitectureError(
+            f"unknown architecture {name!r}: choose one of {', '.join(VARIANTS)}"
+        )
+    variant = VARIANTS[key]
+    channels = min(64, int(64 * variant.widths[0]))
+    blocks = [BlockSpec("stem", 3, channels, kernel=(3, 3), stride=(2, 2), padding=(1, 1))]
+    for stage, (base, width, units, se_units) in enumerate(
+        zip(STAGE_CHANNELS, variant.widths, STAGE_UNITS, variant.se_units), start=1
+    ):
+        out_channels = int(base * width)
+        for unit in range(units):
+            has_se = unit >= units - se_units
+            blocks.append(
+                BlockSpec(
+                    f"stage{stage}.{unit}.dw",
+                    channels,
+                    channels,
+                    kernel=(3, 3),
+                    stride=(2, 2) if unit == 0 else (1, 1),
+                    padding=(1, 1),
+                    groups=channels,
+                    branches=variant.branches,
+                    se_channels=channels // SE_REDUCTION if has_se else 0,
+                )
+            )
+            blocks.append(
+                BlockSpec(
+                    f"stage{stage}.{unit}.pw",
+                    channels,
+                    out_channels,
+                    branches=variant.branches,
+                    se_channels=out_channels // SE_REDUCTION if has_se else 0,
+                )
+            )
+            channels = out_channels
+    blocks.append(BlockSpec("head", channels, num_classes, activation="none", pool=True))
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return Architecture(key, tuple(blocks), size)

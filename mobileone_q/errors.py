@@ -1,0 +1,56 @@
+"""Everything that can go wrong for a user, as one tree.
+
+    MobileOneQError
+    ├── ArchitectureError     no such architecture, or one that cannot be built
+    ├── CheckpointError       a weights file that is missing, broken, foreign or unsafe
+    ├── FusionError           branches that cannot be folded exactly
+    ├── DataError             images: missing, unreadable, too few
+    ├── CalibrationError      statistics or settings from which no grid can be made
+    ├── ExportError           a model that the ONNX contract cannot hold
+    ├── EngineError           building, loading or running an engine
+    │   └── BackendMissing    the runtime is not installed here
+    └── RunError              a run folder: missing, unwritable, incomplete
+
+Each message is one line: what, where, and how to mend it. The command line prints it and exits
+with code 1; any other exception that reaches the user is a bug.
+"""
+
+
+class MobileOneQError(Exception):
+    """Base of every error meant for the user."""
+
+
+class ArchitectureError(MobileOneQError):
+    """No such architecture, or one that cannot be built."""
+
+
+class CheckpointError(MobileOneQError):
+    """A weights file that is missing, broken, foreign or unsafe."""
+
+
+class FusionError(MobileOneQError):
+    """Branches that cannot be folded exactly."""
+
+
+class DataError(MobileOneQError):
+    """Images that are missing, unreadable or too few."""
+
+
+class CalibrationError(MobileOneQError):
+    """Statistics or settings from which no quantization grid can be made."""
+
+
+class ExportError(MobileOneQError):
+    """A model that the ONNX contract cannot hold."""
+
+
+class EngineError(MobileOneQError):
+    """An engine could not be built, loaded or run."""
+
+
+class BackendMissing(EngineError):
+    """The runtime that an engine needs is not installed here."""
+
+
+class RunError(MobileOneQError):
+    """A run folder that is missing, unwritable or incomplete."""

@@ -1,0 +1,168 @@
+"""Fold a block's training branches and their batch norms into one convolution.
+
+Everything in a block before SE and the activation is linear, so
+
+    kernel = sum_b kernel_b * gamma_b / sqrt(var_b + eps),   bias = sum_b beta_b - mean_b * gamma_b / sqrt(var_b + eps)
+
+with 1×1 and identity branches written as k×k kernels that are zero but at the centre tap.
+Source: Ding et al., "RepVGG" (arXiv:2101.03697), section 3.3. Computed in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobileone_q.architecture import BlockSpec
+from mobileone_q.errors import FusionError
+from mobileone_q.fused import FusedModel
+from mobileone_q.model import Chain, Classifier, MobileOne, MultiBranchBlock
+
+
+@torch.no_grad()
+def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
+    """Fuse a train-time model, folding in float64; a fused model comes back as a copy.
+
+    The model given is left as it was.
+
+    Raises:
+        FusionError: a branch has no exact equivalent in the block's kernel.
+    """
+    if isinstance(model, FusedModel):
+        return copy.deepcopy(model).to(dtype)
+    fused = FusedModel(model.arch).to(torch.float64)
+    for name, block in model.blocks():
+        target = fused.get_submodule(name)
+        source = copy.deepcopy(block).to(torch.float64)
+        if isinstance(source, MultiBranchBlock):
+            weight, bias = fold_branches(source)
+            target.se = source.se
+        elif isinstance(source, Classifier):
+            weight, bias = source.weight, source.bias
+        else:
+            raise FusionError(f"{name}: cannot fuse a {type(source).__name__}; fuse the train-time model")
+        target.weight.copy_(weight)
+        target.bias.copy_(bias)
+    return fused.eval().requires_grad_(False).to(dtype)
+
+
+@torch.no_grad()
+def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
+    """(kernel, bias) of the convolution that equals the block's sum of branches."""
+    spec = block.spec
+    folded = [fold_batch_norm(branch.conv.weight, branch.bn) for branch in block.kxk]
+    if block.scale is not None:
+        kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
+        folded.append((at_centre_tap(spec, kernel), bias))
+    if block.identity is not None:
+        kernel, bias = fold_batch_norm(identity_kernel(spec), block.identity)
+        folded.append((at_centre_tap(spec, kernel), bias))
+    kernels, biases = zip(*folded)
+    return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
+
+
+def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Absorb the evaluation-mode batch norm that follows a bias-free convolution."""
+    assert bn.running_mean is not None and bn.running_var is not None
+    gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    return kernel * gain.reshape(-1, 1, 1, 1), bn.bias - bn.running_mean * gain
+
+
+def identity_kernel(spec: BlockSpec) -> Tensor:
+    """The 1×1 kernel, float64 (C, C / groups, 1, 1), that passes each channel through.
+
+    Within a group, output channel i reads input channel i modulo the group's size.
+    """
+    per_group = spec.in_channels // spec.groups
+    kernel = torch.zeros(spec.out_channels, per_group, 1, 1, dtype=torch.float64)
+    channels = torch.arange(spec.out_channels)
+    kernel[channels, channels % per_group] = 1.0
+    return kernel
+
+
+def at_centre_tap(spec: BlockSpec, kernel: Tensor) -> Tensor:
+    """Pad a 1×1 kernel with zeros to the block's size.
+
+    Raises:
+        FusionError: the padded input's centre tap is not where the 1×1 branch looks.
+    """
+    for size, padding, dilation in zip(spec.kernel, spec.padding, spec.dilation):
+        if size % 2 == 0 or 2 * padding != dilation * (size - 1):
+            raise FusionError(
+                f"{spec.name}: a 1×1 branch cannot be folded into a {spec.kernel} kernel with padding "
+                f"{spec.padding} and dilation {spec.dilation}; it needs odd sizes and padding = dilation * (size - 1) / 2"
+            )
+    height, width = (size // 2 for size in spec.kernel)
+    return F.pad(kernel, (width, width, height, height))
+
+
+@dataclass(frozen=True)
+class FusionErrors:
+    """Largest relative errors, max|a - b| / max|a|, of fused against train-time outputs.
+
+    ``end_to_end`` and ``blocks`` are of the float64 fold: they certify the algebra.
+    ``float32_end_to_end`` is of the weights as stored, rounded to float32.
+    """
+
+    end_to_end: float
+    float32_end_to_end: float
+    blocks: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Proof that a fusion changed nothing, on random input and, where given, on real images."""
+
+    random: FusionErrors
+    real: FusionErrors | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def worst(self) -> float:
+        """The largest float64 error, over blocks and end to end, on any input."""
+        return max(
+            max(errors.end_to_end, *errors.blocks.values())
+            for errors in (self.random, self.real)
+            if errors is not None
+        )
+
+
+def certify(model: MobileOne | FusedModel, images: Tensor | None = None, seed: int = 0) -> Certificate:
+    """Measure, in float64, how far fusion moves each block's output and the logits.
+
+    Each block is given the train-time model's own input, so that errors do not add up.
+    ``images`` is a normalised batch (N, 3, H, W); random input has the architecture's size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, model.arch.in_channels, *model.arch.image_size)
+    random = torch.randn(shape, generator=generator, dtype=torch.float64)
+    original = copy.deepcopy(model).double().eval()
+    exact, stored = fuse(model, torch.float64), fuse(model).double()
+    return Certificate(
+        _errors(original, exact, stored, random),
+        None if images is None else _errors(original, exact, stored, images.double()),
+    )
+
+
+@torch.no_grad()
+def _errors(original: Chain, exact: FusedModel, stored: FusedModel, x: Tensor) -> FusionErrors:
+    logits = original(x)
+    whole, rounded = (_relative_error(logits, fused(x)) for fused in (exact, stored))
+    blocks = {}
+    for name, block in original.blocks():
+        y = block(x)
+        blocks[name] = _relative_error(y, exact.get_submodule(name)(x))
+        x = y
+    return FusionErrors(whole, rounded, blocks)
+
+
+def _relative_error(reference: Tensor, value: Tensor) -> float:
+    largest = reference.abs().max().item()
+    return (reference - value).abs().max().item() / largest if largest else 0.0

@@ -1,0 +1,92 @@
+"""The fused network: one convolution with bias, one ReLU per block. This is the FP32 baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobileone_q.architecture import Architecture, BlockSpec
+from mobileone_q.files import load_tensors, save_tensors
+from mobileone_q.model import ACTIVATIONS, Chain, SqueezeExcite
+
+
+def apply_kernel(spec: BlockSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The one linear map of a block: a convolution, or a matrix product in the classifier."""
+    if spec.pool:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+
+
+def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
+    """Shape of a block's fused kernel, output channels first."""
+    if spec.pool:
+        return (spec.out_channels, spec.in_channels)
+    return (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel)
+
+
+class Block(nn.Module):
+    """A fused block in the three steps that calibration looks between.
+
+    ``gather`` (pooling, in the classifier) gives the tensor that a quantized block quantises;
+    ``linear`` is the convolution with its bias; ``activate`` is SE and the activation.
+    """
+
+    spec: BlockSpec
+    bias: Tensor
+    se: SqueezeExcite | None
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) if self.spec.pool else x
+
+    def linear(self, x: Tensor) -> Tensor:
+        raise TypeError("a Block is abstract: use FusedBlock or QuantizedBlock")
+
+    def activate(self, y: Tensor) -> Tensor:
+        if self.se is not None:
+            y = self.se(y)
+        return ACTIVATIONS[self.spec.activation](y)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.linear(self.gather(x)))
+
+
+class FusedBlock(Block):
+    """``weight`` has the shape of :func:`kernel_shape`, ``bias`` (C_out,)."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.zeros(kernel_shape(spec)))
+        self.bias = nn.Parameter(torch.zeros(spec.out_channels))
+        self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
+
+    def linear(self, x: Tensor) -> Tensor:
+        return apply_kernel(self.spec, x, self.weight, self.bias)
+
+
+class FusedModel(Chain):
+    """A chain of fused blocks; zero until filled by fusion or from a file."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__(arch, FusedBlock)
+        self.requires_grad_(False).eval()
+
+    def save(self, path: Path, **description: Any) -> None:
+        """Write the weights and the architecture to one safetensors file."""
+        save_tensors(path, self.state_dict(), "fused", {"architecture": self.arch.to_dict(), **description})
+
+    @classmethod
+    def load(cls, path: Path) -> FusedModel:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            CheckpointError: missing, damaged, or not a fused model.
+        """
+        tensors, description = load_tensors(path, "fused")
+        model = cls(Architecture.from_dict(description["architecture"]))
+        model.load_state_dict(tensors)
+        return model

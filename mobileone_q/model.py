@@ -1,0 +1,130 @@
+"""MobileOne as it trains: every block a sum of branches.
+
+    y = act(SE(sum of k×k conv+BN branches + 1×1 conv+BN scale branch + BN identity branch))
+
+Source: arXiv:2206.04040, section 3.2 and figure 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mobileone_q.architecture import Architecture, BlockSpec, Pair
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "none": lambda x: x}
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from the channel means (arXiv:1709.01507)."""
+
+    def __init__(self, channels: int, bottleneck: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, bottleneck, 1)
+        self.expand = nn.Conv2d(bottleneck, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        gate = self.expand(F.relu(self.reduce(x.mean(dim=(2, 3), keepdim=True))))
+        return x * torch.sigmoid(gate)
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias and its batch normalization: one branch."""
+
+    def __init__(self, spec: BlockSpec, kernel: Pair) -> None:
+        super().__init__()
+        is_scale = kernel == (1, 1)
+        self.conv = nn.Conv2d(
+            spec.in_channels,
+            spec.out_channels,
+            kernel,
+            stride=spec.stride,
+            # A 1×1 kernel sees what the k×k kernel's centre tap sees: no padding, no dilation.
+            padding=0 if is_scale and spec.has_scale_branch else spec.padding,
+            dilation=1 if is_scale else spec.dilation,
+            groups=spec.groups,
+            bias=False,
+        )
+        self.bn = nn.BatchNorm2d(spec.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class MultiBranchBlock(nn.Module):
+    """A block with all its training branches."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.kxk = nn.ModuleList(ConvBN(spec, spec.kernel) for _ in range(spec.branches))
+        self.scale = ConvBN(spec, (1, 1)) if spec.has_scale_branch else None
+        self.identity = nn.BatchNorm2d(spec.in_channels) if spec.has_identity_branch else None
+        self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
+
+    def branch_sum(self, x: Tensor) -> Tensor:
+        """The part that fuses into one convolution: (N, C_in, H, W) to (N, C_out, H', W')."""
+        y = sum(branch(x) for branch in self.kxk)
+        if self.scale is not None:
+            y = y + self.scale(x)
+        if self.identity is not None:
+            y = y + self.identity(x)
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch_sum(x)
+        if self.se is not None:
+            y = self.se(y)
+        return ACTIVATIONS[self.spec.activation](y)
+
+
+class Classifier(nn.Linear):
+    """Global average pooling and a linear layer: (N, C, H, W) to logits (N, classes)."""
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__(spec.in_channels, spec.out_channels)
+        self.spec = spec
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mean(dim=(2, 3)))
+
+
+class Chain(nn.Module):
+    """Blocks in a row under their architecture's names (``stage1.0.dw``, ..., ``head``).
+
+    The train-time, fused and quantized models are chains that differ in their blocks alone.
+    """
+
+    def __init__(self, arch: Architecture, make: Callable[[BlockSpec], nn.Module]) -> None:
+        super().__init__()
+        self.arch = arch
+        for spec in arch.blocks:
+            parent: nn.Module = self
+            *path, leaf = spec.name.split(".")
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            parent.add_module(leaf, make(spec))
+
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+        """(name, block) in the order in which data flows, the classifier last."""
+        for spec in self.arch.blocks:
+            yield spec.name, self.get_submodule(spec.name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) to logits (N, classes)."""
+        for _, block in self.blocks():
+            x = block(x)
+        return x
+
+
+class MobileOne(Chain):
+    """The train-time network with all branches; weights are torch's defaults until loaded."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__(arch, lambda s: Classifier(s) if s.pool else MultiBranchBlock(s))
