@@ -1,0 +1,119 @@
+"""Streaming statistics of what flows between blocks: per-channel histograms of |x|.
+
+Assumptions: every grid is symmetric about zero or starts at it, so magnitudes are enough; the
+range of a channel is not known in advance, so a histogram doubles its range by merging pairs of
+bins when a value falls outside (Q. Xu's and torch's HistogramObserver do the same per tensor).
+Memory is channels × BINS, whatever the number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mobileone_q.errors import CalibrationError
+from mobileone_q.fused import FusedModel
+
+BINS = 1024
+POSITIONS = 256  # per image and channel; maxima are taken over all positions
+
+
+@dataclass
+class ChannelHistogram:
+    """Counts of |x| per channel: bin b of channel c covers [b, b + 1) * width[c].
+
+    ``counts`` is float64 (C, BINS); ``width`` and ``maximum`` are float64 (C,). A channel that has
+    only ever been zero has width 0.
+    """
+
+    counts: Tensor
+    width: Tensor
+    maximum: Tensor
+
+    @classmethod
+    def empty(cls, channels: int, bins: int = BINS) -> ChannelHistogram:
+        zeros = torch.zeros(channels, dtype=torch.float64)
+        return cls(torch.zeros(channels, bins, dtype=torch.float64), zeros, zeros.clone())
+
+    def update(self, x: Tensor, positions: int = POSITIONS) -> None:
+        """Add a batch (N, C, ...).
+
+        Raises:
+            CalibrationError: NaN or infinite values.
+        """
+        channels, bins = self.counts.shape
+        magnitude = x.detach().abs().flatten(2) if x.ndim > 2 else x.detach().abs().unsqueeze(2)
+        peak = magnitude.amax(dim=(0, 2)).to("cpu", torch.float64)
+        if not peak.isfinite().all():
+            raise CalibrationError("activations are NaN or infinite; check the weights and the images")
+        self.maximum = torch.maximum(self.maximum, peak)
+        self._widen()
+        # An even stride samples every part of the map and needs no random numbers.
+        stride = -(-magnitude.shape[2] // positions)
+        sample = magnitude[:, :, ::stride]
+        inverse = torch.where(self.width > 0, 1 / self.width, 0.0).to(sample)
+        index = (sample * inverse[:, None]).to(torch.int64).clamp_(max=bins - 1)
+        index += torch.arange(channels, device=index.device)[:, None] * bins
+        counts = torch.bincount(index.flatten(), minlength=channels * bins)
+        self.counts += counts.reshape(channels, bins).to("cpu", torch.float64)
+
+    def _widen(self) -> None:
+        """Double the range of each channel whose maximum has outgrown it, as often as needed."""
+        bins = self.counts.shape[1]
+        fresh = (self.width == 0) & (self.maximum > 0)
+        # A little headroom makes the first doubling rarer without costing resolution.
+        self.width[fresh] = self.maximum[fresh] * 1.25 / bins
+        doublings = torch.ceil(torch.log2(self.maximum / (self.width * bins))).nan_to_num(0, 0, 0)
+        grown = doublings > 0
+        if not grown.any():
+            return
+        shift = doublings[grown].to(torch.int64)[:, None].clamp(max=40)
+        target = torch.arange(bins).expand(len(shift), bins) >> shift
+        merged = torch.zeros_like(self.counts[grown]).scatter_add_(1, target, self.counts[grown])
+        self.counts[grown] = merged
+        self.width[grown] *= torch.exp2(doublings[grown])
+
+    def scaled(self, factor: Tensor) -> ChannelHistogram:
+        """The histogram of x * factor, factor > 0 of shape (C,): only the axes change."""
+        return ChannelHistogram(self.counts, self.width * factor, self.maximum * factor)
+
+    def pooled(self, weight: Tensor | None = None, bins: int = 2 * BINS) -> ChannelHistogram:
+        """All channels on one axis: a histogram with a single channel.
+
+        ``weight`` (C,) counts a channel's values so many times.
+        """
+        top = self.maximum.max()
+        result = ChannelHistogram.empty(1, bins)
+        result.maximum = top.reshape(1)
+        if top == 0:
+            return result
+        result.width = (top / bins).reshape(1)
+        centres = (torch.arange(self.counts.shape[1]) + 0.5) * self.width[:, None]
+        index = (centres / result.width).to(torch.int64).clamp_(max=bins - 1)
+        counts = self.counts if weight is None else self.counts * weight[:, None]
+        result.counts.view(-1).scatter_add_(0, index.flatten(), counts.flatten())
+        return result
+
+
+@torch.no_grad()
+def collect(
+    model: FusedModel, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda _: None
+) -> dict[str, ChannelHistogram]:
+    """Histogram of every block's input (after pooling, for the classifier), by block name.
+
+    ``batches`` yields normalised images (N, 3, H, W); ``advance(n)`` is called after each.
+    """
+    histograms = {
+        name: ChannelHistogram.empty(block.spec.in_channels) for name, block in model.blocks()
+    }
+    for x in batches:
+        count = len(x)
+        for name, block in model.blocks():
+            x = block.gather(x)
+            histograms[name].update(x)
+            x = block.activate(block.linear(x))
+        advance(count)
+    return histograms
