@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from calibrate.ranges import clip_ranges
-from calibrate.statistics import ChannelHistogram
+from calibrate.statistics import ChannelHistogram, map_of
 from mobileone_q.fused import FusedBlock, FusedModel
 from mobileone_q.quantized import grid_steps, input_grids
 
@@ -48,7 +48,8 @@ def equalise(
         ranges = clip_ranges(histograms[name], method, grid_steps(grids[name]))
         factor = _factor(ranges, consumer, alpha)
         _exchange(producer, consumer, factor)
-        histograms[name] = histograms[name].scaled(1 / factor)
+        for key in {name, map_of(name)} & histograms.keys():
+            histograms[key] = histograms[key].scaled(1 / factor)
     return model, histograms
 
 

@@ -98,20 +98,29 @@ class ChannelHistogram:
         return result
 
 
+def map_of(name: str) -> str:
+    """Key of the histogram of the map that block ``name`` pools."""
+    return f"{name}/pool"
+
+
 @torch.no_grad()
 def collect(
     model: FusedModel, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda _: None
 ) -> dict[str, ChannelHistogram]:
-    """Histogram of every block's input (after pooling, for the classifier), by block name.
+    """Histogram of every block's input, by block name; ``head`` is pooled, ``head/pool`` not yet.
 
     ``batches`` yields normalised images (N, 3, H, W); ``advance(n)`` is called after each.
     """
     histograms = {
-        name: ChannelHistogram.empty(block.spec.in_channels) for name, block in model.blocks()
+        key: ChannelHistogram.empty(block.spec.in_channels)
+        for name, block in model.blocks()
+        for key in ((name, map_of(name)) if block.spec.pool else (name,))
     }
     for x in batches:
         count = len(x)
         for name, block in model.blocks():
+            if block.spec.pool:
+                histograms[map_of(name)].update(x)
             x = block.gather(x)
             histograms[name].update(x)
             x = block.activate(block.linear(x))

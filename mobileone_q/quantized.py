@@ -29,10 +29,9 @@ GRIDS: dict[str, tuple[int, int]] = {"int8": (-128, 127), "uint8": (0, 255)}
 def input_grids(arch: Architecture, target: str) -> dict[str, str]:
     """Which grid each block's input is quantised on, by block name.
 
-    ``onnxruntime`` takes uint8 wherever the input is never negative. TensorRT has no uint8, but a
-    uint8 input can be written as an int8 one (see :func:`saturates`) where the block neither pads
-    nor pools and its producer ends in a plain ReLU; elsewhere, and on ``dla``, the grid is int8
-    and non-negative inputs use half of it.
+    Inputs that are never negative want uint8. ONNX Runtime has it; TensorRT has int8 alone, and
+    takes a uint8 grid only where :func:`int8_form` can write it as one. Elsewhere, and on
+    ``dla``, the grid is int8 and such inputs use half of it.
 
     Raises:
         CalibrationError: unknown target.
@@ -41,27 +40,35 @@ def input_grids(arch: Architecture, target: str) -> dict[str, str]:
         raise CalibrationError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
     grids = {arch.blocks[0].name: "int8"}  # normalised images have both signs
     for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
-        non_negative = producer.activation == "relu"
-        unsigned = non_negative and (
-            target == "onnxruntime" or (target == "tensorrt" and saturates(producer, consumer))
-        )
-        grids[consumer.name] = "uint8" if unsigned else "int8"
+        fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
+        grids[consumer.name] = "uint8" if fits and producer.activation == "relu" else "int8"
     return grids
 
 
-def saturates(producer: BlockSpec, consumer: BlockSpec) -> bool:
-    """Whether int8 saturation can stand in for the ReLU between two blocks.
+def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
+    """How a uint8 grid between two blocks becomes an int8 one with zero-point 0, if it can.
 
-    Subtracting 128 s from the producer's bias moves the codes 0..255 to -128..127; what ReLU
-    would have cut saturates at -128. The consumer's bias takes the 128 s back, which is exact
-    only where every output sees all its inputs: not at a zero-padded border, not through a gate.
+    Either way the tensor loses 128 s before it is quantised, so that codes 0..255 become
+    -128..127, and the consumer's bias takes back 128 s times the sum of its weights. That is
+    exact only where every output sees all inputs: not at a zero-padded border.
+
+    ``saturate``: the producer's bias loses 128 s and its ReLU goes, since what it would have cut
+    saturates at -128. ``offset``: after pooling, where a ReLU cannot be deferred, an Add does it.
+    Behind an SE gate there is no bias to take from, and an Add on a whole map is not worth it.
     """
-    return not (consumer.is_padded or consumer.pool or producer.se_channels)
+    if consumer.pool:
+        return "offset"
+    return None if consumer.is_padded or producer.se_channels else "saturate"
 
 
 def grid_steps(grid: str) -> int:
     """Steps from zero to the grid's positive end: 127 or 255."""
     return GRIDS[grid][1]
+
+
+def to_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
+    """Codes as floats: ties to even, saturating, as ONNX's QuantizeLinear does."""
+    return (x / scale).round().clamp(*GRIDS[grid])
 
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
@@ -74,26 +81,34 @@ class QuantizedBlock(Block):
     """A fused block on integer codes.
 
     ``weight`` is int8 with the fused kernel's shape, ``weight_scale`` and ``bias`` float32
-    (C_out,), ``input_scale`` a float32 scalar: real value = scale * code.
+    (C_out,), ``input_scale`` a float32 scalar: real value = scale * code. A classifier with
+    ``quantize_map`` also rounds the map that it pools, to uint8 on ``pool_scale``.
     """
 
     weight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
+    pool_scale: Tensor
 
-    def __init__(self, spec: BlockSpec, grid: str) -> None:
+    def __init__(self, spec: BlockSpec, grid: str, quantize_map: bool = False) -> None:
         super().__init__()
-        self.spec, self.grid = spec, grid
+        self.spec, self.grid, self.quantize_map = spec, grid, quantize_map
         self.register_buffer("weight", torch.zeros(kernel_shape(spec), dtype=torch.int8))
         self.register_buffer("weight_scale", torch.ones(spec.out_channels))
         self.register_buffer("bias", torch.zeros(spec.out_channels))
         self.register_buffer("input_scale", torch.ones(()))
+        if quantize_map:
+            self.register_buffer("pool_scale", torch.ones(()))
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
+    def gather(self, x: Tensor) -> Tensor:
+        if self.quantize_map:
+            x = to_codes(x, self.pool_scale, "uint8") * self.pool_scale
+        return super().gather(x)
+
     def quantize(self, x: Tensor) -> Tensor:
-        """Codes of an input, as floats: ties to even, saturating, as QuantizeLinear does."""
-        low, high = GRIDS[self.grid]
-        return (x / self.input_scale).round().clamp(low, high)
+        """Codes of a gathered input, as floats."""
+        return to_codes(x, self.input_scale, self.grid)
 
     def linear(self, x: Tensor) -> Tensor:
         products = apply_kernel(self.spec, self.quantize(x), self.weight.to(x.dtype), None)
@@ -107,7 +122,10 @@ class QuantizedModel(Chain):
 
     def __init__(self, arch: Architecture, target: str) -> None:
         self.target, self.grids = target, input_grids(arch, target)
-        super().__init__(arch, lambda spec: QuantizedBlock(spec, self.grids[spec.name]))
+        # ONNX Runtime has no integer convolution with a float output: the block before the pool
+        # runs in INT8 only if a QuantizeLinear follows it. The pool averages its error away.
+        maps = target == "onnxruntime"
+        super().__init__(arch, lambda s: QuantizedBlock(s, self.grids[s.name], maps and s.pool))
         self.requires_grad_(False).eval()
 
     def save(self, path: Path, **description: Any) -> None:
