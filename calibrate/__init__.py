@@ -1,0 +1,1 @@
+"""The numeric heart: statistics of real images, equalization, ranges, correction."""

@@ -23,6 +23,8 @@ from mobileone_q.preprocess import Preprocessing
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 BAD_SHARE = 0.1
 NO_LABEL = -1
+MAX_LEFT_OVER = 1000
+CACHE_BYTES = 128 << 20  # decoding costs more than a network pass; later passes reuse pixels
 
 
 class ImageSource(Protocol):
@@ -117,6 +119,7 @@ class Batches:
     preprocessing: Preprocessing
     batch_size: int = 25
     skipped: dict[str, str] = field(default_factory=dict)
+    _cache: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def choose(
@@ -139,6 +142,20 @@ class Batches:
         chosen = random.Random(seed).sample(range(len(source)), count)
         return cls(source, sorted(chosen), preprocessing, batch_size)
 
+    def first(self, count: int) -> NDArray[np.float32]:
+        """The first ``count`` readable images of the first batch, (N, 3, H, W)."""
+        pixels, _ = next(iter(self))
+        return pixels[:count]
+
+    def left_over(self) -> Batches | None:
+        """Images of the source that were not chosen, at most 1,000 of them; None if there are none."""
+        chosen = set(self.indices)
+        rest = [index for index in range(len(self.source)) if index not in chosen]
+        if not rest:
+            return None
+        step = -(-len(rest) // MAX_LEFT_OVER)
+        return Batches(self.source, rest[::step], self.preprocessing, self.batch_size)
+
     def __len__(self) -> int:
         """Number of images, those found unreadable so far left out."""
         return len(self.indices) - len(self.skipped)
@@ -159,13 +176,18 @@ class Batches:
             yield np.stack(pixels), np.asarray(labels, np.int64)
 
     def _read(self, index: int) -> NDArray[np.float32] | None:
+        if index in self._cache:
+            return self.preprocessing.normalise(self._cache[index])
         identity = self.source.identity(index)
         if identity in self.skipped:
             return None
         try:
             with warnings.catch_warnings(), self.source.open(index) as image:
                 warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-                return self.preprocessing(image)
+                pixels = self.preprocessing.to_pixels(image)
+            if (len(self._cache) + 1) * pixels.nbytes <= CACHE_BYTES:
+                self._cache[index] = pixels
+            return self.preprocessing.normalise(pixels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             self.skipped[identity] = str(error).splitlines()[0] if str(error) else type(error).__name__
         if len(self.skipped) > max(1, BAD_SHARE * len(self.indices)) or len(self.skipped) == len(self.indices):

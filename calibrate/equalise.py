@@ -70,17 +70,32 @@ def _factor(ranges: Tensor, consumer: FusedBlock, alpha: float) -> Tensor:
     return torch.where(alive, factor, 1.0)
 
 
-def column_strength(consumer: FusedBlock) -> Tensor:
+def column_strength(block: FusedBlock) -> Tensor:
     """float64 (C_in,): largest weight that reads each input channel, relative to its row's largest.
 
     Rows are quantised each on its own scale, so a weight counts in units of its row.
     """
-    spec = consumer.spec
-    weight = consumer.weight.double().abs()
-    rows = weight.flatten(1).amax(1).clamp(min=torch.finfo(torch.float64).tiny)
-    relative = weight.flatten(2).amax(2) if weight.ndim > 2 else weight
-    relative = relative / rows[:, None]
-    return relative.reshape(spec.groups, -1, relative.shape[1]).amax(1).flatten()
+    weight = block.weight.double().abs().flatten(1)
+    rows = weight.amax(1).clamp(min=torch.finfo(torch.float64).tiny)
+    return _by_input_channel(block, weight / rows[:, None]).amax(1)
+
+
+def column_energy(block: FusedBlock) -> Tensor:
+    """float64 (C_in,): how much of the rows' squared weight reads each input channel, mean 1.
+
+    An error in a channel moves the output in proportion; rows count alike, whatever their scale.
+    """
+    weight = block.weight.double().square().flatten(1)
+    rows = weight.sum(1).clamp(min=torch.finfo(torch.float64).tiny)
+    energy = _by_input_channel(block, weight / rows[:, None]).sum(1)
+    return energy / energy.mean().clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _by_input_channel(block: FusedBlock, weight: Tensor) -> Tensor:
+    """Weights flattened to (C_out, ...) regrouped as (C_in, all weights that read that channel)."""
+    groups, per_group = block.spec.groups, block.spec.in_channels // block.spec.groups
+    grouped = weight.reshape(groups, -1, per_group, weight.shape[1] // per_group)
+    return grouped.transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _exchange(producer: FusedBlock, consumer: FusedBlock, factor: Tensor) -> None:

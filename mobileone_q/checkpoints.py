@@ -73,6 +73,10 @@ class Checkpoint:
         return "stem.weight" in self.state
 
     @property
+    def description(self) -> str:
+        return f"{self.layout} layout, {'fused' if self.is_fused else 'with branches'}, {self.num_classes} classes"
+
+    @property
     def num_classes(self) -> int:
         return self.state["head.weight"].shape[0]
 

@@ -14,8 +14,10 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mobileone_q.architecture import BlockSpec
@@ -124,6 +126,11 @@ class Certificate:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def summary(self) -> dict[str, float]:
+        """The two figures that a report shows."""
+        measured = self.real or self.random
+        return {"worst": self.worst, "float32_end_to_end": measured.float32_end_to_end}
+
     @property
     def worst(self) -> float:
         """The largest float64 error, over blocks and end to end, on any input."""
@@ -134,7 +141,9 @@ class Certificate:
         )
 
 
-def certify(model: MobileOne | FusedModel, images: Tensor | None = None, seed: int = 0) -> Certificate:
+def certify(
+    model: MobileOne | FusedModel, images: NDArray[np.float32] | None = None, seed: int = 0
+) -> Certificate:
     """Measure, in float64, how far fusion moves each block's output and the logits.
 
     Each block is given the train-time model's own input, so that errors do not add up.
@@ -147,7 +156,7 @@ def certify(model: MobileOne | FusedModel, images: Tensor | None = None, seed: i
     exact, stored = fuse(model, torch.float64), fuse(model).double()
     return Certificate(
         _errors(original, exact, stored, random),
-        None if images is None else _errors(original, exact, stored, images.double()),
+        None if images is None else _errors(original, exact, stored, torch.from_numpy(images).double()),
     )
 
 

@@ -31,6 +31,11 @@ class Preprocessing:
     mean: Triple = IMAGENET_MEAN
     std: Triple = IMAGENET_STD
 
+    @classmethod
+    def for_size(cls, crop: int) -> Preprocessing:
+        """The official transform for another input size: the resize keeps 256 to 224."""
+        return cls(resize=round(crop * 256 / 224), crop=crop)
+
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """One image of any mode and size to float32 (3, crop, crop)."""
         return self.normalise(self.to_pixels(image))

@@ -124,6 +124,11 @@ class Engine(ABC):
 
     @classmethod
     @abstractmethod
+    def can_run(cls) -> bool:
+        """Whether this machine has the processor that engines need."""
+
+    @classmethod
+    @abstractmethod
     def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> None:
         """Write the engine file."""
 

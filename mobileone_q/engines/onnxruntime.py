@@ -40,6 +40,10 @@ class OnnxRuntimeEngine(Engine):
         return cpu_name()
 
     @classmethod
+    def can_run(cls) -> bool:
+        return True
+
+    @classmethod
     def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> None:
         def write(temporary: Path) -> None:
             settings = _options(options.threads, optimise=True)

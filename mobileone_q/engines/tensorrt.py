@@ -55,6 +55,10 @@ class TensorRTEngine(Engine):
         return gpu_name() or "no GPU"
 
     @classmethod
+    def can_run(cls) -> bool:
+        return gpu_name() is not None
+
+    @classmethod
     def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> None:
         trt = cls._import()
         cls._require_device(options)

@@ -1,0 +1,103 @@
+"""Measure a run: accuracy of its exported graphs, latency of its engines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileone_q.architecture import Architecture
+from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.evaluate import Runnable, agreement, collect_logits, compare, kl_divergence
+from mobileone_q.profile import profile_engines
+from mobileone_q.quantized import QuantizedModel
+from mobileone_q.run import Run
+
+PRECISIONS = ("fp32", "int8")
+SIMULATED_IMAGES = 100  # enough to see whether simulation and engine tell the same story
+
+Advance = Callable[[int], None]
+
+
+class Simulation:
+    """A quantized model's float32 simulation, run as an engine for its first images."""
+
+    def __init__(self, model: QuantizedModel, images: int = SIMULATED_IMAGES) -> None:
+        self._model, self._left = model, images
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of the batch's images that are still among the first; may be none."""
+        import torch
+
+        few = batch[: self._left]
+        self._left -= len(few)
+        with torch.no_grad():
+            return self._model(torch.from_numpy(few)).numpy()
+
+
+def measure_accuracy(
+    run: Run,
+    quantized: QuantizedModel,
+    images: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    advance: Advance = lambda _: None,
+) -> dict[str, Any]:
+    """Report sections ``accuracy`` and ``simulation``.
+
+    Both exported graphs run in ONNX Runtime, on all cores; the float32 simulation runs on the
+    first images, and the section says how it compares. Where INT8 has drifted from FP32, it and
+    the engine differ too: rounding is chaotic over forty layers, and only their distance from
+    FP32 is comparable.
+    """
+    factory, threads = backend("onnxruntime"), os.cpu_count() or 1
+    engines: list[Runnable] = []
+    for precision in PRECISIONS:
+        path = run.engine(precision, factory.backend, factory.suffix)
+        factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+        engines.append(factory.load(path, threads=threads))
+    (fp32, int8, simulated), labels = collect_logits(
+        [*engines, Simulation(quantized)], images, advance
+    )
+    few = len(simulated)
+    return {
+        "accuracy": {"engine": factory.runtime(), **compare(fp32, int8, labels).to_dict()},
+        "simulation": {
+            "images": few,
+            "agreement": agreement(simulated, int8[:few]),
+            "kl": kl_divergence(fp32[:few], simulated),
+            "engine_kl": kl_divergence(fp32[:few], int8[:few]),
+        },
+    }
+
+
+def measure_latency(
+    run: Run,
+    arch: Architecture,
+    target: str,
+    backend_name: str,
+    *,
+    threads: int,
+    runs: int,
+    batch: int = 1,
+    advance: Advance = lambda _: None,
+) -> dict[str, Any]:
+    """The report section ``latency``, from the run's built engines; ``advance(1)`` 2 * runs times.
+
+    Raises:
+        EngineError: an engine is missing or stale, or cannot run here.
+    """
+    factory = backend(backend_name)
+    fp32, int8 = (
+        factory.load(run.engine(p, backend_name, factory.suffix), run.onnx(p), threads)
+        for p in PRECISIONS
+    )
+    shape = (batch, arch.in_channels, *arch.image_size)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    names = [block.name for block in arch.blocks]
+    latency = profile_engines(fp32, int8, names, x, threads=threads, runs=runs, advance=advance)
+    section = latency.to_dict()
+    if not backend_name.startswith(target):
+        section["note"] = f"this graph is for target {target}: its speed in {latency.runtime} says nothing of the target's"
+    return section

@@ -1,0 +1,62 @@
+"""The report on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_accuracy(report: dict[str, Any]) -> None:
+    """Accuracy of FP32 and INT8 and what lies between, from a report with an accuracy section."""
+    accuracy, images = report["accuracy"], report["images"]
+    console = Console()
+    table = Table(
+        title=f"{report['model']}: accuracy on {images['evaluation']} images, measured in {accuracy['engine']}",
+        title_justify="left",
+    )
+    for heading in ("", "top-1 %", "top-5 %"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for precision, title in (("fp32", "FP32 fused"), ("int8", f"INT8 for {report['target']}")):
+        shares = accuracy[precision]
+        cells = ["no labels"] * 2 if shares is None else [f"{100 * shares[k]:.2f}" for k in ("top1", "top5")]
+        table.add_row(title, *cells)
+    console.print(table)
+    if accuracy["drop_pts"] is not None:
+        low, high = accuracy["drop_ci95_pts"]
+        console.print(f"accuracy drop   {accuracy['drop_pts']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})")
+    console.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
+    console.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
+    if images["skipped"]:
+        name, reason = next(iter(images["skipped"].items()))
+        console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
+    if images["evaluated_on"] == "calibration":
+        console.print("note: evaluated on the calibration images themselves; pass --eval-data for an honest figure")
+
+
+def print_latency(latency: dict[str, Any]) -> None:
+    """FP32 fused and INT8 side by side, per block and end to end."""
+    console = Console()
+    threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
+    table = Table(
+        title=f"latency, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}",
+        title_justify="left",
+        show_footer=True,
+    )
+    sums = latency["layer_sum_ms"]
+    table.add_column("block", "sum of blocks")
+    table.add_column("FP32 ms", f"{sums[0]:.3f}", justify="right")
+    table.add_column("INT8 ms", f"{sums[1]:.3f}", justify="right")
+    table.add_column("speed-up", f"{sums[0] / sums[1]:.2f}x", justify="right")
+    for row in latency["layers"]:
+        table.add_row(row["name"], f"{row['fp32_ms']:.3f}", f"{row['int8_ms']:.3f}", f"{row['speedup']:.2f}x")
+    console.print(table)
+    fp32, int8 = latency["fp32"], latency["int8"]
+    console.print(
+        f"end to end: FP32 {fp32['median_ms']:.3f} ms (p95 {fp32['p95_ms']:.3f}), "
+        f"INT8 {int8['median_ms']:.3f} ms (p95 {int8['p95_ms']:.3f}), speed-up {latency['speedup']:.2f}x; "
+        f"medians of {latency['runs']} interleaved runs"
+    )
+    if note := latency.get("note"):
+        console.print(f"note: {note}")
