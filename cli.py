@@ -51,11 +51,31 @@ def main() -> None:
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--weights", type=FILE, help="Checkpoint, with or without branches.  [default: bundled sample]")
 @click.option("--data", type=FILE, help="Folder of calibration images.  [default: bundled sample]")
-@click.option("--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]")
+@click.option(
+    "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
+)
 @click.option("--images", type=click.IntRange(min=1), help="Calibration images to draw.  [default: 200]")
-@click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Side of the network's input, pixels.")
-@click.option("--target", type=click.Choice(TARGETS), default="auto", show_default=True, help="Runtime whose integer grids to use.")
-@click.option("--method", type=click.Choice(METHODS), default="mse", show_default=True, help="How activation ranges are chosen.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=32),
+    default=224,
+    show_default=True,
+    help="Side of the network's input, pixels.",
+)
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="auto",
+    show_default=True,
+    help="Runtime whose integer grids to use.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="mse",
+    show_default=True,
+    help="How activation ranges are chosen.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
 @click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/ARCH, numbered]")
 def calibrate(
@@ -135,12 +155,32 @@ def calibrate(
 
 
 @main.command("build-engine")
-@click.option("--int8/--fp32", default=True, help="INT8 beside its FP32 baseline, or the baseline alone.  [default: int8]")
+@click.option(
+    "--int8/--fp32",
+    default=True,
+    help="INT8 beside its FP32 baseline, or the baseline alone.  [default: int8]",
+)
 @click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Runtime to build for; auto takes TensorRT where it and a GPU are there.")
-@click.option("--compute-capability", "capabilities", type=int, multiple=True, help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime).")
-def build_engine(int8: bool, run_path: Path | None, backend: str, capabilities: tuple[int, ...], threads: int) -> None:
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="Runtime to build for; auto takes TensorRT where it and a GPU are there.",
+)
+@click.option(
+    "--compute-capability",
+    "capabilities",
+    type=int,
+    multiple=True,
+    help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
+)
+def build_engine(
+    int8: bool, run_path: Path | None, backend: str, capabilities: tuple[int, ...], threads: int
+) -> None:
     """Build engines of a run; where they can run, show the latency per block."""
     from mobileone_q.engines import BuildOptions, best_backend
     from mobileone_q.engines import backend as engine_class
@@ -168,10 +208,24 @@ def build_engine(int8: bool, run_path: Path | None, backend: str, capabilities: 
 
 @main.command()
 @click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Whose engines to time; build them first.")
-@click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Interleaved runs to take medians of.")
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="auto",
+    show_default=True,
+    help="Whose engines to time; build them first.",
+)
+@click.option(
+    "--runs",
+    type=click.IntRange(min=1),
+    default=50,
+    show_default=True,
+    help="Interleaved runs to take medians of.",
+)
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime).")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
+)
 def profile(run_path: Path | None, backend: str, runs: int, batch: int, threads: int) -> None:
     """Time the built FP32 and INT8 engines of a run, interleaved, per block."""
     from mobileone_q.engines import best_backend
@@ -198,8 +252,16 @@ def report(run_path: Path | None) -> None:
 
 @main.command()
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
-@click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Side of the input that the certificate is measured on, pixels.")
-@click.option("--data", type=FILE, help="Folder of images for the certificate.  [default: the bundled sample's]")
+@click.option(
+    "--image-size",
+    type=click.IntRange(min=32),
+    default=224,
+    show_default=True,
+    help="Side of the input that the certificate is measured on, pixels.",
+)
+@click.option(
+    "--data", type=FILE, help="Folder of images for the certificate.  [default: the bundled sample's]"
+)
 @click.argument("src", type=FILE)
 @click.argument("dst", type=FILE)
 def fuse(arch: str, image_size: int, data: Path | None, src: Path, dst: Path) -> None:
@@ -223,7 +285,8 @@ def fuse(arch: str, image_size: int, data: Path | None, src: Path, dst: Path) ->
     fused.save(dst, certificate=certificate.to_dict())
     state = "was fused already" if checkpoint.is_fused else "fused"
     parameters = sum(p.numel() for p in fused.parameters())
-    click.echo(f"{dst}: {state}, {parameters:,} parameters; largest relative change {certificate.worst:.1e} in float64")
+    click.echo(f"{dst}: {state}, {parameters:,} parameters")
+    click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
 
 
 def _resolve_target(target: str) -> str:
@@ -244,7 +307,9 @@ def _show_latency(run: Run, backend: str, threads: int, runs: int, batch: int = 
 
     arch, target = FusedModel.load(run.fused).arch, run.read_report()["target"]
     with progress("profiling", 2 * runs) as advance:
-        latency = measure_latency(run, arch, target, backend, threads=threads, runs=runs, batch=batch, advance=advance)
+        latency = measure_latency(
+            run, arch, target, backend, threads=threads, runs=runs, batch=batch, advance=advance
+        )
     report = update_report(run, latency=latency)
     print_latency(latency)
     print_accuracy(report)

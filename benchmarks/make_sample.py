@@ -64,15 +64,11 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def accuracy(model: MobileOne, images: Tensor, labels: Tensor) -> float:
     model.eval()
-    hits = sum(
-        int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500))
-    )
+    hits = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(500), labels.split(500)))
     return hits / len(labels)
 
 
-def train(
-    images: Tensor, labels: Tensor, *, epochs: int, batch: int, peak_lr: float, seed: int
-) -> MobileOne:
+def train(images: Tensor, labels: Tensor, *, epochs: int, batch: int, peak_lr: float, seed: int) -> MobileOne:
     """SGD with one learning-rate cycle; weight decay on convolution kernels alone."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

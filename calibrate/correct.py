@@ -28,7 +28,7 @@ def correct_biases(
 
     ``fused`` must be the model that was quantized, so that channels have the same scale.
     """
-    pairs = [(block, quantized.get_submodule(name)) for name, block in fused.blocks()]
+    pairs = [(block, quantized.block(name)) for name, block in fused.blocks()]
     start = [q.bias.clone() for _, q in pairs]
     total = [torch.zeros_like(q.bias, dtype=torch.float64) for _, q in pairs]
     images = 0

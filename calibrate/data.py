@@ -54,20 +54,25 @@ class ImageFolder:
             raise DataError(f"no image folder at {root}; pass a folder with one subfolder per class")
         self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not self.paths:
-            raise DataError(f"no images under {root}; expected {root}/<class>/*.jpg (or {', '.join(sorted(SUFFIXES - {'.jpg'}))})")
+            others = ", ".join(sorted(SUFFIXES - {".jpg"}))
+            raise DataError(f"no images under {root}; expected {root}/<class>/*.jpg (or {others})")
         self._root = root
         self._labels = self._class_numbers(root)
 
     def _class_numbers(self, root: Path) -> dict[str, int]:
         folders = sorted({path.relative_to(root).parts[0] for path in self.paths if path.parent != root})
-        listing = next((f for f in (root / "classes.txt", root.resolve().parent / "classes.txt") if f.is_file()), None)
+        listing = next(
+            (f for f in (root / "classes.txt", root.resolve().parent / "classes.txt") if f.is_file()), None
+        )
         if listing is None:
             return {folder: number for number, folder in enumerate(folders)}
         lines = listing.read_text(encoding="utf-8").splitlines()
         numbers = {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
         unlisted = [folder for folder in folders if folder not in numbers]
         if unlisted:
-            raise DataError(f"{listing} has no line for the class folder {unlisted[0]!r}; add it or remove the file")
+            raise DataError(
+                f"{listing} has no line for the class folder {unlisted[0]!r}; add it or remove the file"
+            )
         return numbers
 
     def __len__(self) -> int:
@@ -138,7 +143,10 @@ class Batches:
         if count is None:
             return cls(source, range(len(source)), preprocessing, batch_size)
         if count > len(source):
-            raise DataError(f"{source.name} has {len(source)} images, fewer than the {count} asked for; lower the count or add images")
+            raise DataError(
+                f"{source.name} has {len(source)} images, fewer than the {count} asked for; "
+                "lower --images or add some"
+            )
         chosen = random.Random(seed).sample(range(len(source)), count)
         return cls(source, sorted(chosen), preprocessing, batch_size)
 
@@ -190,10 +198,13 @@ class Batches:
             return self.preprocessing.normalise(pixels)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             self.skipped[identity] = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if len(self.skipped) > max(1, BAD_SHARE * len(self.indices)) or len(self.skipped) == len(self.indices):
+        if len(self.skipped) > max(1, BAD_SHARE * len(self.indices)) or len(self.skipped) == len(
+            self.indices
+        ):
             first, reason = next(iter(self.skipped.items()))
             raise DataError(
-                f"{self.source.name}: {len(self.skipped)} of {len(self.indices)} images cannot be read, first {first} ({reason}); repair or remove them"
+                f"{self.source.name}: {len(self.skipped)} of {len(self.indices)} images cannot be read, "
+                f"first {first} ({reason}); repair or remove them"
             )
         return None
 

@@ -11,6 +11,7 @@ Sources: Nagel et al., "Data-Free Quantization" (arXiv:1906.04721) for the excha
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def equalise(
     histograms = dict(histograms)
     grids = input_grids(model.arch, target)
     chain = [block for _, block in model.blocks()]
-    for producer, consumer in zip(chain, chain[1:]):
+    for producer, consumer in pairwise(chain):
         name = consumer.spec.name
         ranges = clip_ranges(histograms[name], method, grid_steps(grids[name]))
         factor = _factor(ranges, consumer, alpha)

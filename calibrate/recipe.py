@@ -112,7 +112,7 @@ def quantize(
     """
     quantized = QuantizedModel(fused.arch, target)
     for name, block in fused.blocks():
-        result = quantized.get_submodule(name)
+        result = quantized.block(name)
         scale = weight_scales(block.weight)
         result.weight.copy_(quantize_weight(block.weight, scale))
         result.weight_scale.copy_(scale)
@@ -122,7 +122,7 @@ def quantize(
         )
         if result.quantize_map:
             result.pool_scale.copy_(activation_scale(histograms[map_of(name)], method, "uint8"))
-        if block.se is not None:
+        if block.se is not None and result.se is not None:
             result.se.load_state_dict(block.se.state_dict())
     return quantized
 

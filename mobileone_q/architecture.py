@@ -78,10 +78,11 @@ class Architecture:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
         """Inverse of :meth:`to_dict`, also after a trip through JSON (which has no tuples)."""
-        blocks = tuple(
-            BlockSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        rows: list[dict[str, Any]] = [
+            {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
             for row in values["blocks"]
-        )
+        ]
+        blocks = tuple(BlockSpec(**row) for row in rows)
         height, width = values["image_size"]
         return cls(values["name"], blocks, (height, width))
 
@@ -108,9 +109,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def architecture(
-    name: str, *, num_classes: int = 1000, image_size: int | Pair = 224
-) -> Architecture:
+def architecture(name: str, *, num_classes: int = 1000, image_size: int | Pair = 224) -> Architecture:
     """Build S0 to S4 from the table.
 
     Raises:
@@ -118,9 +117,7 @@ def architecture(
     """
     key = name.lower().removeprefix("mobileone_").removeprefix("mobileone-")
     if key not in VARIANTS:
-        raise ArchitectureError(
-            f"unknown architecture {name!r}: choose one of {', '.join(VARIANTS)}"
-        )
+        raise ArchitectureError(f"unknown architecture {name!r}: choose one of {', '.join(VARIANTS)}")
     variant = VARIANTS[key]
     channels = min(64, int(64 * variant.widths[0]))
     blocks = [BlockSpec("stem", 3, channels, kernel=(3, 3), stride=(2, 2), padding=(1, 1))]

@@ -45,7 +45,12 @@ def _rename_apple(key: str) -> str:
     if match:
         unit, half = divmod(int(match[2]), 2)
         key = f"stage{match[1]}.{unit}.{('dw', 'pw')[half]}.{key[match.end() :]}"
-    for theirs, ours in (("rbr_conv", ".kxk"), ("rbr_scale", ".scale"), ("rbr_skip", ".identity"), ("reparam_conv", "")):
+    for theirs, ours in (
+        ("rbr_conv", ".kxk"),
+        ("rbr_scale", ".scale"),
+        ("rbr_skip", ".identity"),
+        ("reparam_conv", ""),
+    ):
         key = key.replace(f".{theirs}", ours)
     return key
 
@@ -74,23 +79,30 @@ class Checkpoint:
 
     @property
     def description(self) -> str:
-        return f"{self.layout} layout, {'fused' if self.is_fused else 'with branches'}, {self.num_classes} classes"
+        form = "fused" if self.is_fused else "with branches"
+        return f"{self.layout} layout, {form}, {self.num_classes} classes"
 
     @property
     def num_classes(self) -> int:
         return self.state["head.weight"].shape[0]
 
 
-def load_model(path: Path, arch_name: str, image_size: int = 224) -> tuple[MobileOne | FusedModel, Checkpoint]:
+def load_model(
+    path: Path, arch_name: str, image_size: int = 224
+) -> tuple[MobileOne | FusedModel, Checkpoint]:
     """Load weights of the named architecture, with or without branches; classes are counted.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, foreign, or holds other weights.
     """
     checkpoint = read_checkpoint(path)
-    arch = checkpoint.arch or architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
+    arch = checkpoint.arch or architecture(
+        arch_name, num_classes=checkpoint.num_classes, image_size=image_size
+    )
     if arch.name != arch_name:
-        raise CheckpointError(f"{path} holds weights of {arch.name}, not of {arch_name}; pass --arch {arch.name}")
+        raise CheckpointError(
+            f"{path} holds weights of {arch.name}, not of {arch_name}; pass --arch {arch.name}"
+        )
     model: Chain = (FusedModel if checkpoint.is_fused else MobileOne)(arch)
     _check_fit(checkpoint, model)
     model.load_state_dict(checkpoint.state, strict=False)
@@ -107,11 +119,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     raw, metadata = _read_file(path)
     layout = next((known for known in LAYOUTS if any(known.marker.match(key) for key in raw)), None)
     if layout is None:
+        names = ", ".join(known.name for known in LAYOUTS)
         raise CheckpointError(
-            f"{path} is not a MobileOne checkpoint of a known layout ({', '.join(known.name for known in LAYOUTS)}): "
-            f"it has {_some(raw)}"
+            f"{path} is not a MobileOne checkpoint of a known layout ({names}): it has {_some(raw)}"
         )
-    state = {layout.rename(key): value for key, value in raw.items() if not key.endswith("num_batches_tracked")}
+    state = {
+        layout.rename(key): value for key, value in raw.items() if not key.endswith("num_batches_tracked")
+    }
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
@@ -134,9 +148,12 @@ def _read_file(path: Path) -> tuple[State, Mapping[str, str]]:
         found = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
         if found:
             raise CheckpointError(
-                f"{path} holds pickled code ({found[1]}), which is never run; save its state_dict alone and pass that"
+                f"{path} holds pickled code ({found[1]}), which is never run; "
+                "save its state_dict alone and pass that"
             ) from None
-        raise CheckpointError(f"{path} is not a torch checkpoint; pass a .pth or .safetensors file of weights") from None
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint; pass a .pth or .safetensors file of weights"
+        ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is damaged or cut short ({reason}); fetch it again") from None
@@ -144,8 +161,12 @@ def _read_file(path: Path) -> tuple[State, Mapping[str, str]]:
         if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
             value = value[wrapper]
     if not isinstance(value, Mapping):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, not a dictionary of weights; save a state_dict")
-    tensors = {str(key).removeprefix("module."): item for key, item in value.items() if isinstance(item, Tensor)}
+        raise CheckpointError(
+            f"{path} holds a {type(value).__name__}, not a dictionary of weights; save a state_dict"
+        )
+    tensors = {
+        str(key).removeprefix("module."): item for key, item in value.items() if isinstance(item, Tensor)
+    }
     return tensors, {}
 
 
@@ -159,11 +180,15 @@ def _check_fit(checkpoint: Checkpoint, model: Chain) -> None:
         return
     actual = _recognise(checkpoint)
     if actual not in (None, model.arch.name):
-        raise CheckpointError(f"{checkpoint.path} holds weights of {actual}, not of {model.arch.name}; pass --arch {actual}")
+        raise CheckpointError(
+            f"{checkpoint.path} holds weights of {actual}, not of {model.arch.name}; pass --arch {actual}"
+        )
     complaints = [f"missing {_some(missing)}"] if missing else []
     complaints += [f"unknown {_some(foreign)}"] if foreign else []
     complaints += [f"of another shape {_some(reshaped)}"] if reshaped else []
-    raise CheckpointError(f"{checkpoint.path} does not fit MobileOne-{model.arch.name.upper()}: {'; '.join(complaints)}")
+    raise CheckpointError(
+        f"{checkpoint.path} does not fit MobileOne-{model.arch.name.upper()}: {'; '.join(complaints)}"
+    )
 
 
 def _recognise(checkpoint: Checkpoint) -> str | None:

@@ -76,7 +76,10 @@ def compare(fp32: Logits, int8: Logits, labels: NDArray[np.int64]) -> Accuracy:
     """
     classes = fp32.shape[1]
     if labels.max() >= classes:
-        raise DataError(f"an evaluation image has label {labels.max()}, and the network has {classes} classes; check the class folders or classes.txt")
+        raise DataError(
+            f"an evaluation image has label {labels.max()}, and the network has {classes} classes; "
+            "check the class folders or classes.txt"
+        )
     known = labels >= 0
     correct = [_ranks(logits[known], labels[known]) for logits in (fp32, int8)]
     has_labels = bool(known.any())

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from mobileone_q.architecture import Architecture
 from mobileone_q.errors import ExportError
@@ -80,7 +81,10 @@ def export_onnx(model: FusedModel | QuantizedModel, path: Path, **metadata: Any)
 def to_onnx(model: FusedModel | QuantizedModel, **metadata: Any) -> onnx.ModelProto:
     """The model's checked graph; see :func:`export_onnx`."""
     if isinstance(model, QuantizedModel) and model.target == "dla":
-        raise ExportError("target dla takes a graph without Q/DQ and a calibration cache, which is not written yet; use --target tensorrt")
+        raise ExportError(
+            "target dla takes a graph without Q/DQ and a calibration cache, which is not written yet; "
+            "use --target tensorrt"
+        )
     emitter, shifts = Emitter(), _shifts(model)
     names = [name for name, _ in model.blocks()]
     tensor = "input"
@@ -114,7 +118,7 @@ def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
     for producer, consumer in zip(model.arch.blocks, model.arch.blocks[1:]):
         form = int8_form(producer, consumer)
         if form and model.grids[consumer.name] == "uint8":
-            scale = model.get_submodule(consumer.name).input_scale
+            scale = model.block(consumer.name).input_scale
             shifts[consumer.name] = Shift(form, SHIFT * float(scale))
     return shifts
 
@@ -136,9 +140,7 @@ def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> 
     return emitter.quantize(f"{name}/input", x, block.input_scale.numpy(), dtype)
 
 
-def _emit_linear(
-    emitter: Emitter, block: Block, x: str, own: Shift | None, consumers: Shift | None
-) -> str:
+def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, consumers: Shift | None) -> str:
     """The convolution or matrix product; its bias settles both shifts."""
     spec, name = block.spec, block.spec.name
     bias = block.bias.double().numpy().copy()
@@ -154,7 +156,9 @@ def _emit_linear(
     constant = emitter.constant(f"{name}/bias", bias.astype(np.float32))
     if spec.pool and isinstance(block, QuantizedBlock) and block.quantize_map:
         # ONNX Runtime's QGemm takes no float bias.
-        return emitter.node("Add", f"{name}/add", [emitter.node("Gemm", name, [x, weight], transB=1), constant])
+        return emitter.node(
+            "Add", f"{name}/add", [emitter.node("Gemm", name, [x, weight], transB=1), constant]
+        )
     if spec.pool:
         return emitter.node("Gemm", name, [x, weight, constant], transB=1)
     return emitter.node(
@@ -181,14 +185,14 @@ def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str)
     gate = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
     for part, layer, op in (("reduce", se.reduce, "Relu"), ("expand", se.expand, "Sigmoid")):
         weight = emitter.constant(f"{name}/{part}/weight", layer.weight.detach().numpy())
-        bias = emitter.constant(f"{name}/{part}/bias", layer.bias.detach().numpy())
+        bias = emitter.constant(f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
         gate = emitter.node("Conv", f"{name}/{part}", [gate, weight, bias], kernel_shape=(1, 1))
         gate = emitter.node(op, f"{name}/{part}/{op.lower()}", [gate])
     return emitter.node("Mul", f"{name}/gate", [x, gate])
 
 
 def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onnx.ModelProto:
-    shape = ["batch", arch.in_channels, *arch.image_size]
+    shape: list[str | int | None] = ["batch", arch.in_channels, *arch.image_size]
     graph = helper.make_graph(
         emitter.nodes,
         f"mobileone-{arch.name}",
@@ -203,5 +207,7 @@ def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onn
         producer_name="mobileone-q",
     )
     facts = {"architecture": arch.name, **metadata}
-    helper.set_model_props(proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()})
+    helper.set_model_props(
+        proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    )
     return proto

@@ -99,7 +99,9 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]
     """
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != FORMAT or metadata.get("kind") != kind:
-        raise CheckpointError(f"{path} is not a {kind} model of mobileone-q; make it again with `mobileone-q calibrate`")
+        raise CheckpointError(
+            f"{path} is not a {kind} model of mobileone-q; make it again with `mobileone-q calibrate`"
+        )
     return tensors, {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "kind")}
 
 
@@ -113,8 +115,11 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}; check the path") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}); fetch it again") from None
+        raise CheckpointError(
+            f"{path} is damaged or not a safetensors file ({error}); fetch it again"
+        ) from None

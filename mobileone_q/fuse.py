@@ -2,7 +2,8 @@
 
 Everything in a block before SE and the activation is linear, so
 
-    kernel = sum_b kernel_b * gamma_b / sqrt(var_b + eps),   bias = sum_b beta_b - mean_b * gamma_b / sqrt(var_b + eps)
+    kernel = sum over branches b of kernel_b * gain_b,   gain_b = gamma_b / sqrt(var_b + eps)
+    bias   = sum over branches b of beta_b - mean_b * gain_b
 
 with 1×1 and identity branches written as k×k kernels that are zero but at the centre tap.
 Source: Ding et al., "RepVGG" (arXiv:2101.03697), section 3.3. Computed in float64.
@@ -39,7 +40,7 @@ def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
         return copy.deepcopy(model).to(dtype)
     fused = FusedModel(model.arch).to(torch.float64)
     for name, block in model.blocks():
-        target = fused.get_submodule(name)
+        target = fused.block(name)
         source = copy.deepcopy(block).to(torch.float64)
         if isinstance(source, MultiBranchBlock):
             weight, bias = fold_branches(source)
@@ -57,7 +58,7 @@ def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
 def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
     """(kernel, bias) of the convolution that equals the block's sum of branches."""
     spec = block.spec
-    folded = [fold_batch_norm(branch.conv.weight, branch.bn) for branch in block.kxk]
+    folded = [fold_batch_norm(branch.conv.weight, branch.bn) for branch in block.conv_branches()]
     if block.scale is not None:
         kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
         folded.append((at_centre_tap(spec, kernel), bias))
@@ -70,7 +71,8 @@ def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
 
 def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Absorb the evaluation-mode batch norm that follows a bias-free convolution."""
-    assert bn.running_mean is not None and bn.running_var is not None
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
     return kernel * gain.reshape(-1, 1, 1, 1), bn.bias - bn.running_mean * gain
 
@@ -97,7 +99,8 @@ def at_centre_tap(spec: BlockSpec, kernel: Tensor) -> Tensor:
         if size % 2 == 0 or 2 * padding != dilation * (size - 1):
             raise FusionError(
                 f"{spec.name}: a 1×1 branch cannot be folded into a {spec.kernel} kernel with padding "
-                f"{spec.padding} and dilation {spec.dilation}; it needs odd sizes and padding = dilation * (size - 1) / 2"
+                f"{spec.padding} and dilation {spec.dilation}; it needs odd sizes "
+                "and padding = dilation * (size - 1) / 2"
             )
     height, width = (size // 2 for size in spec.kernel)
     return F.pad(kernel, (width, width, height, height))
@@ -167,7 +170,7 @@ def _errors(original: Chain, exact: FusedModel, stored: FusedModel, x: Tensor) -
     blocks = {}
     for name, block in original.blocks():
         y = block(x)
-        blocks[name] = _relative_error(y, exact.get_submodule(name)(x))
+        blocks[name] = _relative_error(y, exact.block(name)(x))
         x = y
     return FusionErrors(whole, rounded, blocks)
 

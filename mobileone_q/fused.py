@@ -68,7 +68,7 @@ class FusedBlock(Block):
         return apply_kernel(self.spec, x, self.weight, self.bias)
 
 
-class FusedModel(Chain):
+class FusedModel(Chain[FusedBlock]):
     """A chain of fused blocks; zero until filled by fusion or from a file."""
 
     def __init__(self, arch: Architecture) -> None:

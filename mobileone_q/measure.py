@@ -57,9 +57,7 @@ def measure_accuracy(
         path = run.engine(precision, factory.backend, factory.suffix)
         factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
         engines.append(factory.load(path, threads=threads))
-    (fp32, int8, simulated), labels = collect_logits(
-        [*engines, Simulation(quantized)], images, advance
-    )
+    (fp32, int8, simulated), labels = collect_logits([*engines, Simulation(quantized)], images, advance)
     few = len(simulated)
     return {
         "accuracy": {"engine": factory.runtime(), **compare(fp32, int8, labels).to_dict()},
@@ -90,8 +88,7 @@ def measure_latency(
     """
     factory = backend(backend_name)
     fp32, int8 = (
-        factory.load(run.engine(p, backend_name, factory.suffix), run.onnx(p), threads)
-        for p in PRECISIONS
+        factory.load(run.engine(p, backend_name, factory.suffix), run.onnx(p), threads) for p in PRECISIONS
     )
     shape = (batch, arch.in_channels, *arch.image_size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -99,5 +96,7 @@ def measure_latency(
     latency = profile_engines(fp32, int8, names, x, threads=threads, runs=runs, advance=advance)
     section = latency.to_dict()
     if not backend_name.startswith(target):
-        section["note"] = f"this graph is for target {target}: its speed in {latency.runtime} says nothing of the target's"
+        section["note"] = (
+            f"this graph is for target {target}: its speed in {latency.runtime} says nothing of the target's"
+        )
     return section

@@ -8,6 +8,7 @@ Source: arXiv:2206.04040, section 3.2 and figure 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,9 +67,16 @@ class MultiBranchBlock(nn.Module):
         self.identity = nn.BatchNorm2d(spec.in_channels) if spec.has_identity_branch else None
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
+    def conv_branches(self) -> list[ConvBN]:
+        """The k×k branches, without the 1×1 scale branch."""
+        return [cast(ConvBN, branch) for branch in self.kxk]
+
     def branch_sum(self, x: Tensor) -> Tensor:
         """The part that fuses into one convolution: (N, C_in, H, W) to (N, C_out, H', W')."""
-        y = sum(branch(x) for branch in self.kxk)
+        first, *others = self.conv_branches()
+        y = first(x)
+        for branch in others:
+            y = y + branch(x)
         if self.scale is not None:
             y = y + self.scale(x)
         if self.identity is not None:
@@ -93,13 +101,16 @@ class Classifier(nn.Linear):
         return super().forward(x.mean(dim=(2, 3)))
 
 
-class Chain(nn.Module):
+B = TypeVar("B", bound=nn.Module)
+
+
+class Chain(nn.Module, Generic[B]):
     """Blocks in a row under their architecture's names (``stage1.0.dw``, ..., ``head``).
 
     The train-time, fused and quantized models are chains that differ in their blocks alone.
     """
 
-    def __init__(self, arch: Architecture, make: Callable[[BlockSpec], nn.Module]) -> None:
+    def __init__(self, arch: Architecture, make: Callable[[BlockSpec], B]) -> None:
         super().__init__()
         self.arch = arch
         for spec in arch.blocks:
@@ -111,10 +122,14 @@ class Chain(nn.Module):
                 parent = parent.get_submodule(part)
             parent.add_module(leaf, make(spec))
 
-    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
+    def blocks(self) -> Iterator[tuple[str, B]]:
         """(name, block) in the order in which data flows, the classifier last."""
         for spec in self.arch.blocks:
-            yield spec.name, self.get_submodule(spec.name)
+            yield spec.name, self.block(spec.name)
+
+    def block(self, name: str) -> B:
+        """The block called ``name``."""
+        return cast(B, self.get_submodule(name))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) to logits (N, classes)."""
@@ -123,7 +138,7 @@ class Chain(nn.Module):
         return x
 
 
-class MobileOne(Chain):
+class MobileOne(Chain["MultiBranchBlock | Classifier"]):
     """The train-time network with all branches; weights are torch's defaults until loaded."""
 
     def __init__(self, arch: Architecture) -> None:

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,14 +72,12 @@ def profile_engines(
     ``batch`` is the input (N, 3, H, W); ``advance(1)`` is called after every pair of runs.
     """
     engines = (fp32, int8)
-    whole = _interleave([lambda e=e: e.run(batch) for e in engines], runs, advance)
-    with fp32.layer_profiler() as fp32_layers, int8.layer_profiler() as int8_layers:
-        _interleave([lambda p=p: p.run(batch) for p in (fp32_layers, int8_layers)], runs, advance)
-    totals = [
-        statistics.median(sum(run.values()) for run in profiler.runs[-runs:])
-        for profiler in (fp32_layers, int8_layers)
-    ]
-    blocks = [block_times(p.runs[-runs:], block_names) for p in (fp32_layers, int8_layers)]
+    whole = _interleave([partial(engine.run, batch) for engine in engines], runs, advance)
+    profilers = [engine.layer_profiler() for engine in engines]
+    with profilers[0], profilers[1]:
+        _interleave([partial(profiler.run, batch) for profiler in profilers], runs, advance)
+    totals = [statistics.median(sum(run.values()) for run in profiler.runs[-runs:]) for profiler in profilers]
+    blocks = [block_times(p.runs[-runs:], block_names) for p in profilers]
     timings = [Timing(statistics.median(t), float(np.percentile(t, 95))) for t in whole]
     return Latency(
         runtime=int8.info.runtime,
@@ -143,7 +142,8 @@ def owner(layers: Sequence[str], block_names: Sequence[str]) -> dict[str, str]:
 
 def _named_block(layer: str, block_names: Sequence[str]) -> str | None:
     matches = [
-        name for name in block_names
+        name
+        for name in block_names
         if layer.startswith(name) and not layer[len(name) : len(name) + 1].isalnum()
     ]
     return max(matches, key=len, default=None)

@@ -117,7 +117,7 @@ class QuantizedBlock(Block):
         return products * gain.reshape(shape) + self.bias.reshape(shape)
 
 
-class QuantizedModel(Chain):
+class QuantizedModel(Chain[QuantizedBlock]):
     """A chain of quantized blocks for one target."""
 
     def __init__(self, arch: Architecture, target: str) -> None:

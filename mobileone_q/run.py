@@ -1,7 +1,7 @@
 """A run folder: what `calibrate` makes and everything after it reads.
 
-    fused.safetensors  quantized.safetensors  fp32.onnx  int8.onnx
-    manifest.json  report.json  report.html  engines/
+fused.safetensors  quantized.safetensors  fp32.onnx  int8.onnx
+manifest.json  report.json  report.html  engines/
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Run:
             output = next(path for path in map(RUNS.joinpath, names) if not path.exists())
         try:
             if output.exists() and any(output.iterdir()):
-                raise RunError(f"{output} is not empty; choose another --output, so that nothing in it is lost")
+                raise RunError(
+                    f"{output} is not empty; choose another --output, so that nothing in it is lost"
+                )
             output.mkdir(parents=True, exist_ok=True)
             probe = output / ".writable"
             probe.touch()
@@ -84,11 +86,15 @@ class Run:
         if path is not None:
             run = cls(path)
             if not run.manifest.is_file():
-                raise RunError(f"{path} is not a finished run (no manifest.json); make one with `mobileone-q calibrate`")
+                raise RunError(
+                    f"{path} is not a finished run (no manifest.json); make one with `mobileone-q calibrate`"
+                )
             return run
         made = sorted(RUNS.glob("*/manifest.json"), key=lambda manifest: manifest.stat().st_mtime)
         if not made:
-            raise RunError(f"no run under {RUNS}/; make one with `mobileone-q calibrate --arch s0`, or pass --run")
+            raise RunError(
+                f"no run under {RUNS}/; make one with `mobileone-q calibrate --arch s0`, or pass --run"
+            )
         return cls(made[-1].parent)
 
     def read_report(self) -> dict[str, Any]:

@@ -173,7 +173,12 @@ class Engine(ABC):
         info = EngineInfo.load(engine_path)
         runtime = cls.runtime()
         if info.runtime != runtime:
-            raise EngineError(f"{engine_path} was built by {info.runtime} and {runtime} is installed; build it again")
+            raise EngineError(
+                f"{engine_path} was built by {info.runtime} and {runtime} is installed; build it again"
+            )
         if onnx_path and onnx_path.is_file() and sha256(onnx_path) != info.onnx_sha256:
-            raise EngineError(f"{engine_path} was built from another {onnx_path.name}; build it again with `mobileone-q build-engine`")
+            raise EngineError(
+                f"{engine_path} was built from another {onnx_path.name}; "
+                "build it again with `mobileone-q build-engine`"
+            )
         return cls._open(engine_path, info, threads)

@@ -55,7 +55,9 @@ class OnnxRuntimeEngine(Engine):
     @classmethod
     def _open(cls, engine_path: Path, info: EngineInfo, threads: int) -> OnnxRuntimeEngine:
         if info.device != cls.device():
-            raise EngineError(f"{engine_path} was optimised for {info.device}, and this is {cls.device()}; build it again")
+            raise EngineError(
+                f"{engine_path} was optimised for {info.device}, and this is {cls.device()}; build it again"
+            )
         return cls(info, engine_path, threads)
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:

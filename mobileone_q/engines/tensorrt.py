@@ -36,7 +36,9 @@ class TensorRTEngine(Engine):
         self._runtime = trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
-            raise EngineError(f"{self.title} cannot load {path}: {self._logger.summary()}; build it again on this device")
+            raise EngineError(
+                f"{self.title} cannot load {path}: {self._logger.summary()}; build it again on this device"
+            )
         self._context = self._engine.create_execution_context()
 
     @classmethod
@@ -71,14 +73,21 @@ class TensorRTEngine(Engine):
     @classmethod
     def _require_device(cls, options: BuildOptions) -> None:
         if not gpu_name():
-            raise EngineError("TensorRT builds on the device that will run the engine, and there is no NVIDIA GPU here; use --backend onnxruntime or tensorrt-rtx, or build on the device")
+            raise EngineError(
+                "TensorRT builds on the device that will run the engine, and there is no NVIDIA GPU here; "
+                "build there, or use --backend onnxruntime or tensorrt-rtx"
+            )
         if options.compute_capabilities:
-            raise EngineError("TensorRT builds for the GPU at hand; --compute-capability is for --backend tensorrt-rtx")
+            raise EngineError(
+                "TensorRT builds for the GPU at hand; --compute-capability is for --backend tensorrt-rtx"
+            )
 
     @classmethod
     def _open(cls, engine_path: Path, info: EngineInfo, threads: int) -> TensorRTEngine:
         if not gpu_name():
-            raise EngineError(f"{engine_path} needs an NVIDIA GPU to run, and there is none here; run it on the device")
+            raise EngineError(
+                f"{engine_path} needs an NVIDIA GPU to run, and there is none here; run it on the device"
+            )
         return cls(info, engine_path)
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -97,7 +106,9 @@ class TensorRTForRTXEngine(TensorRTEngine):
     @classmethod
     def _require_device(cls, options: BuildOptions) -> None:
         if not (gpu_name() or options.compute_capabilities):
-            raise EngineError("there is no NVIDIA GPU here to build for; pass --compute-capability, such as 86 or 89")
+            raise EngineError(
+                "there is no NVIDIA GPU here to build for; pass --compute-capability, such as 86 or 89"
+            )
 
 
 def make_logger(trt: Any) -> Any:
@@ -126,10 +137,8 @@ def serialize(trt: Any, logger: Any, onnx_path: Path, options: BuildOptions) -> 
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * MEBIBYTE)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.precision == "int8" and hasattr(trt.BuilderFlag, "INT8"):
-        # Gone in 11, where types alone decide; before 10 without strong typing, needed for Q/DQ.
-        if not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED"):
-            config.set_flag(trt.BuilderFlag.INT8)
+    if options.precision == "int8" and not is_strongly_typed(trt):
+        config.set_flag(trt.BuilderFlag.INT8)
     if options.compute_capabilities:
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):
@@ -141,6 +150,11 @@ def serialize(trt: Any, logger: Any, onnx_path: Path, options: BuildOptions) -> 
     return builder.build_serialized_network(network, config)
 
 
+def is_strongly_typed(trt: Any) -> bool:
+    """Whether the graph's own types decide precision (10 and later) or builder flags do (8)."""
+    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
+
+
 def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path) -> Any:
     """The network that an ONNX file describes, strongly typed where the version knows how.
 
@@ -148,12 +162,14 @@ def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path) -> Any:
         EngineError: the parser refuses the graph.
     """
     flags = trt.NetworkDefinitionCreationFlag
-    flag = flags.STRONGLY_TYPED if hasattr(flags, "STRONGLY_TYPED") else flags.EXPLICIT_BATCH
+    flag = flags.STRONGLY_TYPED if is_strongly_typed(trt) else flags.EXPLICIT_BATCH
     network = builder.create_network(1 << int(flag))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(onnx_path.read_bytes()):
         reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise EngineError(f"{trt.__name__} cannot parse {onnx_path}: {reasons[0] if reasons else logger.summary()}")
+        raise EngineError(
+            f"{trt.__name__} cannot parse {onnx_path}: {reasons[0] if reasons else logger.summary()}"
+        )
     return network
 
 
@@ -166,7 +182,9 @@ def compute_capability(trt: Any, number: int) -> Any:
     known = trt.ComputeCapability
     if not hasattr(known, f"SM{number}"):
         names = sorted((n.removeprefix("SM") for n in dir(known) if n.startswith("SM")), key=int)
-        raise EngineError(f"{trt.__name__} does not build for compute capability {number}; choose from {', '.join(names)}")
+        raise EngineError(
+            f"{trt.__name__} does not build for compute capability {number}; choose from {', '.join(names)}"
+        )
     return getattr(known, f"SM{number}")
 
 

@@ -11,11 +11,9 @@ from rich.table import Table
 def print_accuracy(report: dict[str, Any]) -> None:
     """Accuracy of FP32 and INT8 and what lies between, from a report with an accuracy section."""
     accuracy, images = report["accuracy"], report["images"]
-    console = Console()
-    table = Table(
-        title=f"{report['model']}: accuracy on {images['evaluation']} images, measured in {accuracy['engine']}",
-        title_justify="left",
-    )
+    console = Console(highlight=False)
+    console.print(f"{report['model']}: accuracy on {images['evaluation']} images, in {accuracy['engine']}")
+    table = Table()
     for heading in ("", "top-1 %", "top-5 %"):
         table.add_column(heading, justify="right" if heading else "left")
     for precision, title in (("fp32", "FP32 fused"), ("int8", f"INT8 for {report['target']}")):
@@ -25,25 +23,28 @@ def print_accuracy(report: dict[str, Any]) -> None:
     console.print(table)
     if accuracy["drop_pts"] is not None:
         low, high = accuracy["drop_ci95_pts"]
-        console.print(f"accuracy drop   {accuracy['drop_pts']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})")
+        console.print(
+            f"accuracy drop   {accuracy['drop_pts']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
+        )
     console.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
     console.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
     if images["skipped"]:
         name, reason = next(iter(images["skipped"].items()))
         console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
     if images["evaluated_on"] == "calibration":
-        console.print("note: evaluated on the calibration images themselves; pass --eval-data for an honest figure")
+        console.print(
+            "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
+        )
 
 
 def print_latency(latency: dict[str, Any]) -> None:
     """FP32 fused and INT8 side by side, per block and end to end."""
-    console = Console()
+    console = Console(highlight=False)
     threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
-    table = Table(
-        title=f"latency, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}",
-        title_justify="left",
-        show_footer=True,
+    console.print(
+        f"latency per block, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}"
     )
+    table = Table(show_footer=True)
     sums = latency["layer_sum_ms"]
     table.add_column("block", "sum of blocks")
     table.add_column("FP32 ms", f"{sums[0]:.3f}", justify="right")
