@@ -47,7 +47,27 @@ def main() -> None:
     """
 
 
+def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a YAML file's values the defaults of the command's options."""
+    if path is not None:
+        from mobileone_q.config import read_config
+
+        names = {p.name for p in ctx.command.params if p.name and p.name != "config"}
+        ctx.default_map = read_config(path, names)
+
+
+config_option = click.option(
+    "--config",
+    type=FILE,
+    is_eager=True,
+    expose_value=False,
+    callback=_load_config,
+    help="YAML file of options; those on the command line win.",
+)
+
+
 @main.command()
+@config_option
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--weights", type=FILE, help="Checkpoint, with or without branches.  [default: bundled sample]")
 @click.option("--data", type=FILE, help="Folder of calibration images.  [default: bundled sample]")

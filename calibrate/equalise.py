@@ -56,14 +56,13 @@ def equalise(
 
 def _factor(ranges: Tensor, consumer: FusedBlock, alpha: float) -> Tensor:
     """float64 (C,): what each channel between two blocks is divided by; 1 for dead channels."""
-    top = ranges.max()
-    if top == 0:
+    top, columns = ranges.max(), column_strength(consumer)
+    if top == 0 or columns.max() == 0:
         return torch.ones_like(ranges)
     floored = ranges.clamp(min=FLOOR * top)
     if consumer.spec.is_depthwise:
         factor = floored
     else:
-        columns = column_strength(consumer)
         columns = columns.clamp(min=FLOOR * columns.max())
         factor = floored**alpha / columns ** (1 - alpha)
     alive = ranges > 0

@@ -3,6 +3,7 @@
     MobileOneQError
     ├── ArchitectureError     no such architecture, or one that cannot be built
     ├── CheckpointError       a weights file that is missing, broken, foreign or unsafe
+    ├── ConfigError           a YAML file of options that cannot be used
     ├── FusionError           branches that cannot be folded exactly
     ├── DataError             images: missing, unreadable, too few
     ├── CalibrationError      statistics or settings from which no grid can be made
@@ -26,6 +27,10 @@ class ArchitectureError(MobileOneQError):
 
 class CheckpointError(MobileOneQError):
     """A weights file that is missing, broken, foreign or unsafe."""
+
+
+class ConfigError(MobileOneQError):
+    """A YAML file of options that cannot be used."""
 
 
 class FusionError(MobileOneQError):

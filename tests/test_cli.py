@@ -1,0 +1,275 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from cli import main
+from mobileone_q import sample
+from mobileone_q.architecture import architecture
+from mobileone_q.checkpoints import save_model
+from mobileone_q.fused import FusedModel
+from tests.conftest import random_model, small
+
+BLOCKS = [block.name for block in architecture("s0").blocks]
+
+
+def invoke(*words, code=0):
+    """Run a command in this process; any exception but an exit is a failure of the test."""
+    result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def refused(*words, code=1):
+    """The single line that a command ends with when it refuses."""
+    output = invoke(*words, code=code)
+    errors = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, output
+    assert output.splitlines()[-1] == errors[0]
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def bundled(tmp_path_factory):
+    """The two commands that a newcomer types, and what they printed."""
+    folder = tmp_path_factory.mktemp("bundled")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        outputs = invoke("calibrate", "--arch", "s0"), invoke("build-engine", "--int8")
+    finally:
+        os.chdir(before)
+    return folder / "runs" / "s0", *outputs
+
+
+def test_the_sample_is_what_it_says():
+    size = sum(path.stat().st_size for path in (sample.WEIGHTS, sample.IMAGES))
+    assert size < 14e6
+    for split, count in (("calibration", 500), ("evaluation", 2000)):
+        images, labels = sample.images(split)
+        assert images.shape == (count, 28, 28)
+        assert np.bincount(labels).tolist() == [count // 10] * 10
+
+
+def test_bundled_run_prints_drop_and_latency(bundled):
+    _, calibrate, build = bundled
+    assert sample.NAME in calibrate
+    assert "with branches" in calibrate
+    drop = re.search(r"accuracy drop +([+-][\d.]+) points", calibrate)
+    assert drop
+    assert float(drop[1]) < 1.0
+    for name in BLOCKS:
+        assert re.search(rf"{re.escape(name)} .*\d\.\d+ .*\d\.\d+ .*\d\.\d\dx", build), name
+    assert "end to end: FP32" in build
+
+
+def test_bundled_run_folder_is_complete(bundled):
+    run, *_ = bundled
+    for name in ("fused.safetensors", "quantized.safetensors", "fp32.onnx", "int8.onnx", "report.html"):
+        assert (run / name).stat().st_size > 10_000, name
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert len(manifest["weights"]["sha256"]) == len(manifest["images"]["sha256"]) == 64
+    assert manifest["seed"] == 0
+    assert manifest["recipe"]["method"] == "mse"
+    assert {"mobileone-q", "torch", "onnxruntime"} <= manifest["versions"].keys()
+    assert not list(run.rglob(".*"))
+
+
+def test_bundled_report_holds_the_contract(bundled):
+    report = json.loads((bundled[0] / "report.json").read_text())
+    assert report["schema"] == 1
+    assert report["images"]["calibration"] == 200
+    assert report["images"]["evaluation"] == 2000
+    accuracy = report["accuracy"]
+    assert accuracy["fp32"]["top1"] >= 0.90
+    assert accuracy["agreement"] > 0.96
+    assert accuracy["kl"] < 0.02
+    assert accuracy["drop_ci95_pts"][0] < accuracy["drop_pts"] < accuracy["drop_ci95_pts"][1]
+    assert report["seconds"].keys() >= {"fuse", "calibrate"}
+    assert report["fusion"]["worst"] < 1e-12
+    latency = report["latency"]
+    assert [row["name"] for row in latency["layers"]] == BLOCKS
+    assert latency["speedup"] == latency["fp32"]["median_ms"] / latency["int8"]["median_ms"]
+    simulation = report["simulation"]
+    assert simulation["agreement"] > 0.9
+    assert abs(simulation["kl"] - simulation["engine_kl"]) < 0.01
+
+
+def test_html_report_shows_every_block(bundled):
+    html = (bundled[0] / "report.html").read_text()
+    for word in (sample.NAME, "accuracy drop", "speed-up", *BLOCKS):
+        assert word in html
+    assert "<script" not in html
+    assert not re.search(r"(src|href)=", html)
+
+
+def test_report_prints_it_again(bundled):
+    output = invoke("report", "--run", bundled[0])
+    assert "accuracy drop" in output
+    assert "stage3.9.dw" in output
+
+
+def test_profile_times_again(bundled):
+    invoke("profile", "--run", bundled[0], "--runs", 3, "--batch", 2)
+    assert json.loads((bundled[0] / "report.json").read_text())["latency"]["batch"] == 2
+
+
+def test_a_second_run_does_not_touch_the_first(bundled, monkeypatch):
+    monkeypatch.chdir(bundled[0].parents[1])
+    before = {p: p.stat().st_mtime_ns for p in bundled[0].rglob("*")}
+    output = invoke("calibrate", "--arch", "s0", "--images", 20, "--target", "tensorrt")
+    assert "runs/s0-2" in output
+    assert before == {p: p.stat().st_mtime_ns for p in bundled[0].rglob("*")}
+    assert "runs/s0-2" in invoke("build-engine", "--fp32")  # the newest run is the default
+
+
+def test_rtx_engine_from_the_command_line(bundled):
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
+    output = invoke(
+        "build-engine", "--run", bundled[0], "--backend", "tensorrt-rtx", "--compute-capability", 86
+    )
+    assert "int8.tensorrt-rtx.plan" in output
+    if not torch.cuda.is_available():
+        assert "needs an NVIDIA GPU" in output
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Twelve noise images in two classes."""
+    root = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for number in range(12):
+        path = root / str(number % 2) / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "own.safetensors"
+    save_model(random_model(small()), path)
+    return path
+
+
+def test_own_weights_and_images(images, weights, tmp_path):
+    output = invoke(
+        "calibrate", "--arch", "s0", "--weights", weights, "--data", images, "--images", 8,
+        "--image-size", 32, "--target", "tensorrt", "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert "accuracy on 4 images" in output  # those not drawn for calibration
+    kinds = [node.op_type for node in onnx.load(tmp_path / "run" / "int8.onnx").graph.node]
+    assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (43, 1, 44)
+
+
+def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp_path):
+    output = invoke(
+        "calibrate", "--arch", "s0", "--weights", weights, "--data", images, "--image-size", 32,
+        "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert "evaluated on the calibration images themselves" in output
+
+
+def test_unreadable_images_are_counted(images, weights, tmp_path):
+    import shutil
+
+    shutil.copytree(images, tmp_path / "data")
+    (tmp_path / "data" / "0" / "bad.jpg").write_text("no image")
+    output = invoke(
+        "calibrate", "--arch", "s0", "--weights", weights, "--data", tmp_path / "data",
+        "--image-size", 32, "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert "1 unreadable images, first 0/bad.jpg" in output
+
+
+def test_fuse_writes_an_equal_smaller_network(weights, tmp_path):
+    dst = tmp_path / "fused.safetensors"
+    output = invoke("fuse", "--arch", "s0", "--image-size", 32, weights, dst)
+    assert "fused, 1,063,754 parameters" in output
+    assert sum(p.numel() for p in FusedModel.load(dst).parameters()) < 1.1e6
+    again = tmp_path / "again.safetensors"
+    assert "was fused already" in invoke("fuse", "--arch", "s0", dst, again)
+    first, second = (FusedModel.load(path).state_dict() for path in (dst, again))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_fuse_overwrites_nothing(weights, tmp_path):
+    dst = tmp_path / "precious.safetensors"
+    dst.write_text("precious")
+    assert "exists; choose another name" in refused("fuse", "--arch", "s0", weights, dst)
+    assert dst.read_text() == "precious"
+
+
+def test_other_variants_need_weights():
+    assert "no weights for s2: pass --weights" in refused("calibrate", "--arch", "s2")
+    assert "pass --weights" in refused("calibrate", "--arch", "s0", "--data", ".")
+
+
+def test_weights_need_images(weights):
+    assert "pass --data FOLDER" in refused("calibrate", "--arch", "s0", "--weights", weights)
+
+
+def test_errors_name_file_and_remedy(images, weights, tmp_path):
+    def calibrate(**changes):
+        options = {
+            "arch": "s0",
+            "weights": weights,
+            "data": images,
+            "image-size": 32,
+            "output": tmp_path / "run",
+        }
+        options |= changes
+        return refused("calibrate", *(word for k, v in options.items() for word in (f"--{k}", v)))
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").touch()
+    assert "none.pth; check --weights" in calibrate(weights=tmp_path / "none.pth")
+    assert "pass --arch s0" in calibrate(arch="s3")
+    assert "no images under" in calibrate(data=tmp_path / "empty")
+    assert "12 images, fewer than the 13 asked for" in calibrate(images=13)
+    assert "is not empty" in calibrate(output=tmp_path / "full")
+    assert "cannot write to" in calibrate(output=tmp_path / "full" / "precious" / "run")
+    assert "cannot write to" in calibrate(output="/proc/run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands_on_a_run_need_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "mobileone-q calibrate --arch s0" in refused("build-engine", "--int8")
+    assert "is not a finished run" in refused("report", "--run", tmp_path)
+
+
+def test_profile_needs_engines(bundled, tmp_path):
+    assert "build it with" in refused("profile", "--run", bundled[0], "--backend", "tensorrt")
+
+
+@pytest.mark.parametrize(
+    "words", [["calibrate"], ["calibrate", "--arch", "s9"], ["nonsense"], ["fuse", "--arch", "s0"]]
+)
+def test_usage_errors_exit_2(words):
+    invoke(*words, code=2)
+
+
+def test_help_answers_without_heavy_imports():
+    code = (
+        "import sys; from click.testing import CliRunner; import cli;"
+        "assert CliRunner().invoke(cli.main, ['--help']).exit_code == 0;"
+        "print(sorted({'torch', 'numpy', 'onnx', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plain_lines_off_a_terminal(bundled, capfd):
+    invoke("profile", "--run", bundled[0], "--runs", 1)
+    assert "\x1b[" not in capfd.readouterr().err
