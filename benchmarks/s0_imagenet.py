@@ -29,7 +29,9 @@ def calibrate(args: argparse.Namespace, target: str, output: Path) -> tuple[dict
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     started = time.perf_counter()
     subprocess.run(
-        [*COMMAND, "calibrate", "--arch", "s0", *words, "--output", str(output)], check=True, stdout=sys.stderr
+        [*COMMAND, "calibrate", "--arch", "s0", *words, "--output", str(output)],
+        check=True,
+        stdout=sys.stderr,
     )
     return json.loads((output / "report.json").read_text()), time.perf_counter() - started
 
@@ -38,7 +40,9 @@ def speedup(output: Path) -> float:
     """Median over rounds of FP32 / INT8 latency, each round interleaved in itself."""
     ratios = []
     for _ in range(ROUNDS):
-        subprocess.run([*COMMAND, "build-engine", "--int8", "--run", str(output)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [*COMMAND, "build-engine", "--int8", "--run", str(output)], check=True, stdout=sys.stderr
+        )
         ratios.append(json.loads((output / "report.json").read_text())["latency"]["speedup"])
     return statistics.median(ratios)
 
@@ -59,12 +63,18 @@ def main() -> None:
             accuracy = report["accuracy"]
             low, high = accuracy["drop_ci95_pts"]
             ratio = f"{speedup(Path(folder) / target):.2f}" if target == "onnxruntime" else "not its target"
-            print(
-                f"| `{target}` | {100 * accuracy['fp32']['top1']:.2f} % | {100 * accuracy['int8']['top1']:.2f} % "
-                f"| {accuracy['drop_pts']:+.2f} ({low:+.2f} to {high:+.2f}) | {100 * accuracy['agreement']:.2f} % "
-                f"| {accuracy['kl']:.4f} | {report['seconds']['calibrate']:.1f} | {seconds:.1f} | {ratio} |",
-                flush=True,
-            )
+            cells = [
+                f"`{target}`",
+                f"{100 * accuracy['fp32']['top1']:.2f} %",
+                f"{100 * accuracy['int8']['top1']:.2f} %",
+                f"{accuracy['drop_pts']:+.2f} ({low:+.2f} to {high:+.2f})",
+                f"{100 * accuracy['agreement']:.2f} %",
+                f"{accuracy['kl']:.4f}",
+                f"{report['seconds']['calibrate']:.1f}",
+                f"{seconds:.1f}",
+                ratio,
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
     print(f"\nPeak memory of a command: {peak:.2f} GiB.")
 
