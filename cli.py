@@ -5,6 +5,7 @@ Nothing heavy is imported until a command runs.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -18,8 +19,12 @@ from mobileone_q.errors import MobileOneQError
 if TYPE_CHECKING:
     from mobileone_q.run import Run
 
+# Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
 TARGETS = ("auto", "tensorrt", "onnxruntime")
+SENSITIVITY_IMAGES = 100
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 FILE = click.Path(path_type=Path)
@@ -146,9 +151,8 @@ def calibrate(
     export_onnx(fused, run.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, run.onnx("int8"), preprocessing=preprocessing)
 
-    judged = inputs.evaluation or inputs.calibration
-    with progress("evaluating", len(judged)) as advance:
-        accuracy = measure_accuracy(run, quantized, judged, advance)
+    with progress("evaluating", len(inputs.judged)) as advance:
+        accuracy = measure_accuracy(run, quantized, inputs.judged, advance)
 
     report = update_report(
         run,
@@ -307,6 +311,41 @@ def fuse(arch: str, image_size: int, data: Path | None, src: Path, dst: Path) ->
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sensitivity(as_json: bool, target: str, method: str, **options: Any) -> None:
+    """Rank blocks by what quantising each alone costs, inputs and weights apart."""
+    import json
+
+    from calibrate.inputs import choose_inputs
+    from calibrate.recipe import Recipe, fit, load_all
+    from calibrate.sensitivity import rank_blocks
+    from mobileone_q.checkpoints import load_model
+    from mobileone_q.fuse import fuse as fuse_branches
+    from mobileone_q.model import MobileOne
+    from mobileone_q.progress import progress
+    from mobileone_q.report import print_sensitivity
+
+    recipe = Recipe(target=_resolve_target(target), method=method)
+    inputs = choose_inputs(**options)
+    model, _ = load_model(inputs.weights, options["arch"], inputs.preprocessing.crop)
+    fused = fuse_branches(model)
+    with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
+        equalised, quantized = fit(fused, inputs.calibration, recipe, advance)
+    images, labels = load_all(inputs.judged.sample(SENSITIVITY_IMAGES))
+    original = model if isinstance(model, MobileOne) else None
+    with progress("measuring blocks", len(fused.arch.blocks)) as advance:
+        ranking = rank_blocks(equalised, quantized, images, labels, original, advance)
+    if as_json:
+        click.echo(json.dumps([result.to_dict() for result in ranking], indent=2))
+    else:
+        print_sensitivity(ranking, len(labels))
+
+
+# The same inputs and settings as `calibrate`, but no run folder: nothing is written.
+sensitivity.params[:0] = [option for option in calibrate.params if option.name != "output"]
 
 
 def _resolve_target(target: str) -> str:

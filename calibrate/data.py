@@ -155,6 +155,11 @@ class Batches:
         pixels, _ = next(iter(self))
         return pixels[:count]
 
+    def sample(self, count: int) -> Batches:
+        """At most ``count`` of these images, evenly spread."""
+        step = -(-len(self.indices) // count)
+        return Batches(self.source, self.indices[::step], self.preprocessing, self.batch_size)
+
     def left_over(self) -> Batches | None:
         """Images of the source that were not chosen, at most 1,000 of them; None if there are none."""
         chosen = set(self.indices)

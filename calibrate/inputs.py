@@ -27,14 +27,18 @@ class Inputs:
     def preprocessing(self) -> Preprocessing:
         return self.calibration.preprocessing
 
+    @property
+    def judged(self) -> Batches:
+        """What accuracy is measured on: the calibration images where there are no others."""
+        return self.evaluation or self.calibration
+
     def describe(self) -> dict[str, Any]:
         """How many images served for what, and which could not be read: a report section."""
-        judged = self.evaluation or self.calibration
         return {
             "calibration": len(self.calibration),
-            "evaluation": len(judged),
+            "evaluation": len(self.judged),
             "evaluated_on": "evaluation" if self.evaluation else "calibration",
-            "skipped": self.calibration.skipped | judged.skipped,
+            "skipped": self.calibration.skipped | self.judged.skipped,
         }
 
 

@@ -57,16 +57,28 @@ def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
 @torch.no_grad()
 def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
     """(kernel, bias) of the convolution that equals the block's sum of branches."""
+    kernels, biases = zip(*branch_kernels(block).values())
+    return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
+
+
+@torch.no_grad()
+def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
+    """(kernel, bias) of each branch by name: ``kxk.0``, ..., ``scale``, ``identity``.
+
+    Kernels have the block's full size, whatever the branch's own.
+    """
     spec = block.spec
-    folded = [fold_batch_norm(branch.conv.weight, branch.bn) for branch in block.conv_branches()]
+    folded = {
+        f"kxk.{index}": fold_batch_norm(branch.conv.weight, branch.bn)
+        for index, branch in enumerate(block.conv_branches())
+    }
     if block.scale is not None:
         kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
-        folded.append((at_centre_tap(spec, kernel), bias))
+        folded["scale"] = at_centre_tap(spec, kernel), bias
     if block.identity is not None:
         kernel, bias = fold_batch_norm(identity_kernel(spec), block.identity)
-        folded.append((at_centre_tap(spec, kernel), bias))
-    kernels, biases = zip(*folded)
-    return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
+        folded["identity"] = at_centre_tap(spec, kernel), bias
+    return folded
 
 
 def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,6 @@
 
 from mobileone_q.report.build import SCHEMA, update_report
 from mobileone_q.report.html import write_html
-from mobileone_q.report.terminal import print_accuracy, print_latency
+from mobileone_q.report.terminal import print_accuracy, print_latency, print_sensitivity
 
-__all__ = ["SCHEMA", "print_accuracy", "print_latency", "update_report", "write_html"]
+__all__ = ["SCHEMA", "print_accuracy", "print_latency", "print_sensitivity", "update_report", "write_html"]

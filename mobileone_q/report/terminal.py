@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -61,3 +62,28 @@ def print_latency(latency: dict[str, Any]) -> None:
     )
     if note := latency.get("note"):
         console.print(f"note: {note}")
+
+
+def print_sensitivity(ranking: Sequence[Any], images: int) -> None:
+    """Blocks by what quantising each alone costs, the costliest first."""
+    console = Console(highlight=False)
+    console.print(f"each block quantised alone, {images} images; KL in nats, drop in top-1 points")
+    table = Table()
+    table.add_column("block", no_wrap=True)
+    for heading in ("KL inputs", "KL weights", "drop inputs", "drop weights"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("input channels")
+    table.add_column("weight channels")
+    for result in ranking:
+        drops = ("" if d is None else f"{d:+.2f}" for d in (result.input_drop_pts, result.weight_drop_pts))
+        branches = result.branches or ("",) * len(result.input_channels)
+        channels = (f"{c} ({b})" if b else str(c) for c, b in zip(result.input_channels, branches))
+        table.add_row(
+            result.name,
+            f"{result.input_kl:.5f}",
+            f"{result.weight_kl:.5f}",
+            *drops,
+            ", ".join(channels),
+            ", ".join(map(str, result.weight_channels)),
+        )
+    console.print(table)
