@@ -22,6 +22,7 @@ ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
 TARGETS = ("auto", "tensorrt", "onnxruntime")
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
 FILE = click.Path(path_type=Path)
 
 
@@ -56,6 +57,15 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         ctx.default_map = read_config(path, names)
 
 
+def _fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:
+    """Download public weights given by name; a path stays as it is."""
+    if weights is None:
+        return None
+    from mobileone_q.download import fetch, is_name
+
+    return fetch(str(weights)) if is_name(str(weights)) else weights
+
+
 config_option = click.option(
     "--config",
     type=FILE,
@@ -69,7 +79,13 @@ config_option = click.option(
 @main.command()
 @config_option
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
-@click.option("--weights", type=FILE, help="Checkpoint, with or without branches.  [default: bundled sample]")
+@click.option(
+    "--weights",
+    type=FILE,
+    callback=_fetch_weights,
+    help="Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174; a file, or a "
+    "public name such as apple:s0 or timm:mobileone_s0.apple_in1k.  [default: bundled sample]",
+)
 @click.option("--data", type=FILE, help="Folder of calibration images.  [default: bundled sample]")
 @click.option(
     "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
@@ -282,27 +298,33 @@ def report(run_path: Path | None) -> None:
 @click.option(
     "--data", type=FILE, help="Folder of images for the certificate.  [default: the bundled sample's]"
 )
-@click.argument("src", type=FILE)
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default="own",
+    show_default=True,
+    help="Whose fused network is to load DST.",
+)
+@click.argument("src", type=FILE, callback=_fetch_weights)
 @click.argument("dst", type=FILE)
-def fuse(arch: str, image_size: int, data: Path | None, src: Path, dst: Path) -> None:
-    """Fold SRC's training branches into plain convolutions and write DST (safetensors).
+def fuse(arch: str, image_size: int, data: Path | None, layout: str, src: Path, dst: Path) -> None:
+    """Fold SRC's training branches into plain convolutions and write DST.
 
-    The certificate of how little that changed is saved inside DST.
+    DST is safetensors, with the certificate of how little that changed inside; with another
+    --layout than own, safetensors or .pth under that codebase's names.
     """
     from calibrate.inputs import certificate_images
-    from mobileone_q.checkpoints import load_model
+    from mobileone_q.checkpoints import load_model, save_fused
     from mobileone_q.errors import RunError
     from mobileone_q.fuse import certify
     from mobileone_q.fuse import fuse as fuse_branches
 
-    if dst.suffix != ".safetensors":
-        raise RunError(f"{dst} must end in .safetensors")
     if dst.exists():
         raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
     model, checkpoint = load_model(src, arch, image_size)
     fused = fuse_branches(model)
     certificate = certify(model, certificate_images(data, image_size).first(2))
-    fused.save(dst, certificate=certificate.to_dict())
+    save_fused(fused, dst, layout, certificate=certificate.to_dict())
     state = "was fused already" if checkpoint.is_fused else "fused"
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")

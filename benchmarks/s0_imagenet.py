@@ -29,7 +29,9 @@ def calibrate(args: argparse.Namespace, target: str, output: Path) -> tuple[dict
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     started = time.perf_counter()
     subprocess.run(
-        [*COMMAND, "calibrate", "--arch", "s0", *words, "--output", str(output)], check=True, stdout=sys.stderr
+        [*COMMAND, "calibrate", "--arch", "s0", *words, "--output", str(output)],
+        check=True,
+        stdout=sys.stderr,
     )
     return json.loads((output / "report.json").read_text()), time.perf_counter() - started
 
@@ -38,7 +40,9 @@ def speedup(output: Path) -> float:
     """Median over rounds of FP32 / INT8 latency, each round interleaved in itself."""
     ratios = []
     for _ in range(ROUNDS):
-        subprocess.run([*COMMAND, "build-engine", "--int8", "--run", str(output)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [*COMMAND, "build-engine", "--int8", "--run", str(output)], check=True, stdout=sys.stderr
+        )
         ratios.append(json.loads((output / "report.json").read_text())["latency"]["speedup"])
     return statistics.median(ratios)
 
