@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mobileone_q.architecture import VARIANTS, Architecture, architecture
+from mobileone_q.choose import choose_architecture
 from mobileone_q.errors import CheckpointError
 from mobileone_q.files import read_safetensors, save_tensors, write_atomically
 from mobileone_q.fused import FusedModel
@@ -68,29 +69,35 @@ class Checkpoint:
     def description(self) -> str:
         form = "fused" if self.is_fused else "with branches"
         averaged = "averaged (EMA) weights, " if self.wrapper in AVERAGED else ""
-        return f"{self.layout} layout, {form}, {averaged}{self.num_classes} classes"
+        width = "no head" if self.num_classes is None else f"{self.num_classes} classes"
+        return f"{self.layout} layout, {form}, {averaged}{width}"
 
     @property
-    def num_classes(self) -> int:
-        return self.state["head.weight"].shape[0]
+    def num_classes(self) -> int | None:
+        """Rows of the head; None without one."""
+        head = self.state.get("head.weight")
+        return None if head is None else head.shape[0]
 
 
 def load_model(
-    path: Path, arch_name: str, image_size: int = 224
+    path: Path, arch_name: str, image_size: int | None = None
 ) -> tuple[MobileOne | FusedModel, Checkpoint]:
-    """Load weights of the named architecture, with or without branches; classes are counted.
+    """Load weights of an architecture (a name or a YAML file), with or without branches.
+
+    Classes are counted; ``image_size`` is the architecture's own where it is not given.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, foreign, or holds other weights.
     """
     checkpoint = read_checkpoint(path)
-    arch = checkpoint.arch or architecture(
-        arch_name, num_classes=checkpoint.num_classes, image_size=image_size
-    )
-    if arch.name != arch_name:
+    named = choose_architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
+    arch = checkpoint.arch or named
+    if arch.name != named.name:
         raise CheckpointError(
             f"{path} holds weights of {arch.name}, not of {arch_name}; pass --arch {arch.name}"
         )
+    if checkpoint.num_classes is None and arch.task != "features":
+        raise CheckpointError(f"{path} has no classifier (head); a backbone alone cannot be evaluated")
     model: Chain = (FusedModel if checkpoint.is_fused else MobileOne)(arch)
     _check_fit(checkpoint, model)
     model.load_state_dict(checkpoint.state, strict=False)
@@ -121,8 +128,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} has NaN or infinite values in {_some(broken)}; use a sound checkpoint")
-    if "head.weight" not in state:
-        raise CheckpointError(f"{path} has no classifier (head); a backbone alone cannot be evaluated")
     described = metadata.get("architecture")
     arch = Architecture.from_dict(json.loads(described)) if described else None
     return Checkpoint(path, layout.name if layout else "own", state, wrapper, arch)
@@ -240,9 +245,7 @@ def _check_fit(checkpoint: Checkpoint, model: Chain) -> None:
     complaints = [f"missing {_some(missing)}"] if missing else []
     complaints += [f"unknown {_some(foreign)}"] if foreign else []
     complaints += [f"of another shape {_some(reshaped)}"] if reshaped else []
-    raise CheckpointError(
-        f"{checkpoint.path} does not fit MobileOne-{model.arch.name.upper()}: {'; '.join(complaints)}"
-    )
+    raise CheckpointError(f"{checkpoint.path} does not fit {model.arch.name}: {'; '.join(complaints)}")
 
 
 def _recognise(checkpoint: Checkpoint) -> str | None:
@@ -251,7 +254,7 @@ def _recognise(checkpoint: Checkpoint) -> str | None:
     for name in VARIANTS:
         with torch.device("meta"):
             model = (FusedModel if checkpoint.is_fused else MobileOne)(
-                architecture(name, num_classes=checkpoint.num_classes)
+                architecture(name, num_classes=checkpoint.num_classes or 1000)
             )
         shapes = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
         if shapes == found:
