@@ -19,11 +19,30 @@ if TYPE_CHECKING:
     from mobileone_q.run import Run
 
 ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
+FACES = ("", "face", "face-gdc", "face-conv")
+FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
 TARGETS = ("auto", "tensorrt", "onnxruntime")
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
 FILE = click.Path(path_type=Path)
+
+
+class ArchitectureName(click.ParamType):
+    """s0 to s4, a face variant of one, or a YAML file."""
+
+    name = "ARCH"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        base, _, variant = value.partition("-")
+        if value.endswith((".yaml", ".yml")) or (base in ARCHITECTURES and variant in FACES):
+            return value
+        self.fail(
+            f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file", param, ctx
+        )
+
+
+ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
 
 
 class Group(click.Group):
@@ -78,7 +97,7 @@ config_option = click.option(
 
 @main.command()
 @config_option
-@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
 @click.option(
     "--weights",
     type=FILE,
@@ -86,7 +105,9 @@ config_option = click.option(
     help="Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174; a file, or a "
     "public name such as apple:s0 or timm:mobileone_s0.apple_in1k.  [default: bundled sample]",
 )
-@click.option("--data", type=FILE, help="Folder of calibration images.  [default: bundled sample]")
+@click.option(
+    "--data", type=FILE, help="Folder of calibration images, or an .npz of arrays.  [default: bundled sample]"
+)
 @click.option(
     "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
 )
@@ -94,9 +115,7 @@ config_option = click.option(
 @click.option(
     "--image-size",
     type=click.IntRange(min=32),
-    default=224,
-    show_default=True,
-    help="Side of the network's input, pixels.",
+    help="Side of the network's input, pixels.  [default: the architecture's, 224 for s0 to s4]",
 )
 @click.option(
     "--target",
@@ -120,7 +139,7 @@ def calibrate(
     data: Path | None,
     eval_data: Path | None,
     images: int | None,
-    image_size: int,
+    image_size: int | None,
     target: str,
     method: str,
     seed: int,
@@ -131,6 +150,7 @@ def calibrate(
     from calibrate.recipe import Recipe
     from calibrate.recipe import calibrate as run_recipe
     from mobileone_q.checkpoints import load_model
+    from mobileone_q.choose import choose_architecture
     from mobileone_q.export import export_onnx
     from mobileone_q.files import sha256
     from mobileone_q.fuse import certify
@@ -141,9 +161,10 @@ def calibrate(
     from mobileone_q.run import Run, write_manifest
 
     recipe = Recipe(target=_resolve_target(target), method=method)
-    inputs = choose_inputs(arch, weights, data, eval_data, images, image_size, seed)
-    model, checkpoint = load_model(inputs.weights, arch, inputs.preprocessing.crop)
-    run = Run.create(output, arch)
+    wanted = choose_architecture(arch, image_size=image_size)
+    inputs = choose_inputs(wanted, weights, data, eval_data, images, seed)
+    model, checkpoint = load_model(inputs.weights, arch, inputs.image_size(wanted))
+    run = Run.create(output, model.arch.name)
     click.echo(f"{inputs.title}: {checkpoint.description}; target {recipe.target}")
 
     started = time.perf_counter()
@@ -158,7 +179,7 @@ def calibrate(
     calibrate_s = time.perf_counter() - started
     quantized.save(run.quantized, recipe=recipe.to_dict())
 
-    preprocessing = inputs.preprocessing.to_dict()
+    preprocessing = inputs.preprocessing.to_dict() if inputs.preprocessing else None
     export_onnx(fused, run.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, run.onnx("int8"), preprocessing=preprocessing)
 
@@ -168,7 +189,7 @@ def calibrate(
 
     report = update_report(
         run,
-        arch=arch,
+        arch=model.arch.name,
         model=inputs.title,
         target=recipe.target,
         images=inputs.describe(),
@@ -178,10 +199,11 @@ def calibrate(
     )
     write_manifest(
         run,
-        arch=arch,
+        arch=model.arch.name,
         weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
         images={"source": inputs.calibration.source.name, "sha256": inputs.calibration.fingerprint()},
         preprocessing=preprocessing,
+        classes=inputs.classes,
         recipe=recipe.to_dict(),
         seed=seed,
     )
@@ -287,16 +309,14 @@ def report(run_path: Path | None) -> None:
 
 
 @main.command()
-@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
 @click.option(
     "--image-size",
     type=click.IntRange(min=32),
-    default=224,
-    show_default=True,
-    help="Side of the input that the certificate is measured on, pixels.",
+    help="Side of the input that the certificate is measured on, pixels.  [default: the architecture's]",
 )
 @click.option(
-    "--data", type=FILE, help="Folder of images for the certificate.  [default: the bundled sample's]"
+    "--data", type=FILE, help="Images, or an .npz, for the certificate.  [default: the bundled sample's]"
 )
 @click.option(
     "--layout",
@@ -307,7 +327,7 @@ def report(run_path: Path | None) -> None:
 )
 @click.argument("src", type=FILE, callback=_fetch_weights)
 @click.argument("dst", type=FILE)
-def fuse(arch: str, image_size: int, data: Path | None, layout: str, src: Path, dst: Path) -> None:
+def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src: Path, dst: Path) -> None:
     """Fold SRC's training branches into plain convolutions and write DST.
 
     DST is safetensors, with the certificate of how little that changed inside; with another
@@ -323,7 +343,7 @@ def fuse(arch: str, image_size: int, data: Path | None, layout: str, src: Path, 
         raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
     model, checkpoint = load_model(src, arch, image_size)
     fused = fuse_branches(model)
-    certificate = certify(model, certificate_images(data, image_size).first(2))
+    certificate = certify(model, certificate_images(data, model.arch))
     save_fused(fused, dst, layout, certificate=certificate.to_dict())
     state = "was fused already" if checkpoint.is_fused else "fused"
     parameters = sum(p.numel() for p in fused.parameters())

@@ -57,6 +57,7 @@ class ImageFolder:
             others = ", ".join(sorted(SUFFIXES - {".jpg"}))
             raise DataError(f"no images under {root}; expected {root}/<class>/*.jpg (or {others})")
         self._root = root
+        self.classes: tuple[str, ...] | None = None
         self._labels = self._class_numbers(root)
 
     def _class_numbers(self, root: Path) -> dict[str, int]:
@@ -65,8 +66,10 @@ class ImageFolder:
             (f for f in (root / "classes.txt", root.resolve().parent / "classes.txt") if f.is_file()), None
         )
         if listing is None:
+            self.classes = tuple(folders) or None
             return {folder: number for number, folder in enumerate(folders)}
         lines = listing.read_text(encoding="utf-8").splitlines()
+        self.classes = class_names(lines)
         numbers = {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
         unlisted = [folder for folder in folders if folder not in numbers]
         if unlisted:
@@ -87,6 +90,12 @@ class ImageFolder:
     def label(self, index: int) -> int:
         parts = self.paths[index].relative_to(self._root).parts
         return self._labels[parts[0]] if len(parts) > 1 else NO_LABEL
+
+
+def class_names(lines: Sequence[str]) -> tuple[str, ...]:
+    """Names from the lines of a ``classes.txt``: what follows the first word, or that word."""
+    parts = (line.split(maxsplit=1) for line in lines if line.strip())
+    return tuple(words[-1].strip() for words in parts)
 
 
 class ImageArray:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileone_q.architecture import VARIANTS, Architecture, architecture
+from mobileone_q.architecture import VARIANTS, Architecture, Pair, architecture
 from mobileone_q.choose import choose_architecture
 from mobileone_q.errors import CheckpointError
 from mobileone_q.files import read_safetensors, save_tensors, write_atomically
@@ -80,7 +80,7 @@ class Checkpoint:
 
 
 def load_model(
-    path: Path, arch_name: str, image_size: int | None = None
+    path: Path, arch_name: str, image_size: int | Pair | None = None
 ) -> tuple[MobileOne | FusedModel, Checkpoint]:
     """Load weights of an architecture (a name or a YAML file), with or without branches.
 
