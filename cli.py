@@ -5,6 +5,7 @@ Nothing heavy is imported until a command runs.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -204,6 +205,7 @@ def calibrate(
         images={"source": inputs.calibration.source.name, "sha256": inputs.calibration.fingerprint()},
         preprocessing=preprocessing,
         classes=inputs.classes,
+        task=model.arch.task,
         recipe=recipe.to_dict(),
         seed=seed,
     )
@@ -349,6 +351,74 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+
+
+@main.command()
+@click.option("--arch", type=ArchitectureName(), help=f"{ARCH_HELP}  [default: a table of s0 to s4]")
+@click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Timed runs in ONNX Runtime; 0 for none.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
+    """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
+    from mobileone_q.choose import choose_architecture
+    from mobileone_q.info import NOTES, describe, variant_table
+    from mobileone_q.report.info import print_info, print_variants
+
+    if arch is None:
+        rows = variant_table(image_size or 224)
+        click.echo(json.dumps({"variants": rows, "notes": NOTES}, indent=2)) if as_json else print_variants(
+            rows, NOTES
+        )
+        return
+    values = describe(choose_architecture(arch, image_size=image_size), runs, threads)
+    click.echo(json.dumps(values, indent=2)) if as_json else print_info(values)
+
+
+@main.command()
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@click.option("--engine", type=FILE, help="Engine file in a run folder, instead of --run.")
+@click.option(
+    "--precision",
+    type=click.Choice(("int8", "fp32")),
+    default="int8",
+    show_default=True,
+    help="Which engine.",
+)
+@click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", show_default=True)
+@click.option("--classes", type=FILE, help="Class names, one a line.  [default: the calibration data's]")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per image.")
+@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
+def predict(
+    run_path: Path | None,
+    engine: Path | None,
+    precision: str,
+    backend: str,
+    classes: Path | None,
+    top: int,
+    as_json: bool,
+    images: tuple[Path, ...],
+) -> None:
+    """Classify image files with a run's engine."""
+    from mobileone_q.engines import best_backend
+    from mobileone_q.predict import lines, load_predictor, predictor_of_engine
+    from mobileone_q.run import Run
+
+    if engine:
+        predictor = predictor_of_engine(engine, classes)
+    else:
+        backend = best_backend() if backend == "auto" else backend
+        predictor = load_predictor(Run.find(run_path), precision, backend, classes)
+    results = (predictor(image, top) for image in images)
+    for line in map(json.dumps, results) if as_json else lines(results):
+        click.echo(line)
 
 
 def _resolve_target(target: str) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobileone_q.errors import DataError
-from mobileone_q.preprocess import Preprocessing
+from mobileone_q.preprocess import Preprocessing, class_names
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 BAD_SHARE = 0.1
@@ -90,12 +90,6 @@ class ImageFolder:
     def label(self, index: int) -> int:
         parts = self.paths[index].relative_to(self._root).parts
         return self._labels[parts[0]] if len(parts) > 1 else NO_LABEL
-
-
-def class_names(lines: Sequence[str]) -> tuple[str, ...]:
-    """Names from the lines of a ``classes.txt``: what follows the first word, or that word."""
-    parts = (line.split(maxsplit=1) for line in lines if line.strip())
-    return tuple(words[-1].strip() for words in parts)
 
 
 class ImageArray:

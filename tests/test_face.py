@@ -23,7 +23,7 @@ from mobileone_q.fuse import certify, fuse
 from mobileone_q.model import MobileOne
 from tests.conftest import batch_norms, random_images, random_model, relative_error, small
 from tests.test_cli import invoke
-from tests.test_export import run, with_codes
+from tests.test_export import power_of_two, run, with_codes
 
 
 def face(form, size=32, embedding=16):
@@ -179,31 +179,31 @@ def test_equalization_leaves_relu6_alone(relu6):
     assert torch.equal(after(x), relu6(x))
 
 
-@pytest.mark.parametrize("stretch", [0.5, 1.0, 1.7])
+@pytest.mark.parametrize("stretch", [0.5, 1.0])
 def test_saturating_relu6_gives_the_uint8_codes_less_128(relu6, stretch):
-    """Grids that end below 6, at 6, and above it, where the upper cut must stay in the graph."""
-    images = random_images(relu6.arch, 8)
+    """Grids that end below 6, and above it, where the upper cut must stay in the graph."""
+    images = (random_images(relu6.arch, 8) * 16).round() / 16
     quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", method="minmax"))
+    power_of_two(quantized)  # float32 is then exact, and a tie cannot fall otherwise
     for name, block in quantized.blocks():
         if block.grid == "uint8" and name != "head":
             block.input_scale.mul_(stretch)
+            assert (255 * block.input_scale > 6) == (stretch == 1)
     plain = to_onnx(quantized)
     names = with_codes(plain, quantized)
-    quantized.target = "uint8 as it is"
+    quantized.target = "uint8 as it is"  # the emitter shifts for TensorRT alone
     unshifted = to_onnx(quantized)
     with_codes(unshifted, quantized)
-    assert ("Min" in {node.op_type for node in plain.graph.node}) == (stretch > 1)
+    assert ("Min" in {node.op_type for node in plain.graph.node}) == (stretch == 1)
     int8, uint8 = (run(p, images, *names, optimise=False)[1:] for p in (plain, unshifted))
     shifted = 0
     for name, a, b in zip(names, int8, uint8):
         block = quantized.block(name.split("/")[0])
-        difference = a.astype(int) + (128 if block.grid == "uint8" else 0) - b.astype(int)
-        assert abs(difference).max() <= 1, name
-        assert (difference != 0).mean() < 2e-3, name
-        if block.grid == "uint8" and not block.spec.pool:
+        shift = 128 if block.grid == "uint8" else 0
+        assert not (a.astype(int) + shift - b.astype(int)).any(), name
+        if shift and not block.spec.pool:
             shifted += 1
-            top = min(255, round(6 / float(block.input_scale)))
-            assert int(b.max()) == int(a.max()) + 128 == top, name
+            assert int(b.max()) == min(255, round(6 / float(block.input_scale))), name
     assert shifted == 3
 
 
