@@ -1,6 +1,7 @@
 """The cost figures, against those that other codebases publish."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -67,9 +68,12 @@ def test_every_operator_is_timed():
     assert "time ms" in invoke("info", "--arch", "s0", "--image-size", 32, "--runs", 1)
 
 
-@pytest.mark.parametrize("name", ["s4", "s0-face-conv", "configs/relu6.yaml", "configs/signal.yaml"])
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("name", ["s4", "s0-face-conv", CONFIGS / "relu6.yaml", CONFIGS / "signal.yaml"])
 def test_parameter_memory_is_what_the_model_holds(name):
-    arch = choose_architecture(name)
+    arch = choose_architecture(str(name))
     fused = fuse(random_model(arch))
     held = {key: value.numel() * 4 for key, value in fused.state_dict().items()}
     convs = sum(v for k, v in held.items() if k.endswith("weight") and fused.state_dict()[k].ndim == 4)

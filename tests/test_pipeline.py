@@ -23,12 +23,14 @@ from tests.conftest import random_images, random_model, relative_error, small
 SIGNAL = {
     "model_name": "signal", "input_channels": 2, "input_size": [128], "input_filters": 16, "num_classes": 5,
     "blocks": [
-        {"filters": 24, "depth": 2, "kernel_size": 5, "dilation": 2, "padding": 4, "strides": 2, "se_depth": 1},
+        {"filters": 24, "depth": 2, "kernel_size": 5, "dilation": 2, "padding": 4, "strides": 2,
+         "se_depth": 1},
         {"filters": 32, "kernel_size": 3, "dilation": 4, "padding": 4},
     ],
 }  # fmt: skip
 RELU6 = {
-    "model_name": "relu6", "input_size": 32, "input_filters": 16, "input_activation": "relu6", "num_classes": 5,
+    "model_name": "relu6", "input_size": 32, "input_filters": 16, "input_activation": "relu6",
+    "num_classes": 5,
     "blocks": [
         {"filters": 24, "depth": 2, "padding": 1, "strides": 2, "activation": "relu6"},
         {"filters": 32, "kernel_size": [3, 5], "padding": [1, 2], "activation": "relu6", "se_depth": 1},
@@ -93,3 +95,16 @@ def test_tensorrt_for_rtx_builds_it(made, tmp_path, graph):
     path = tmp_path / "engine.plan"
     backend("tensorrt-rtx").build(folder / f"{graph}.onnx", path, options)
     assert path.stat().st_size > 10_000
+
+
+def test_rtx_builds_a_relu6_that_is_cut_in_the_graph(tmp_path):
+    """A grid that reaches beyond 6 keeps the upper cut as a Min; calibration seldom makes one."""
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
+    fused = fuse(random_model(network("relu6")))
+    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="tensorrt"))
+    quantized.block("stage1.1.pw").input_scale.fill_(6 / 200)
+    proto = export_onnx(quantized, tmp_path / "int8.onnx")
+    assert "stage1.1.dw/relu6" in {node.name for node in proto.graph.node if node.op_type == "Min"}
+    options = BuildOptions("int8", compute_capabilities=(86,))
+    backend("tensorrt-rtx").build(tmp_path / "int8.onnx", tmp_path / "engine.plan", options)
+    assert (tmp_path / "engine.plan").stat().st_size > 10_000
