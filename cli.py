@@ -175,7 +175,7 @@ def calibrate(
     fused.save(run.fused, certificate=certificate.to_dict())
 
     started = time.perf_counter()
-    with progress("calibrating", recipe.passes * len(inputs.calibration)) as advance:
+    with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
         quantized = run_recipe(fused, inputs.calibration, recipe, advance)
     calibrate_s = time.perf_counter() - started
     quantized.save(run.quantized, recipe=recipe.to_dict())

@@ -63,12 +63,18 @@ def main() -> None:
             accuracy = report["accuracy"]
             low, high = accuracy["drop_ci95_pts"]
             ratio = f"{speedup(Path(folder) / target):.2f}" if target == "onnxruntime" else "not its target"
-            print(
-                f"| `{target}` | {100 * accuracy['fp32']['top1']:.2f} % | {100 * accuracy['int8']['top1']:.2f} % "
-                f"| {accuracy['drop_pts']:+.2f} ({low:+.2f} to {high:+.2f}) | {100 * accuracy['agreement']:.2f} % "
-                f"| {accuracy['kl']:.4f} | {report['seconds']['calibrate']:.1f} | {seconds:.1f} | {ratio} |",
-                flush=True,
-            )
+            cells = [
+                f"`{target}`",
+                f"{100 * accuracy['fp32']['top1']:.2f} %",
+                f"{100 * accuracy['int8']['top1']:.2f} %",
+                f"{accuracy['drop_pts']:+.2f} ({low:+.2f} to {high:+.2f})",
+                f"{100 * accuracy['agreement']:.2f} %",
+                f"{accuracy['kl']:.4f}",
+                f"{report['seconds']['calibrate']:.1f}",
+                f"{seconds:.1f}",
+                ratio,
+            ]
+            print(f"| {' | '.join(cells)} |", flush=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
     print(f"\nPeak memory of a command: {peak:.2f} GiB.")
 

@@ -1,9 +1,9 @@
-"""Bias correction: give each output channel back the mean that quantization took from it.
+"""One pass down the quantized chain: round pointwise weights with compensation, correct biases.
 
-Block by block, on the quantized chain's own inputs, so that each correction sees the errors left
-by those before it. Source: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form), made
-streaming: within a batch every block is corrected by the running mean over the batches so far
-before its output flows on, so one sweep needs no stored activations.
+Each block is fitted on the inputs that the quantized blocks before it give, so that it sees and
+mends their errors. The inputs of one block at a time are kept, as 8-bit codes, for a number of
+images that does not depend on how many there are (:func:`images_held`).
+Source of the correction: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form).
 """
 
 from __future__ import annotations
@@ -13,36 +13,108 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from calibrate.rounding import round_compensated
+from calibrate.statistics import Statistics
+from mobileone_q.architecture import Architecture
 from mobileone_q.fused import FusedModel
-from mobileone_q.quantized import QuantizedModel
+from mobileone_q.quantized import QuantizedBlock, QuantizedModel
+
+MOST_IMAGES = 256
+CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held
+POSITIONS = 64  # per image, for the covariance of a block's inputs
+
+
+def images_held(arch: Architecture) -> int:
+    """How many images the pass keeps: 256, or fewer where the widest tensor is large."""
+    height, width = arch.image_size
+    widest = 0
+    for spec in arch.blocks:
+        widest = max(widest, spec.in_channels * height * width)
+        height, width = (-(-side // stride) for side, stride in zip((height, width), spec.stride))
+    return max(1, min(MOST_IMAGES, CODE_BYTES // widest))
 
 
 @torch.no_grad()
-def correct_biases(
+def correct(
     fused: FusedModel,
     quantized: QuantizedModel,
+    statistics: Statistics,
     batches: Iterable[Tensor],
+    compensate: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """One sweep: add to each bias, in place, the mean of FP32 minus INT8 outputs per channel.
+    """Fit the weight codes (with ``compensate``) and biases of ``quantized``, in place.
 
-    ``fused`` must be the model that was quantized, so that channels have the same scale.
+    ``fused`` is the model that was quantized and ``statistics`` its own, held over the first
+    images of ``batches``. ``advance(1)`` is called after each block.
     """
-    pairs = [(block, quantized.block(name)) for name, block in fused.blocks()]
-    start = [q.bias.clone() for _, q in pairs]
-    total = [torch.zeros_like(q.bias, dtype=torch.float64) for _, q in pairs]
-    images = 0
-    for batch in batches:
-        images += len(batch)
-        x, x_q = batch, batch
-        for k, (block, q) in enumerate(pairs):
-            y = block.linear(block.gather(x))
-            q.bias.copy_(start[k])
-            y_q = q.linear(q.gather(x_q))
-            error = (y - y_q).transpose(0, 1).flatten(1).mean(1)
-            total[k] += error.double() * len(batch)
-            correction = (total[k] / images).float()
-            q.bias.copy_(start[k] + correction)
-            shape = (1, -1) + (1,) * (y_q.ndim - 2)
-            x, x_q = block.activate(y), q.activate(y_q + correction.reshape(shape))
-        advance(len(batch))
+    codes = _first_codes(quantized, batches, statistics.held)
+    chain = [(fused.block(name), block) for name, block in quantized.blocks()]
+    for k, (reference, block) in enumerate(chain):
+        if compensate and _is_pointwise(block):
+            rounded = round_compensated(
+                reference.weight.flatten(1), block.weight_scale, _covariance(block, codes)
+            )
+            block.weight.copy_(rounded.reshape(block.weight.shape))
+        outputs = _output_sum(block, codes) / sum(map(len, codes))
+        block.bias += (statistics.output_means[block.spec.name] - outputs).float()
+        if k + 1 < len(chain):
+            following = chain[k + 1][1]
+            # Each batch's codes are let go as soon as the next block's are made from them.
+            for i, batch in enumerate(codes):
+                y = block.activate(block.multiply(_decode(block, batch)))
+                codes[i] = _encode(following, following.gather(y))
+        advance(1)
+
+
+def _first_codes(model: QuantizedModel, batches: Iterable[Tensor], count: int) -> list[Tensor]:
+    """Codes of the first ``count`` images, batch by batch."""
+    stem = model.block(model.arch.blocks[0].name)
+    codes: list[Tensor] = []
+    for x in batches:
+        codes.append(_encode(stem, stem.gather(x[:count])))
+        count -= len(codes[-1])
+        if count <= 0:
+            break
+    return codes
+
+
+def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
+    return block.quantize(x).to(torch.uint8 if block.grid == "uint8" else torch.int8)
+
+
+def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
+    return codes.to(block.bias.dtype)
+
+
+def _is_pointwise(block: QuantizedBlock) -> bool:
+    """Blocks with enough samples per weight to fit: not the classifier, which sees one an image."""
+    spec = block.spec
+    return spec.kernel == (1, 1) and spec.groups == 1 and not spec.pool
+
+
+def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> Tensor:
+    """float64 (C_in, C_in) of a pointwise block's inputs, in squared code units.
+
+    About the mean, since the bias makes up for what the mean does.
+    """
+    channels = block.spec.in_channels
+    second, first, count = torch.zeros(channels, channels).double(), torch.zeros(channels).double(), 0
+    for batch in codes:
+        flat = batch.flatten(2)
+        stride = -(-flat.shape[2] // POSITIONS)
+        x = _decode(block, flat[:, :, ::stride]).transpose(0, 1).flatten(1)
+        second += (x @ x.T).double()
+        first += x.sum(1).double()
+        count += x.shape[1]
+    mean = first / count
+    return second / count - torch.outer(mean, mean)
+
+
+def _output_sum(block: QuantizedBlock, codes: list[Tensor]) -> Tensor:
+    """float64 (C_out,): over images, the sum of each channel's mean output."""
+    total = torch.zeros(block.spec.out_channels, dtype=torch.float64)
+    for batch in codes:
+        y = block.multiply(_decode(block, batch))
+        total += y.reshape(*y.shape[:2], -1).double().mean(2).sum(0)
+    return total

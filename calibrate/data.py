@@ -151,7 +151,7 @@ class Batches:
                 "lower --images or add some"
             )
         chosen = random.Random(seed).sample(range(len(source)), count)
-        return cls(source, sorted(chosen), preprocessing, batch_size)
+        return cls(source, chosen, preprocessing, batch_size)
 
     def first(self, count: int) -> NDArray[np.float32]:
         """The first ``count`` readable images of the first batch, (N, 3, H, W)."""

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from calibrate.statistics import ChannelHistogram
+from mobileone_q.architecture import BlockSpec
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 CANDIDATES = 96
+HEADROOM = 1.25
 
 
 def clip_ranges(histogram: ChannelHistogram, method: str, steps: int) -> Tensor:
@@ -24,6 +26,54 @@ def clip_ranges(histogram: ChannelHistogram, method: str, steps: int) -> Tensor:
     always zero gets 0.
     """
     return _METHODS[method](histogram, steps)
+
+
+def channel_ranges(spec: BlockSpec, histogram: ChannelHistogram, method: str, steps: int) -> Tensor:
+    """float64 (C,): the range of each input channel of a block, were each on a grid of its own.
+
+    The classifier's pooled features are never clipped, since the largest ones decide: there the
+    range is the maximum, whatever the method.
+    """
+    return histogram.maximum.clone() if spec.pool else clip_ranges(histogram, method, steps)
+
+
+def input_range(spec: BlockSpec, histogram: ChannelHistogram, method: str, steps: int) -> float:
+    """The range of a block's whole input, on one grid.
+
+    The classifier gets headroom, since a few hundred pooled images do not show how far features
+    reach. A depthwise block's channels have each been given a range of their own by equalization:
+    the widest holds them all. Otherwise the method chooses for all channels together.
+    """
+    if spec.pool:
+        return HEADROOM * histogram.maximum.max().item()
+    if spec.is_depthwise:
+        return clip_ranges(histogram, method, steps).max().item()
+    return clip_ranges(histogram.pooled(), method, steps).item()
+
+
+def quantization_error(histogram: ChannelHistogram, step: Tensor, steps: int) -> Tensor:
+    """Mean squared error per channel on grids of the given step sizes: (C, K) for ``step`` (C, K).
+
+    Three parts, from cumulative moments of the histogram: values under half a step become zero;
+    those within the grid err by step^2 / 12, taken as spread evenly between codes (Bennett,
+    "Spectra of quantized signals", 1948); those beyond its end are clipped to it.
+    """
+    counts, width = histogram.counts, histogram.width[:, None]
+    centres = (torch.arange(counts.shape[1], dtype=torch.float64) + 0.5) * width
+    moments = [torch.cumsum(counts * centres**k, 1) for k in range(3)]
+    zeroth, first, second = (torch.cat([torch.zeros_like(width), m], 1) for m in moments)
+    end = step * steps
+
+    def bins_below(value: Tensor) -> Tensor:
+        index = (value / width).nan_to_num(0.0, posinf=0.0).round()
+        return index.clamp(0, counts.shape[1]).to(torch.int64)
+
+    dead, inside = bins_below(step / 2), bins_below(end)
+    rounded = (zeroth.gather(1, inside) - zeroth.gather(1, dead)).clamp(min=0) * step**2 / 12
+    beyond = [m[:, -1:] - m.gather(1, inside) for m in (zeroth, first, second)]
+    clipped = beyond[2] - 2 * end * beyond[1] + end**2 * beyond[0]
+    error = second.gather(1, dead) + rounded + clipped.clamp(min=0)
+    return error / zeroth[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _minmax(histogram: ChannelHistogram, steps: int) -> Tensor:
@@ -41,22 +91,12 @@ def _percentile(histogram: ChannelHistogram, steps: int, percentile: float = 99.
 def _mse(histogram: ChannelHistogram, steps: int) -> Tensor:
     """The range with the least mean squared error, rounding and clipping together.
 
-    Source: the usual grid search (e.g. Nagel et al., arXiv:2106.08295, section 3.1.2); each bin
-    is taken at its centre and rounded exactly.
+    Source: the usual grid search (e.g. Nagel et al., arXiv:2106.08295, section 3.1.2).
     """
-    bins = histogram.counts.shape[1]
-    centres = (torch.arange(bins, dtype=torch.float64) + 0.5) * histogram.width[:, None]
-    shares = torch.linspace(1.0, 0.02, CANDIDATES, dtype=torch.float64).tolist()
-    best_error = torch.full_like(histogram.maximum, torch.inf)
-    best = histogram.maximum.clone()
-    for share in shares:
-        step = (histogram.maximum * share / steps)[:, None]
-        codes = (centres / step).round_().clamp_(max=steps)
-        error = ((codes * step - centres).square_() * histogram.counts).sum(1)
-        better = error < best_error  # never true of a dead channel, whose error is NaN
-        best_error = torch.where(better, error, best_error)
-        best = torch.where(better, histogram.maximum * share, best)
-    return best
+    shares = torch.linspace(1.0, 0.02, CANDIDATES, dtype=torch.float64)
+    ranges = histogram.maximum[:, None] * shares
+    best = quantization_error(histogram, ranges / steps, steps).argmin(1, keepdim=True)
+    return ranges.gather(1, best).squeeze(1)
 
 
 def _entropy(histogram: ChannelHistogram, steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Streaming statistics of what flows between blocks: per-channel histograms of |x|.
+"""Streaming statistics of what flows between blocks: per-channel histograms of |x|, and means.
 
 Assumptions: every grid is symmetric about zero or starts at it, so magnitudes are enough; the
 range of a channel is not known in advance, so a histogram doubles its range by merging pairs of
@@ -38,8 +38,8 @@ class ChannelHistogram:
         zeros = torch.zeros(channels, dtype=torch.float64)
         return cls(torch.zeros(channels, bins, dtype=torch.float64), zeros, zeros.clone())
 
-    def update(self, x: Tensor, positions: int = POSITIONS) -> None:
-        """Add a batch (N, C, ...).
+    def update(self, x: Tensor, by_energy: bool = False) -> None:
+        """Add a batch (N, C, ...), positions counted alike or :func:`by their energy <position_weights>`.
 
         Raises:
             CalibrationError: NaN or infinite values.
@@ -52,12 +52,13 @@ class ChannelHistogram:
         self.maximum = torch.maximum(self.maximum, peak)
         self._widen()
         # An even stride samples every part of the map and needs no random numbers.
-        stride = -(-magnitude.shape[2] // positions)
+        stride = -(-magnitude.shape[2] // POSITIONS)
         sample = magnitude[:, :, ::stride]
         inverse = torch.where(self.width > 0, 1 / self.width, 0.0).to(sample)
         index = (sample * inverse[:, None]).to(torch.int64).clamp_(max=bins - 1)
         index += torch.arange(channels, device=index.device)[:, None] * bins
-        counts = torch.bincount(index.flatten(), minlength=channels * bins)
+        weight = position_weights(sample)[:, None, :].expand_as(sample).flatten() if by_energy else None
+        counts = torch.bincount(index.flatten(), weight, minlength=channels * bins)
         self.counts += counts.reshape(channels, bins).to("cpu", torch.float64)
 
     def _widen(self) -> None:
@@ -80,11 +81,8 @@ class ChannelHistogram:
         """The histogram of x * factor, factor > 0 of shape (C,): only the axes change."""
         return ChannelHistogram(self.counts, self.width * factor, self.maximum * factor)
 
-    def pooled(self, weight: Tensor | None = None, bins: int = 2 * BINS) -> ChannelHistogram:
-        """All channels on one axis: a histogram with a single channel.
-
-        ``weight`` (C,) counts a channel's values so many times.
-        """
+    def pooled(self, bins: int = 2 * BINS) -> ChannelHistogram:
+        """All channels on one axis: a histogram with a single channel."""
         top = self.maximum.max()
         result = ChannelHistogram.empty(1, bins)
         result.maximum = top.reshape(1)
@@ -93,9 +91,22 @@ class ChannelHistogram:
         result.width = (top / bins).reshape(1)
         centres = (torch.arange(self.counts.shape[1]) + 0.5) * self.width[:, None]
         index = (centres / result.width).to(torch.int64).clamp_(max=bins - 1)
-        counts = self.counts if weight is None else self.counts * weight[:, None]
-        result.counts.view(-1).scatter_add_(0, index.flatten(), counts.flatten())
+        result.counts.view(-1).scatter_add_(0, index.flatten(), self.counts.flatten())
         return result
+
+
+def position_weights(sample: Tensor) -> Tensor:
+    """How much each position of a batch (N, C, P) counts in a histogram: (N, P), at most 1.
+
+    A few positions of a few images carry activations tens of times the usual in nearly every
+    channel (Sun et al., "Massive Activations", arXiv:2402.17762). What matters there is the error
+    relative to the position's own energy, so its squared error counts 1 / energy^2 where the
+    energy, the mean over channels of x^2 in units of each channel's own, exceeds the usual 1.
+    """
+    power = sample.square()
+    usual = power.mean(dim=(0, 2), keepdim=True).clamp(min=torch.finfo(sample.dtype).tiny)
+    energy = (power / usual).mean(1)
+    return energy.clamp(min=1.0).pow(-2)
 
 
 def map_of(name: str) -> str:
@@ -103,26 +114,50 @@ def map_of(name: str) -> str:
     return f"{name}/pool"
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """What one FP32 pass leaves behind.
+
+    ``histograms`` holds every block's input by block name (``head`` is pooled, ``head/pool`` not
+    yet); ``output_means`` every block's mean convolution output, float64 (C_out,), over the first
+    ``held`` images.
+    """
+
+    histograms: dict[str, ChannelHistogram]
+    output_means: dict[str, Tensor]
+    held: int
+
+
 @torch.no_grad()
 def collect(
-    model: FusedModel, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda _: None
-) -> dict[str, ChannelHistogram]:
-    """Histogram of every block's input, by block name; ``head`` is pooled, ``head/pool`` not yet.
+    model: FusedModel,
+    batches: Iterable[Tensor],
+    advance: Callable[[int], None] = lambda _: None,
+    hold: int | None = None,
+) -> Statistics:
+    """Run a fused model over normalised images (N, 3, H, W), keeping statistics alone.
 
-    ``batches`` yields normalised images (N, 3, H, W); ``advance(n)`` is called after each.
+    ``advance(n)`` is called after each batch; ``hold`` limits the images behind ``output_means``.
     """
     histograms = {
         key: ChannelHistogram.empty(block.spec.in_channels)
         for name, block in model.blocks()
         for key in ((name, map_of(name)) if block.spec.pool else (name,))
     }
+    sums = {b.name: torch.zeros(b.out_channels, dtype=torch.float64) for b in model.arch.blocks}
+    held = 0
     for x in batches:
         count = len(x)
-        for name, block in model.blocks():
+        keep = count if hold is None else min(count, hold - held)
+        for k, (name, block) in enumerate(model.blocks()):
             if block.spec.pool:
-                histograms[map_of(name)].update(x)
+                histograms[map_of(name)].update(x, by_energy=True)
             x = block.gather(x)
-            histograms[name].update(x)
-            x = block.activate(block.linear(x))
+            histograms[name].update(x, by_energy=k > 0)  # a bright pixel is no massive activation
+            y = block.linear(x)
+            sums[name] += y.reshape(count, y.shape[1], -1)[:keep].double().mean(2).sum(0)
+            x = block.activate(y)
+        held += keep
         advance(count)
-    return histograms
+    means = {name: total / max(held, 1) for name, total in sums.items()}
+    return Statistics(histograms, means, held)

@@ -113,7 +113,11 @@ class QuantizedBlock(Block):
         return to_codes(x, self.input_scale, self.grid)
 
     def linear(self, x: Tensor) -> Tensor:
-        products = apply_kernel(self.spec, self.quantize(x), self.weight.to(x.dtype), None)
+        return self.multiply(self.quantize(x))
+
+    def multiply(self, codes: Tensor) -> Tensor:
+        """The real-valued output (N, C_out, ...) for input codes given as floats."""
+        products = apply_kernel(self.spec, codes, self.weight.to(codes.dtype), None)
         shape = (1, -1) if self.spec.pool else (1, -1, 1, 1)
         gain = self.input_scale * self.weight_scale
         return products * gain.reshape(shape) + self.bias.reshape(shape)

@@ -1,12 +1,15 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from calibrate.equalise import FLOOR, column_energy, column_strength, equalise
+from calibrate.equalise import FLOOR, column_strength, equalise, expected_error
 from calibrate.ranges import clip_ranges
-from calibrate.statistics import collect
+from calibrate.recipe import weight_scales
+from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.architecture import VARIANTS, BlockSpec
 from mobileone_q.fuse import fuse
 from mobileone_q.fused import FusedBlock, FusedModel
+from mobileone_q.quantized import quantize_weight
 from tests.conftest import random_images, random_model, relative_error, small
 
 
@@ -47,10 +50,10 @@ def test_the_model_given_is_left_as_it_was():
 
 def test_depthwise_inputs_become_even():
     model = uneven("s0")
-    _, histograms = equalised(model)
+    _, statistics = equalised(model)
     for spec in model.arch.blocks:
         if spec.is_depthwise:
-            ranges = clip_ranges(histograms[spec.name], "mse", 127)
+            ranges = clip_ranges(statistics.histograms[spec.name], "mse", 127)
             alive = ranges[ranges > 0]
             # The floor keeps weak channels weak; all others end at the same range.
             assert alive.median() / alive.max() > 0.99
@@ -59,11 +62,14 @@ def test_depthwise_inputs_become_even():
 
 def test_histograms_follow_the_channels():
     model = uneven("s4")
-    after, histograms = equalised(model)
+    after, statistics = equalised(model)
     direct = collect(after, [random_images(model.arch, 8)])
-    for name, histogram in histograms.items():
-        scale = direct[name].maximum.max().item()
-        assert torch.allclose(histogram.maximum, direct[name].maximum, rtol=1e-3, atol=1e-4 * scale), name
+    for name, histogram in statistics.histograms.items():
+        expected = direct.histograms[name].maximum
+        assert torch.allclose(histogram.maximum, expected, rtol=1e-3, atol=1e-4 * expected.max()), name
+    for name, mean in statistics.output_means.items():
+        expected = direct.output_means[name]
+        assert torch.allclose(mean, expected, rtol=1e-3, atol=1e-4 * expected.abs().max()), name
 
 
 def test_near_dead_channels_cannot_make_a_bias_explode():
@@ -81,4 +87,24 @@ def test_columns_are_seen_through_groups():
     block = FusedBlock(spec).requires_grad_(False)
     block.weight.copy_(torch.tensor([[1.0, 2], [1, 2], [1, 2], [4, 1], [4, 1], [4, 1]])[..., None, None])
     assert torch.allclose(column_strength(block), torch.tensor([0.5, 1.0, 1.0, 0.25]).double())
-    assert torch.allclose(column_energy(block), torch.tensor([0.4, 1.6, 32 / 17, 2 / 17]).double())
+
+
+def test_expected_error_is_what_rounding_does():
+    """Against the error measured when inputs and weights are really rounded."""
+    torch.manual_seed(0)
+    block = FusedBlock(BlockSpec("b", 256, 32)).requires_grad_(False)
+    block.weight.normal_()
+    x = torch.rand(16, 256, 10, 10) * torch.logspace(-1, 0.5, 256)[:, None, None]
+    histogram = ChannelHistogram.empty(256)
+    histogram.update(x)
+    for factor in (torch.ones(256), torch.logspace(-1, 0.5, 256)):
+        expected = expected_error(histogram, block, factor.double(), "minmax", 255)
+        weight = block.weight * factor[:, None, None]
+        step = weight_scales(weight)
+        x_step = (x / factor[:, None, None]).max() / 255
+        rounded_x = (x / factor[:, None, None] / x_step).round() * x_step
+        rounded_w = quantize_weight(weight, step) * step[:, None, None, None]
+        error = F.conv2d(rounded_x, rounded_w) - F.conv2d(x, block.weight)
+        energy = F.conv2d(x.square(), block.weight.square())
+        measured = (error.square().mean((0, 2, 3)) / energy.mean((0, 2, 3))).log().mean()
+        assert expected == pytest.approx(measured.item(), abs=0.35)  # within a factor of 1.4

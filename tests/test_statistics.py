@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibrate.statistics import ChannelHistogram, collect
+from calibrate.statistics import ChannelHistogram, collect, position_weights
 from mobileone_q.errors import CalibrationError
 from mobileone_q.fuse import fuse
 from tests.conftest import random_images, random_model, small
@@ -12,6 +12,9 @@ def test_counts_every_sampled_value_once():
     for scale in (1.0, 0.1, 7.0):
         histogram.update(torch.randn(2, 3, 10, 10) * scale)
     assert histogram.counts.sum(1).tolist() == [600.0] * 3
+    histogram.update(torch.randn(2, 3, 10, 10), by_energy=True)
+    assert histogram.counts.sum(1).max() < 800
+    assert torch.allclose(histogram.counts.sum(1), histogram.counts[0].sum())
 
 
 def test_growing_the_range_keeps_each_value_in_its_bin():
@@ -62,12 +65,30 @@ def test_scaling_moves_the_axis_alone():
     assert torch.equal(scaled.counts, direct.counts)
 
 
-def test_pooling_counts_all_channels_or_weighs_them():
+def test_pooling_counts_all_channels():
     histogram = ChannelHistogram.empty(2)
     histogram.update(torch.tensor([[1.0, 4.0], [1.0, 4.0]]))
     assert histogram.pooled().counts.sum() == 4
-    assert histogram.pooled(torch.tensor([3.0, 0.5])).counts.sum() == 7
     assert histogram.pooled().maximum.item() == 4.0
+
+
+def test_positions_of_massive_energy_count_by_their_relative_error():
+    torch.manual_seed(0)
+    x = torch.rand(8, 16, 50)
+    x[3, :, 7] *= 50
+    weights = position_weights(x)
+    assert weights.max() == 1.0
+    assert weights[3, 7] < 1e-3
+    assert weights.flatten().median() == 1.0
+
+
+def test_means_are_over_the_images_held():
+    model = fuse(random_model(small()))
+    images = random_images(model.arch, 6)
+    held = collect(model, images.split(4), hold=5)
+    assert held.held == 5
+    expected = model.block("stem").linear(images[:5]).double().mean((0, 2, 3))
+    assert torch.allclose(held.output_means["stem"], expected)
 
 
 def test_collects_what_each_block_reads_and_its_size_does_not_grow():
@@ -75,9 +96,11 @@ def test_collects_what_each_block_reads_and_its_size_does_not_grow():
     sizes = []
     for batches in (1, 5):
         seen = collect(model, (random_images(model.arch, 2, seed) for seed in range(batches)))
-        sizes.append(sum(histogram.counts.numel() for histogram in seen.values()))
+        sizes.append(sum(histogram.counts.numel() for histogram in seen.histograms.values()))
     assert sizes[0] == sizes[1]
-    assert list(seen) == [b.name for b in model.arch.blocks] + ["head/pool"]
-    assert seen["head"].counts.shape[0] == 2048
+    names = [block.name for block in model.arch.blocks]
+    assert sorted(seen.histograms) == sorted([*names, "head/pool"])
+    assert list(seen.output_means) == names
+    assert seen.histograms["head"].counts.shape[0] == 2048
     peak = torch.cat([random_images(model.arch, 2, seed) for seed in range(5)]).abs().amax((0, 2, 3))
-    assert torch.allclose(seen["stem"].maximum.float(), peak)
+    assert torch.allclose(seen.histograms["stem"].maximum.float(), peak)

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from calibrate.recipe import weight_scales
+from calibrate.rounding import round_compensated
+
+
+def correlated(samples: int = 4000, channels: int = 24) -> torch.Tensor:
+    """Inputs (samples, channels) that share a few directions, as activations do."""
+    generator = torch.Generator().manual_seed(0)
+    few = torch.randn(samples, 6, generator=generator) @ torch.randn(6, channels, generator=generator)
+    return (few + 0.3 * torch.randn(samples, channels, generator=generator)).double()
+
+
+def output_error(x, weight, codes, scale):
+    return ((codes * scale[:, None] - weight) @ x.T).square().mean().item()
+
+
+def test_errors_make_up_for_each_other():
+    x = correlated()
+    weight = torch.randn(16, 24, generator=torch.Generator().manual_seed(1)).double()
+    scale = weight_scales(weight) * 16  # coarse, so that rounding matters
+    nearest = (weight / scale[:, None]).round()
+    codes = round_compensated(weight, scale, x.T @ x / len(x))
+    assert output_error(x, weight, codes, scale) < 0.5 * output_error(x, weight, nearest, scale)
+    assert (codes - nearest).abs().max() <= 3
+
+
+def test_independent_inputs_leave_nothing_to_gain():
+    weight = torch.randn(8, 70)
+    scale = weight_scales(weight)
+    codes = round_compensated(weight, scale, torch.diag(torch.rand(70) + 0.1))
+    assert torch.equal(codes, (weight / scale[:, None]).round().to(torch.int8))
+
+
+@pytest.mark.parametrize("covariance", [torch.zeros(5, 5), torch.ones(5, 5)])
+def test_degenerate_inputs(covariance):
+    weight = torch.randn(3, 5)
+    codes = round_compensated(weight, weight_scales(weight), covariance)
+    assert codes.abs().max() <= 127
+    assert codes.dtype == torch.int8
+
+
+def test_codes_stay_on_the_grid():
+    x = correlated()
+    weight = torch.randn(16, 24)
+    codes = round_compensated(weight, weight_scales(weight) / 4, x.T @ x)
+    assert codes.min() >= -127
