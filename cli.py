@@ -204,7 +204,7 @@ def calibrate(
         weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
         images={"source": inputs.calibration.source.name, "sha256": inputs.calibration.fingerprint()},
         preprocessing=preprocessing,
-        classes=inputs.classes,
+        classes=inputs.names_for(model.arch),
         task=model.arch.task,
         recipe=recipe.to_dict(),
         seed=seed,

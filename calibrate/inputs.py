@@ -44,6 +44,11 @@ class Inputs:
         crop = self.preprocessing.crop if self.preprocessing else None
         return (crop, crop) if crop else arch.image_size
 
+    def names_for(self, arch: Architecture) -> Sequence[str] | None:
+        """The class names, if there is one for each of the network's classes."""
+        fits = self.classes is not None and len(self.classes) == arch.num_classes
+        return self.classes if fits else None
+
     def describe(self) -> dict[str, Any]:
         """How many images served for what, and which could not be read: a report section."""
         judged = self.evaluation or self.calibration

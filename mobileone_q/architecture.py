@@ -149,14 +149,24 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """Inverse of :meth:`to_dict`, also after a trip through JSON (which has no tuples)."""
-        rows: list[dict[str, Any]] = [
-            {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-            for row in values["blocks"]
-        ]
-        blocks = tuple(BlockSpec(**row) for row in rows)
-        height, width = values["image_size"]
-        return cls(values["name"], blocks, (height, width), values.get("task", "classify"))
+        """Inverse of :meth:`to_dict`, also after a trip through JSON (which has no tuples).
+
+        Raises:
+            ArchitectureError: not what :meth:`to_dict` of this version, or an earlier one, gives.
+        """
+        try:
+            rows: list[dict[str, Any]] = [
+                {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+                for row in values["blocks"]
+            ]
+            blocks = tuple(BlockSpec(**row) for row in rows)
+            height, width = values["image_size"]
+            return cls(values["name"], blocks, (height, width), values.get("task", "classify"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArchitectureError(
+                f"a saved architecture cannot be understood ({error}); "
+                "it may be of a newer mobileone-q: install that, or make the file again"
+            ) from None
 
 
 @dataclass(frozen=True)
