@@ -9,6 +9,7 @@ refuses whole pickled modules; up to torch 2.5 it could also be made to run code
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -104,6 +105,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
 def _known_names() -> dict[tuple[str, str], Any]:
     def tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+        if math.prod(size) > storage.numel():  # a stride of 0 could claim any amount of memory
+            raise ValueError("a tensor is larger than its storage")
         return storage.as_strided(tuple(size), tuple(stride), offset)  # checks its bounds
 
     def parameter(data: Tensor, *_: Any) -> Tensor:

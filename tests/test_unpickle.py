@@ -215,6 +215,8 @@ def test_what_torch_never_writes_is_refused(tmp_path):
     assert "damaged" in refusal(path)
     rewrite({order: b"big"})
     assert "big-endian" in refusal(path)
+    torch.save({"stem.weight": torch.zeros(1).expand(10**12)}, path)
+    assert "larger than its storage" in refusal(path)
     buffer = io.BytesIO()
     torch.save([1], buffer)
     path.write_bytes(buffer.getvalue())
