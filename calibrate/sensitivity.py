@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mobileone_q.evaluate import kl_divergence
 from mobileone_q.fuse import branch_kernels
-from mobileone_q.fused import FusedBlock, FusedModel, apply_kernel
-from mobileone_q.model import MobileOne, MultiBranchBlock
+from mobileone_q.fused import FusedBlock, FusedModel
+from mobileone_q.model import MobileOne, MultiBranchBlock, apply_kernel
 from mobileone_q.quantized import QuantizedBlock, QuantizedModel
 
 CHANNELS_NAMED = 3

@@ -1,9 +1,10 @@
 """Write a fused or a quantized model as ONNX: one emitter, nodes named after blocks.
 
-Assumptions: opset 17, dynamic batch, input ``input`` (N, 3, H, W) float32, output ``logits``. The
-compute node of block ``b`` is called ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ
-pairs stand at convolution and classifier inputs only, weights are int8 codes behind a
-DequantizeLinear, and biases are float32, since TensorRT rejects an int32 bias DequantizeLinear.
+Assumptions: opset 17, dynamic batch, input ``input`` (N, 3, H, W) float32 (a signal is (N, C, 1, L)),
+output ``logits``, also where that is an embedding or a map. The compute node of block ``b`` is
+called ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ pairs stand at convolution and
+classifier inputs only, weights are int8 codes behind a DequantizeLinear, and biases are float32,
+since TensorRT rejects an int32 bias DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from mobileone_q.quantized import QuantizedBlock, QuantizedModel, int8_form
 OPSET = 17
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
 SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
+SIX = 6.0  # where ReLU6 cuts
+TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
 
 
 class Emitter:
@@ -174,11 +177,22 @@ def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, cons
 
 
 def _emit_activation(emitter: Emitter, block: Block, x: str, consumers: Shift | None) -> str:
+    """SE, the activation as far as the consumer's grid does not do it, and a head's flattening."""
+    spec, name = block.spec, block.spec.name
     if block.se is not None:
-        x = _emit_squeeze_excite(emitter, f"{block.spec.name}/se", block.se, x)
-    if block.spec.activation == "none" or (consumers and consumers.form == "saturate"):
+        x = _emit_squeeze_excite(emitter, f"{name}/se", block.se, x)
+    if spec.flatten:
+        return emitter.node("Flatten", f"{name}/flatten", [x])
+    if consumers and consumers.form == "saturate":
+        # Codes end at 255 steps: a grid whose last code is 6 or less cuts where ReLU6 would.
+        if spec.activation == "relu6" and SIX * SHIFT / consumers.amount < TOP_CODE:
+            limit = emitter.constant(f"{name}/relu6_limit", np.float32(SIX - consumers.amount))
+            return emitter.node("Min", f"{name}/relu6", [x, limit])
         return x
-    return emitter.node("Relu", f"{block.spec.name}/relu", [x])
+    if spec.activation == "relu6":
+        limits = [emitter.constant(f"{name}/relu6_{k}", np.float32(v)) for k, v in (("min", 0), ("max", SIX))]
+        return emitter.node("Clip", f"{name}/relu6", [x, *limits])
+    return x if spec.activation == "none" else emitter.node("Relu", f"{name}/relu", [x])
 
 
 def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str) -> str:
@@ -197,7 +211,7 @@ def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onn
         emitter.nodes,
         f"mobileone-{arch.name}",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", arch.num_classes])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *arch.output_shape])],
         emitter.constants,
     )
     proto = helper.make_model(

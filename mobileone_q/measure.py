@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from mobileone_q.architecture import Architecture
 from mobileone_q.engines import BuildOptions, backend
-from mobileone_q.evaluate import Runnable, agreement, collect_logits, compare, kl_divergence
+from mobileone_q.evaluate import (
+    Runnable,
+    agreement,
+    collect_logits,
+    compare,
+    compare_embeddings,
+    cosine_similarity,
+    kl_divergence,
+)
 from mobileone_q.profile import profile_engines
 from mobileone_q.quantized import QuantizedModel
 from mobileone_q.run import Run
@@ -44,7 +52,7 @@ def measure_accuracy(
     images: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
     advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
-    """Report sections ``accuracy`` and ``simulation``.
+    """Report sections ``accuracy`` and ``simulation``; by cosine similarity where there are no classes.
 
     Both exported graphs run in ONNX Runtime, on all cores; the float32 simulation runs on the
     first images, and the section says how it compares. Where INT8 has drifted from FP32, it and
@@ -59,6 +67,12 @@ def measure_accuracy(
         engines.append(factory.load(path, threads=threads))
     (fp32, int8, simulated), labels = collect_logits([*engines, Simulation(quantized)], images, advance)
     few = len(simulated)
+    if quantized.arch.task != "classify":
+        cosine = cosine_similarity(simulated, int8[:few]).mean
+        return {
+            "accuracy": {"engine": factory.runtime(), **compare_embeddings(fp32, int8).to_dict()},
+            "simulation": {"images": few, "cosine": cosine},
+        }
     return {
         "accuracy": {"engine": factory.runtime(), **compare(fp32, int8, labels).to_dict()},
         "simulation": {

@@ -14,6 +14,24 @@ def print_accuracy(report: dict[str, Any]) -> None:
     accuracy, images = report["accuracy"], report["images"]
     console = Console(highlight=False)
     console.print(f"{report['model']}: accuracy on {images['evaluation']} images, in {accuracy['engine']}")
+    if accuracy.get("cosine"):
+        cosine = accuracy["cosine"]
+        console.print(
+            f"cosine          {cosine['mean']:.5f} mean, {cosine['lowest']:.5f} lowest, INT8 with FP32"
+        )
+    else:
+        _print_classes(console, report)
+    if images["skipped"]:
+        name, reason = next(iter(images["skipped"].items()))
+        console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
+    if images["evaluated_on"] == "calibration":
+        console.print(
+            "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
+        )
+
+
+def _print_classes(console: Console, report: dict[str, Any]) -> None:
+    accuracy = report["accuracy"]
     table = Table()
     for heading in ("", "top-1 %", "top-5 %"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -29,13 +47,6 @@ def print_accuracy(report: dict[str, Any]) -> None:
         )
     console.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
     console.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
-    if images["skipped"]:
-        name, reason = next(iter(images["skipped"].items()))
-        console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
-    if images["evaluated_on"] == "calibration":
-        console.print(
-            "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
-        )
 
 
 def print_latency(latency: dict[str, Any]) -> None:
