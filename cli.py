@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from mobileone_q.run import Run
 
 ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
-TARGETS = ("auto", "tensorrt", "onnxruntime")
+TARGETS = ("auto", "tensorrt", "onnxruntime", "dla")
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
 FILE = click.Path(path_type=Path)
 
 
@@ -174,12 +175,27 @@ def calibrate(
     click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
 
 
+def _batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
+    """``4`` is a fixed batch, ``1:4:8`` the least, the typical and the most."""
+    try:
+        sizes = [int(size) for size in value.split(":")]
+    except ValueError:
+        sizes = []
+    least, typical, most = sizes * 3 if len(sizes) == 1 else sizes if len(sizes) == 3 else (0, 0, 0)
+    if not 1 <= least <= typical <= most:
+        raise click.BadParameter(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
+    return least, typical, most
+
+
 @main.command("build-engine")
+@click.option("--int8", "wants_int8", is_flag=True, help="INT8 beside its FP32 baseline.  [default]")
 @click.option(
-    "--int8/--fp32",
-    default=True,
-    help="INT8 beside its FP32 baseline, or the baseline alone.  [default: int8]",
+    "--fp16",
+    "wants_fp16",
+    is_flag=True,
+    help="FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
 )
+@click.option("--fp32", "wants_fp32", is_flag=True, help="The FP32 baseline; by itself, that alone.")
 @click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
 @click.option(
     "--backend",
@@ -188,6 +204,20 @@ def calibrate(
     show_default=True,
     help="Runtime to build for; auto takes TensorRT where it and a GPU are there.",
 )
+@click.option(
+    "--batch", callback=_batch_range, default="1:1:8", show_default=True,
+    help="Images at once: N, or MIN:OPT:MAX.",
+)  # fmt: skip
+@click.option(
+    "--workspace", type=click.IntRange(min=1), default=1024, show_default=True, help="Builder's memory, MiB."
+)
+@click.option("--opt-level", type=click.IntRange(0, 5), help="Builder optimization level (TensorRT 8.6+).")
+@click.option(
+    "--timing-cache/--no-timing-cache", default=True, show_default=True, help="Reuse kernel timings."
+)
+@click.option("--version-compatible", is_flag=True, help="Engine for later TensorRT versions too (8.6+).")
+@click.option("--hardware-compatible", is_flag=True, help="Engine for any desktop GPU from Ampere on (8.6+).")
+@click.option("--dla", type=click.IntRange(min=0), help="DLA core to build for, with the GPU as fallback.")
 @click.option(
     "--compute-capability",
     "capabilities",
@@ -198,27 +228,64 @@ def calibrate(
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
 )
+@click.option("--bundle", type=FILE, help="Write a deployment folder instead: graph, script, commands.")
 def build_engine(
-    int8: bool, run_path: Path | None, backend: str, capabilities: tuple[int, ...], threads: int
+    wants_int8: bool,
+    wants_fp16: bool,
+    wants_fp32: bool,
+    run_path: Path | None,
+    backend: str,
+    batch: tuple[int, int, int],
+    workspace: int,
+    opt_level: int | None,
+    timing_cache: bool,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    dla: int | None,
+    capabilities: tuple[int, ...],
+    threads: int,
+    bundle: Path | None,
 ) -> None:
     """Build engines of a run; where they can run, show the latency per block."""
     from mobileone_q.engines import BuildOptions, best_backend
     from mobileone_q.engines import backend as engine_class
+    from mobileone_q.graphs import build_options, write_graph
     from mobileone_q.progress import progress
     from mobileone_q.run import Run
 
     run = Run.find(run_path)
+    wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
+    options = BuildOptions(
+        remainder="fp16" if wants_fp16 else "fp32",
+        batch=batch,
+        threads=threads,
+        compute_capabilities=capabilities,
+        workspace_mb=workspace,
+        optimization_level=opt_level,
+        timing_cache=timing_cache,
+        version_compatible=version_compatible,
+        hardware_compatible=hardware_compatible,
+        dla_core=dla,
+    )
+    if bundle is not None:
+        from mobileone_q.bundle import write_bundle
+
+        click.echo(
+            write_bundle(run, bundle, "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32", options)
+        )
+        return
     backend = best_backend() if backend == "auto" else backend
     factory = engine_class(backend)
-    precisions = ("fp32", "int8") if int8 else ("fp32",)
-    with progress(f"building for {factory.runtime()}", len(precisions)) as advance:
+    precisions = ["fp32", *["fp16"] * wants_fp16, *["int8"] * wants_int8]
+    with progress(f"building for {factory.runtime()}", 100 * len(precisions)) as advance:
         for precision in precisions:
-            options = BuildOptions(precision, threads=threads, compute_capabilities=capabilities)
+            graph = write_graph(run, precision, options.remainder, factory)
             path = run.engine(precision, backend, factory.suffix)
-            factory.build(run.onnx(precision), path, options)
-            advance(1)
+            info = factory.build(graph, path, build_options(run, precision, options), advance)
             click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if not int8:
+            if info.warnings:
+                click.echo(f"      {info.warnings}")
+    if not wants_int8:
         return
     if not factory.can_run():
         click.echo(f"no latency: running a {backend} engine needs an NVIDIA GPU, and there is none here")

@@ -160,7 +160,7 @@ def test_each_name_in_use_is_missed_when_it_goes(recorded, version, graphs, tmp_
 
 
 def test_a_misspelling_is_noticed(recorded, version, graphs, tmp_path, monkeypatch):
-    trt, engine = recorded
+    _, engine = recorded
     configure = versions.configure
 
     def misspelt(trt, config, options):
