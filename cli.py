@@ -14,6 +14,7 @@ import click
 
 from mobileone_q import __version__
 from mobileone_q.errors import MobileOneQError
+from mobileone_q.options import engine_options
 
 if TYPE_CHECKING:
     from mobileone_q.run import Run
@@ -175,18 +176,6 @@ def calibrate(
     click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
 
 
-def _batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
-    """``4`` is a fixed batch, ``1:4:8`` the least, the typical and the most."""
-    try:
-        sizes = [int(size) for size in value.split(":")]
-    except ValueError:
-        sizes = []
-    least, typical, most = sizes * 3 if len(sizes) == 1 else sizes if len(sizes) == 3 else (0, 0, 0)
-    if not 1 <= least <= typical <= most:
-        raise click.BadParameter(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
-    return least, typical, most
-
-
 @main.command("build-engine")
 @click.option("--int8", "wants_int8", is_flag=True, help="INT8 beside its FP32 baseline.  [default]")
 @click.option(
@@ -204,30 +193,7 @@ def _batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int
     show_default=True,
     help="Runtime to build for; auto takes TensorRT where it and a GPU are there.",
 )
-@click.option(
-    "--batch", callback=_batch_range, default="1:1:8", show_default=True,
-    help="Images at once: N, or MIN:OPT:MAX.",
-)  # fmt: skip
-@click.option(
-    "--workspace", type=click.IntRange(min=1), default=1024, show_default=True, help="Builder's memory, MiB."
-)
-@click.option("--opt-level", type=click.IntRange(0, 5), help="Builder optimization level (TensorRT 8.6+).")
-@click.option(
-    "--timing-cache/--no-timing-cache", default=True, show_default=True, help="Reuse kernel timings."
-)
-@click.option("--version-compatible", is_flag=True, help="Engine for later TensorRT versions too (8.6+).")
-@click.option("--hardware-compatible", is_flag=True, help="Engine for any desktop GPU from Ampere on (8.6+).")
-@click.option("--dla", type=click.IntRange(min=0), help="DLA core to build for, with the GPU as fallback.")
-@click.option(
-    "--compute-capability",
-    "capabilities",
-    type=int,
-    multiple=True,
-    help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
-)
+@engine_options
 @click.option("--bundle", type=FILE, help="Write a deployment folder instead: graph, script, commands.")
 def build_engine(
     wants_int8: bool,
@@ -235,16 +201,8 @@ def build_engine(
     wants_fp32: bool,
     run_path: Path | None,
     backend: str,
-    batch: tuple[int, int, int],
-    workspace: int,
-    opt_level: int | None,
-    timing_cache: bool,
-    version_compatible: bool,
-    hardware_compatible: bool,
-    dla: int | None,
-    capabilities: tuple[int, ...],
-    threads: int,
     bundle: Path | None,
+    **settings: Any,
 ) -> None:
     """Build engines of a run; where they can run, show the latency per block."""
     from mobileone_q.engines import BuildOptions, best_backend
@@ -255,24 +213,12 @@ def build_engine(
 
     run = Run.find(run_path)
     wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
-    options = BuildOptions(
-        remainder="fp16" if wants_fp16 else "fp32",
-        batch=batch,
-        threads=threads,
-        compute_capabilities=capabilities,
-        workspace_mb=workspace,
-        optimization_level=opt_level,
-        timing_cache=timing_cache,
-        version_compatible=version_compatible,
-        hardware_compatible=hardware_compatible,
-        dla_core=dla,
-    )
+    options = BuildOptions(remainder="fp16" if wants_fp16 else "fp32", **settings)
     if bundle is not None:
         from mobileone_q.bundle import write_bundle
 
-        click.echo(
-            write_bundle(run, bundle, "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32", options)
-        )
+        precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
+        click.echo(write_bundle(run, bundle, precision, options))
         return
     backend = best_backend() if backend == "auto" else backend
     factory = engine_class(backend)
@@ -290,7 +236,7 @@ def build_engine(
     if not factory.can_run():
         click.echo(f"no latency: running a {backend} engine needs an NVIDIA GPU, and there is none here")
         return
-    _show_latency(run, backend, threads, runs=50)
+    _show_latency(run, backend, options.threads, runs=50)
 
 
 @main.command()

@@ -39,7 +39,8 @@ def graph_name(run: Run, precision: str, remainder: str, factory: type[Engine]) 
 
 
 def build_options(run: Run, precision: str, options: BuildOptions) -> BuildOptions:
-    """The options for one precision of a run: FP32 never goes to the DLA, which computes in none.
+    """The options for one precision of a run: FP32 never goes to the DLA, which computes in none,
+    and a DLA gets one batch size, the typical one.
 
     Raises:
         EngineError: INT8 and DLA, and a run that was calibrated for another target, or the reverse.
@@ -53,8 +54,14 @@ def build_options(run: Run, precision: str, options: BuildOptions) -> BuildOptio
     calibration = str(run.calibration) if precision == "int8" and dla_core is not None else None
     # What a DLA cannot do in INT8 it does in FP16.
     remainder = "fp16" if calibration else options.remainder
+    batch = options.batch if dla_core is None else (options.batch[1],) * 3  # DLA has no ranges
     return replace(
-        options, precision=precision, dla_core=dla_core, calibration=calibration, remainder=remainder
+        options,
+        precision=precision,
+        remainder=remainder,
+        batch=batch,
+        dla_core=dla_core,
+        calibration=calibration,
     )
 
 

@@ -35,7 +35,8 @@ def read_image(path: Path) -> np.ndarray:
         return np.load(path)
     data = path.read_bytes()
     if data[:2] == b"P6":
-        fields, position = [], 2
+        fields: list[int] = []
+        position = 2
         while len(fields) < 3:  # width, height, largest value; comments run to the end of a line
             while data[position : position + 1].isspace():
                 position += 1
