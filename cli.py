@@ -256,11 +256,20 @@ def build_engine(
     help="Interleaved runs to take medians of.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
 )
-def profile(run_path: Path | None, backend: str, runs: int, batch: int, threads: int) -> None:
-    """Time the built FP32 and INT8 engines of a run, interleaved, per block."""
+def profile(
+    run_path: Path | None, backend: str, runs: int, batch: int, recorded: Path | None, threads: int
+) -> None:
+    """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
+    if recorded is not None:
+        from mobileone_q.recorded import latency_from
+        from mobileone_q.report import print_latency
+
+        print_latency(latency_from(recorded))
+        return
     from mobileone_q.engines import best_backend
     from mobileone_q.run import Run
 

@@ -95,10 +95,12 @@ def measure_latency(
         EngineError: an engine is missing or stale, or cannot run here.
     """
     fp32, int8 = (load_engine(run, precision, backend_name, threads) for precision in PRECISIONS)
+    has_fp16 = run.engine("fp16", backend_name, backend(backend_name).suffix).is_file()
+    fp16 = load_engine(run, "fp16", backend_name, threads) if has_fp16 else None
     shape = (batch, arch.in_channels, *arch.image_size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     names = [block.name for block in arch.blocks]
-    latency = profile_engines(fp32, int8, names, x, threads=threads, runs=runs, advance=advance)
+    latency = profile_engines(fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance)
     section = latency.to_dict()
     if not backend_name.startswith(target):
         section["note"] = (

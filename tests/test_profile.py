@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from mobileone_q.engines.base import EngineInfo
+from mobileone_q.layers import Inspection
 from mobileone_q.profile import block_times, owner, profile_engines
 
 BLOCKS = ["stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "head"]
@@ -52,6 +53,9 @@ class FakeEngine:
 
     def layer_profiler(self):
         return self
+
+    def inspection(self):
+        return Inspection()
 
     def __enter__(self):
         self.runs.clear()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mobileone_q.errors import EngineError
 from mobileone_q.files import read_json, sha256, write_json
+from mobileone_q.layers import Inspection
 
 Advance = Callable[[int], None]
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order
@@ -160,6 +161,10 @@ class Engine(ABC):
     @abstractmethod
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch."""
+
+    def inspection(self) -> Inspection:
+        """What the runtime says of its layers beyond their names; nothing where it cannot."""
+        return Inspection()
 
     @abstractmethod
     def layer_profiler(self) -> LayerProfiler:

@@ -20,6 +20,7 @@ from mobileone_q.engines.building import keep_log, make_logger, serialize
 from mobileone_q.engines.versions import is_strongly_typed
 from mobileone_q.errors import BackendMissing, EngineError
 from mobileone_q.files import write_atomically
+from mobileone_q.layers import Inspection, read_inspection
 
 
 class TensorRTEngine(Engine):
@@ -114,6 +115,9 @@ class TensorRTEngine(Engine):
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return execute(self._context, batch)
+
+    def inspection(self) -> Inspection:
+        return read_inspection(self.layer_information())
 
     def layer_information(self) -> Any:
         """The engine inspector's JSON: what each layer became; keys differ between versions."""
