@@ -5,6 +5,7 @@ Nothing heavy is imported until a command runs.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -329,6 +330,72 @@ def fuse(arch: str, image_size: int, data: Path | None, src: Path, dst: Path) ->
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+
+
+@main.command()
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@click.option("--engines", is_flag=True, required=True, help="Compare the logits of every engine at hand.")
+@click.option("--data", type=FILE, help="Folder of images.  [default: the bundled sample's, for its run]")
+@click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
+    """Compare simulation, ONNX Runtime and TensorRT on the same images."""
+    from calibrate.data import Batches, ImageFolder
+    from calibrate.inputs import sample_images
+    from mobileone_q import sample
+    from mobileone_q.errors import DataError
+    from mobileone_q.parity import measure_parity
+    from mobileone_q.preprocess import Preprocessing
+    from mobileone_q.progress import progress
+    from mobileone_q.report import print_parity, update_report
+    from mobileone_q.run import Run
+
+    run = Run.find(run_path)
+    if data is None and run.read_report().get("model") != sample.NAME:
+        raise DataError(f"{run.path} is not of the bundled sample; pass --data FOLDER of images")
+    source = ImageFolder(data) if data else sample_images("evaluation")
+    transform = Preprocessing.from_dict(run.read_manifest()["preprocessing"])
+    chosen = Batches.choose(source, transform, min(images, len(source)))
+    with progress("comparing", len(chosen)) as advance:
+        parity = measure_parity(run, chosen, threads, advance)
+    update_report(run, parity=parity)
+    print_parity(parity)
+
+
+@main.command()
+@click.option("--device", type=click.Choice(MODULES), required=True, help="Jetson module.")
+@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
+    """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
+    from mobileone_q.architecture import architecture
+    from mobileone_q.devices import MODULES as published
+    from mobileone_q.report import print_roofline
+    from mobileone_q.roofline import roofline as bounds
+    from mobileone_q.roofline import to_dict
+
+    chain, module = architecture(arch, image_size=image_size), published[device]
+    values = to_dict(chain, module, batch, bounds(chain, module, batch))
+    click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what will work, and how to mend the rest."""
+    from mobileone_q.doctor import gather, judge, to_dict
+
+    facts = gather()
+    checks = judge(facts)
+    if as_json:
+        click.echo(json.dumps(to_dict(facts, checks), indent=2))
+        return
+    for check in checks:
+        click.echo(f"{check.status:8} {check.name:12} {check.finding}")
+        if check.remedy:
+            click.echo(f"{'':21} remedy: {check.remedy}")
 
 
 def _resolve_target(target: str) -> str:

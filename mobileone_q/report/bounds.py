@@ -1,4 +1,4 @@
-"""The roofline table on a terminal."""
+"""The roofline and the parity of engines on a terminal."""
 
 from __future__ import annotations
 
@@ -42,3 +42,29 @@ def print_roofline(bound: dict[str, Any]) -> None:
         f"rates: {device['int8_tops']} dense INT8 TOPS, {device['fp16_tflops']} dense FP16 TFLOPS, "
         f"{device['bandwidth_gb_s']} GB/s. {device['source']}"
     )
+
+
+def print_parity(parity: dict[str, Any]) -> None:
+    """Every engine against its reference, from :func:`mobileone_q.parity.measure_parity`."""
+    console = Console(highlight=False)
+    console.print(f"logits of every engine at hand on the same {parity['images']} images")
+    table = Table()
+    for heading in (
+        "engine",
+        "against",
+        "largest difference",
+        "of largest logit",
+        "agreement",
+        "KL",
+        "top-1 %",
+    ):
+        table.add_column(heading, justify="left" if heading in ("engine", "against") else "right")
+    for row in parity["engines"]:
+        table.add_row(
+            row["name"], row["reference"], f"{row['largest_difference']:.4f}",
+            f"{100 * row['relative']:.2f} %", f"{100 * row['agreement']:.2f} %", f"{row['kl']:.4f}",
+            "no labels" if row["top1"] is None else f"{100 * row['top1']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    for name, reason in parity["not_run"].items():
+        console.print(f"not run: {name}: {reason}")
