@@ -142,7 +142,7 @@ def test_its_preprocessing_is_ours(shape):
     theirs = preprocess(image, TRANSFORM.to_dict())[0]
     level = 1 / 255 / min(TRANSFORM.std)
     assert np.abs(ours - theirs).max() < 1.01 * level
-    assert (np.abs(ours - theirs) > 0.01 * level).mean() < 0.02
+    assert (np.abs(ours - theirs) > 0.01 * level).mean() < 0.05
 
 
 def test_images_it_reads_by_itself(picture, tmp_path):
