@@ -104,7 +104,7 @@ def compare_blocks(layers: Mapping[str, Layers], block_names: Sequence[str]) -> 
     for name in block_names:
         fp32, int8 = times["fp32"][name], times["int8"][name]
         fp16 = times["fp16"][name] if "fp16" in times else None
-        slower = fp16 is not None and int8 > fp16
+        slower = fp16 is not None and 0 < fp16 < int8  # 0: no layer of its own there
         fused = tuple(key for key in layers if name in shared[key])
         rows.append(BlockTiming(name, fp32, int8, _ratio(fp32, int8), fp16, slower, fused))
     return tuple(rows)

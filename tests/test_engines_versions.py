@@ -20,7 +20,7 @@ from tests.recorded import VERSIONS, Recorded
 OLD, TYPED = ("8.5.2", "8.6.1"), ("10.3.0", "10.13.3", "10.16.1", "11.1.0", "rtx-1.7.1")
 ABSENT = {  # what each option needs, and the versions that lack it
     "optimization_level": ("8.5.2",),
-    "version_compatible": ("8.5.2",),
+    "version_compatible": ("8.5.2", "rtx-1.7.1"),
     "hardware_compatible": ("8.5.2", "rtx-1.7.1"),
     "dla_core": ("rtx-1.7.1",),
     "calibration": ("11.1.0", "rtx-1.7.1"),
@@ -122,7 +122,11 @@ def test_what_a_version_lacks_is_refused_in_words(recorded, version, graphs, tmp
 def test_loading_running_and_profiling(recorded, version, graphs, tmp_path, monkeypatch):
     trt, engine = recorded
     path = tmp_path / "engine.plan"
-    engine.build(graphs / "int8.onnx", path, BuildOptions(version_compatible=version != "8.5.2"))
+    engine.build(
+        graphs / "int8.onnx",
+        path,
+        BuildOptions(version_compatible=version not in ABSENT["version_compatible"]),
+    )
     stream = SimpleNamespace(cuda_stream=7, synchronize=lambda: None)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)

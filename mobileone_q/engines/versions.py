@@ -61,8 +61,9 @@ def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
     wanting = [
         (options.optimization_level is not None, hasattr(config, "builder_optimization_level"),
          "no optimization levels (8.6 brought them); drop --opt-level"),
-        (options.version_compatible, hasattr(flags, "VERSION_COMPATIBLE"),
-         "no version-compatible engines (8.6 brought them); drop --version-compatible"),
+        (options.version_compatible, hasattr(flags, "VERSION_COMPATIBLE") and not is_rtx(trt),
+         "no version-compatible engines (8.6 brought them, without TensorRT for RTX); "
+         "drop --version-compatible"),
         (options.hardware_compatible, hasattr(trt, "HardwareCompatibilityLevel") and not is_rtx(trt),
          "no hardware-compatible engines (8.6 brought them; TensorRT for RTX takes "
          "--compute-capability); drop --hardware-compatible"),
