@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from calibrate.recipe import Recipe, calibrate
 from mobileone_q.engines import BuildOptions, building, versions
 from mobileone_q.engines import tensorrt as module
+from mobileone_q.engines.base import sidecar
 from mobileone_q.errors import EngineError
 from mobileone_q.export import export_onnx
 from mobileone_q.fuse import fuse
@@ -202,3 +204,72 @@ def test_progress_adds_up_to_a_hundred(shared):
     monitor.phase_finish("Tactics")
     monitor.phase_finish("Building")
     assert steps == [33, 33, 34]
+
+
+def built(recorded, graphs, tmp_path, **facts):
+    """An engine whose sidecar says something else than the truth."""
+    _, engine = recorded
+    path = tmp_path / "engine.plan"
+    engine.build(graphs / "int8.onnx", path, BuildOptions())
+    values = json.loads(sidecar(path).read_text())
+    options = values["options"] | facts.pop("options", {})
+    sidecar(path).write_text(json.dumps(values | facts | {"options": options}))
+    return engine, path
+
+
+@pytest.mark.parametrize("version", ["10.3.0"], indirect=True)
+def test_a_foreign_engine_is_refused_with_the_reason(recorded, version, graphs, tmp_path):
+    engine, path = built(recorded, graphs, tmp_path, device="another GPU")
+    with pytest.raises(
+        EngineError, match="was built for another GPU, and this is a GPU; build it again here"
+    ):
+        engine.load(path)
+    with pytest.raises(EngineError, match=r"was built from another fp32\.onnx"):
+        engine.load(path, graphs / "fp32.onnx")
+    engine, path = built(recorded, graphs, tmp_path, device="another", options={"hardware_compatible": True})
+    assert engine.load(path).info.device == "another"
+
+
+@pytest.mark.parametrize("version", ["10.3.0"], indirect=True)
+@pytest.mark.parametrize(
+    ("runtime", "compatible", "runs"),
+    [
+        ("tensorrt 10.1.0", True, True),
+        ("tensorrt 10.1.0", False, False),
+        ("tensorrt 10.4.0", True, False),  # never on an older version than its own
+        ("tensorrt 8.6.1", True, False),
+        ("tensorrt_rtx 10.1.0", True, False),
+    ],
+)
+def test_version_compatible_engines(recorded, version, graphs, tmp_path, runtime, compatible, runs):
+    changes = {"runtime": runtime, "options": {"version_compatible": compatible}}
+    engine, path = built(recorded, graphs, tmp_path, **changes)
+    if runs:
+        assert engine.load(path)
+        assert recorded[0].set["Runtime.engine_host_code_allowed"] is True
+        return
+    with pytest.raises(EngineError, match=f"was built by {runtime} and tensorrt 10.3.0 is installed"):
+        engine.load(path)
+
+
+def test_warnings_are_kept_beside_the_engine_and_summarised(shared, tmp_path):
+    logger = building.make_logger(Recorded("10.3.0", shared))
+    for severity, message in (
+        (2, "slow kernel"),
+        (3, "only information"),
+        (2, "slow kernel"),
+        (1, "bad\nvery"),
+    ):
+        logger.log(severity, message)
+    path = tmp_path / "engine.plan"
+    summary = building.keep_log(logger, path)
+    assert summary == (
+        f"3 builder messages of 2 kinds, mostly warning: slow kernel; all in {building.log_path(path)}"
+    )
+    assert (
+        building.log_path(path).read_text()
+        == "warning: slow kernel\nwarning: slow kernel\nerror: bad\nvery\n"
+    )
+    logger.messages.clear()
+    assert building.keep_log(logger, path) == ""
+    assert not building.log_path(path).exists()
