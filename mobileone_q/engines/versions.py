@@ -61,7 +61,7 @@ def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
     wanting = [
         (options.optimization_level is not None, hasattr(config, "builder_optimization_level"),
          "no optimization levels (8.6 brought them); drop --opt-level"),
-        (options.version_compatible, hasattr(flags, "VERSION_COMPATIBLE") and not is_rtx(trt),
+        (options.version_compatible, not is_rtx(trt) and hasattr(flags, "VERSION_COMPATIBLE"),
          "no version-compatible engines (8.6 brought them, without TensorRT for RTX); "
          "drop --version-compatible"),
         (options.hardware_compatible, hasattr(trt, "HardwareCompatibilityLevel") and not is_rtx(trt),
