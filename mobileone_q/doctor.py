@@ -102,7 +102,12 @@ def _python(facts: Facts) -> Check:
     text = ".".join(map(str, facts.python))
     if facts.python >= (3, 10):
         return Check("python", OK, text)
-    return Check("python", WARNING, f"{text} is too old", "3.10 or later; JetPack 6 and 7 bring it")
+    return Check(
+        "python",
+        WARNING,
+        f"{text} is too old",
+        "3.10 or later, as in JetPack 6 and 7; for JetPack 5, build-engine --bundle",
+    )
 
 
 def _tensorrt(facts: Facts) -> Check:

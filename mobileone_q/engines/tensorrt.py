@@ -117,7 +117,10 @@ class TensorRTEngine(Engine):
         return execute(self._context, batch)
 
     def inspection(self) -> Inspection:
-        return read_inspection(self.layer_information())
+        try:
+            return read_inspection(self.layer_information())
+        except (ValueError, KeyError, EngineError):
+            return Inspection()  # an unknown schema costs the origin of renamed layers, not the profile
 
     def layer_information(self) -> Any:
         """The engine inspector's JSON: what each layer became; keys differ between versions."""
