@@ -36,11 +36,23 @@ def latency_from(path: Path) -> dict[str, Any]:
     engines = recording.get("engines") if isinstance(recording, dict) else None
     if not isinstance(engines, dict) or not {"fp32", "int8"} <= engines.keys():
         raise EngineError(f"{path} is no recording: it needs `engines` with fp32 and int8, see the README")
+    try:
+        return _latency(path, recording, engines)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise EngineError(
+            f"{path} is not in the form of trtexec's exports ({reason}); record again"
+        ) from error
+
+
+def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> dict[str, Any]:
     layers = {key: _layers(path, key, engine) for key, engine in engines.items()}
     names = [block.name for block in architecture(recording.get("arch", "s0")).blocks]
     timed = {key: engine["latency_ms"] for key, engine in engines.items() if "latency_ms" in engine}
     timings = {key: Timing(ms["median"], ms["p95"]) for key, ms in timed.items()}
     sums = layers["fp32"].sum_ms, layers["int8"].sum_ms
+    is_timed = {"fp32", "int8"} <= timings.keys()
+    speedup = timings["fp32"].median_ms / timings["int8"].median_ms if is_timed else sums[0] / sums[1]
     latency = Latency(
         runtime=f"tensorrt {engines['int8'].get('version', 'of unknown version')}",
         device=recording.get("device", "unknown device"),
@@ -50,13 +62,13 @@ def latency_from(path: Path) -> dict[str, Any]:
         fp32=timings.get("fp32"),
         int8=timings.get("int8"),
         fp16=timings.get("fp16"),
-        speedup=sums[0] / sums[1],
+        speedup=speedup,
         layer_sum_ms=sums,
         fp16_sum_ms=layers["fp16"].sum_ms if "fp16" in layers else None,
         reformat_ms={key: each.reformat_ms() for key, each in layers.items()},
         layers=compare_blocks(layers, names),
     )
-    return latency.to_dict() | {"note": NOTE}
+    return latency.to_dict() | {"recorded": True, "note": NOTE}
 
 
 def _layers(path: Path, key: str, engine: dict[str, Any]) -> Layers:

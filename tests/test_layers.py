@@ -94,6 +94,8 @@ def test_from_the_command_line(capsys):
     assert "INT8 is slower" in text
     assert "reformat layers): FP32 0.004 ms, FP16 0.004 ms, INT8 0.006 ms" in text
     assert "nothing was run here" in text
+    assert "interleaved" not in text
+    assert "speed-up 4.00x; medians of 200 recorded runs" in " ".join(text.split())
 
 
 def test_parts_may_be_files_and_errors_name_them(tmp_path):
@@ -110,6 +112,10 @@ def test_parts_may_be_files_and_errors_name_them(tmp_path):
         latency_from(path)
     path.write_text("{}")
     assert "needs `engines` with fp32 and int8" in refused("profile", "--from", path)
+    for wrong in ([1], [{"name": "stem"}], [{"name": "stem", "medianMs": "x"}]):
+        recording["engines"]["int8"] = {"profile": wrong}
+        path.write_text(json.dumps(recording))
+        assert "is not in the form of trtexec's exports" in refused("profile", "--from", path)
     recording["engines"]["int8"]["profile"] = {}
     path.write_text(json.dumps(recording))
     assert "--exportProfile wrote, a list" in refused("profile", "--from", path)

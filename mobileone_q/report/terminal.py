@@ -77,7 +77,7 @@ def print_latency(latency: dict[str, Any]) -> None:
         )
         console.print(
             f"end to end: {parts}, speed-up {latency['speedup']:.2f}x; "
-            f"medians of {latency['runs']} interleaved runs"
+            f"medians of {latency['runs']} {'recorded' if latency.get('recorded') else 'interleaved'} runs"
         )
     if note := latency.get("note"):
         console.print(f"note: {note}")
