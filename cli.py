@@ -16,6 +16,7 @@ import click
 
 from mobileone_q import __version__
 from mobileone_q.errors import MobileOneQError
+from mobileone_q.options import engine_options
 
 if TYPE_CHECKING:
     from mobileone_q.run import Run
@@ -26,10 +27,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
 FACES = ("", "face", "face-gdc", "face-conv")
 FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
-TARGETS = ("auto", "tensorrt", "onnxruntime")
+TARGETS = ("auto", "tensorrt", "onnxruntime", "dla")
 SENSITIVITY_IMAGES = 100
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
 LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
 FILE = click.Path(path_type=Path)
 
@@ -219,11 +221,14 @@ def calibrate(
 
 
 @main.command("build-engine")
+@click.option("--int8", "wants_int8", is_flag=True, help="INT8 beside its FP32 baseline.  [default]")
 @click.option(
-    "--int8/--fp32",
-    default=True,
-    help="INT8 beside its FP32 baseline, or the baseline alone.  [default: int8]",
+    "--fp16",
+    "wants_fp16",
+    is_flag=True,
+    help="FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
 )
+@click.option("--fp32", "wants_fp32", is_flag=True, help="The FP32 baseline; by itself, that alone.")
 @click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
 @click.option(
     "--backend",
@@ -232,42 +237,50 @@ def calibrate(
     show_default=True,
     help="Runtime to build for; auto takes TensorRT where it and a GPU are there.",
 )
-@click.option(
-    "--compute-capability",
-    "capabilities",
-    type=int,
-    multiple=True,
-    help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
-)
+@engine_options
+@click.option("--bundle", type=FILE, help="Write a deployment folder instead: graph, script, commands.")
 def build_engine(
-    int8: bool, run_path: Path | None, backend: str, capabilities: tuple[int, ...], threads: int
+    wants_int8: bool,
+    wants_fp16: bool,
+    wants_fp32: bool,
+    run_path: Path | None,
+    backend: str,
+    bundle: Path | None,
+    **settings: Any,
 ) -> None:
     """Build engines of a run; where they can run, show the latency per block."""
     from mobileone_q.engines import BuildOptions, best_backend
     from mobileone_q.engines import backend as engine_class
+    from mobileone_q.graphs import build_options, write_graph
     from mobileone_q.progress import progress
     from mobileone_q.run import Run
 
     run = Run.find(run_path)
+    wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
+    options = BuildOptions(remainder="fp16" if wants_fp16 else "fp32", **settings)
+    if bundle is not None:
+        from mobileone_q.bundle import write_bundle
+
+        precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
+        click.echo(write_bundle(run, bundle, precision, options))
+        return
     backend = best_backend() if backend == "auto" else backend
     factory = engine_class(backend)
-    precisions = ("fp32", "int8") if int8 else ("fp32",)
-    with progress(f"building for {factory.runtime()}", len(precisions)) as advance:
+    precisions = ["fp32", *["fp16"] * wants_fp16, *["int8"] * wants_int8]
+    with progress(f"building for {factory.runtime()}", 100 * len(precisions)) as advance:
         for precision in precisions:
-            options = BuildOptions(precision, threads=threads, compute_capabilities=capabilities)
+            graph = write_graph(run, precision, options.remainder, factory)
             path = run.engine(precision, backend, factory.suffix)
-            factory.build(run.onnx(precision), path, options)
-            advance(1)
+            info = factory.build(graph, path, build_options(run, precision, options), advance)
             click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if not int8:
+            if info.warnings:
+                click.echo(f"      {info.warnings}")
+    if not wants_int8:
         return
     if not factory.can_run():
         click.echo(f"no latency: running a {backend} engine needs an NVIDIA GPU, and there is none here")
         return
-    _show_latency(run, backend, threads, runs=50)
+    _show_latency(run, backend, options.threads, runs=50)
 
 
 @main.command()
@@ -287,11 +300,20 @@ def build_engine(
     help="Interleaved runs to take medians of.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
 )
-def profile(run_path: Path | None, backend: str, runs: int, batch: int, threads: int) -> None:
-    """Time the built FP32 and INT8 engines of a run, interleaved, per block."""
+def profile(
+    run_path: Path | None, backend: str, runs: int, batch: int, recorded: Path | None, threads: int
+) -> None:
+    """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
+    if recorded is not None:
+        from mobileone_q.recorded import latency_from
+        from mobileone_q.report import print_latency
+
+        print_latency(latency_from(recorded))
+        return
     from mobileone_q.engines import best_backend
     from mobileone_q.run import Run
 
@@ -458,6 +480,72 @@ def predict(
     results = (predictor(image, top) for image in images)
     for line in map(json.dumps, results) if as_json else lines(results):
         click.echo(line)
+
+
+@main.command()
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@click.option("--engines", is_flag=True, required=True, help="Compare the logits of every engine at hand.")
+@click.option("--data", type=FILE, help="Folder of images.  [default: the bundled sample's, for its run]")
+@click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
+    """Compare simulation, ONNX Runtime and TensorRT on the same images."""
+    from calibrate.data import Batches, ImageFolder
+    from calibrate.inputs import sample_images
+    from mobileone_q import sample
+    from mobileone_q.errors import DataError
+    from mobileone_q.parity import measure_parity
+    from mobileone_q.preprocess import Preprocessing
+    from mobileone_q.progress import progress
+    from mobileone_q.report import print_parity, update_report
+    from mobileone_q.run import Run
+
+    run = Run.find(run_path)
+    if data is None and run.read_report().get("model") != sample.NAME:
+        raise DataError(f"{run.path} is not of the bundled sample; pass --data FOLDER of images")
+    source = ImageFolder(data) if data else sample_images("evaluation")
+    transform = Preprocessing.from_dict(run.read_manifest()["preprocessing"])
+    chosen = Batches.choose(source, transform, min(images, len(source)))
+    with progress("comparing", len(chosen)) as advance:
+        parity = measure_parity(run, chosen, threads, advance)
+    update_report(run, parity=parity)
+    print_parity(parity)
+
+
+@main.command()
+@click.option("--device", type=click.Choice(MODULES), required=True, help="Jetson module.")
+@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
+    """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
+    from mobileone_q.architecture import architecture
+    from mobileone_q.devices import MODULES as published
+    from mobileone_q.report import print_roofline
+    from mobileone_q.roofline import roofline as bounds
+    from mobileone_q.roofline import to_dict
+
+    chain, module = architecture(arch, image_size=image_size), published[device]
+    values = to_dict(chain, module, batch, bounds(chain, module, batch))
+    click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what will work, and how to mend the rest."""
+    from mobileone_q.doctor import gather, judge, to_dict
+
+    facts = gather()
+    checks = judge(facts)
+    if as_json:
+        click.echo(json.dumps(to_dict(facts, checks), indent=2))
+        return
+    for check in checks:
+        click.echo(f"{check.status:8} {check.name:12} {check.finding}")
+        if check.remedy:
+            click.echo(f"{'':21} remedy: {check.remedy}")
 
 
 def _resolve_target(target: str) -> str:

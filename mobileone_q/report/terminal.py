@@ -57,20 +57,40 @@ def print_latency(latency: dict[str, Any]) -> None:
         f"latency per block, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}"
     )
     table = Table(show_footer=True)
-    sums = latency["layer_sum_ms"]
+    sums, fp16_sum = latency["layer_sum_ms"], latency.get("fp16_sum_ms")
     table.add_column("block", "sum of blocks")
     table.add_column("FP32 ms", f"{sums[0]:.3f}", justify="right")
+    if fp16_sum is not None:
+        table.add_column("FP16 ms", f"{fp16_sum:.3f}", justify="right")
     table.add_column("INT8 ms", f"{sums[1]:.3f}", justify="right")
     table.add_column("speed-up", f"{sums[0] / sums[1]:.2f}x", justify="right")
+    if fp16_sum is not None:
+        table.add_column("against FP16", f"{fp16_sum / sums[1]:.2f}x")
     for row in latency["layers"]:
-        table.add_row(row["name"], f"{row['fp32_ms']:.3f}", f"{row['int8_ms']:.3f}", f"{row['speedup']:.2f}x")
+        mark = "*" if row.get("shared") else ""
+        cells = [row["name"] + mark, f"{row['fp32_ms']:.3f}"]
+        cells += [f"{row['fp16_ms']:.3f}"] if fp16_sum is not None else []
+        cells += [f"{row['int8_ms']:.3f}", f"{row['speedup']:.2f}x"]
+        if fp16_sum is not None:
+            cells.append("INT8 is slower" if row["slower_than_fp16"] else "")
+        table.add_row(*cells)
     console.print(table)
-    fp32, int8 = latency["fp32"], latency["int8"]
-    console.print(
-        f"end to end: FP32 {fp32['median_ms']:.3f} ms (p95 {fp32['p95_ms']:.3f}), "
-        f"INT8 {int8['median_ms']:.3f} ms (p95 {int8['p95_ms']:.3f}), speed-up {latency['speedup']:.2f}x; "
-        f"medians of {latency['runs']} interleaved runs"
-    )
+    if any(row.get("shared") for row in latency["layers"]):
+        console.print("* fused with other blocks into one layer, whose time is shared equally among them")
+    reformats = {key: ms for key, ms in latency.get("reformat_ms", {}).items() if ms}
+    if reformats:
+        parts = ", ".join(f"{key.upper()} {ms:.3f} ms" for key, ms in reformats.items())
+        console.print(f"of which layout changes (reformat layers): {parts}")
+    timings = [(key, latency[key]) for key in ("fp32", "fp16", "int8") if latency.get(key)]
+    if timings:
+        parts = ", ".join(
+            f"{key.upper()} {timing['median_ms']:.3f} ms (p95 {timing['p95_ms']:.3f})"
+            for key, timing in timings
+        )
+        console.print(
+            f"end to end: {parts}, speed-up {latency['speedup']:.2f}x; "
+            f"medians of {latency['runs']} {'recorded' if latency.get('recorded') else 'interleaved'} runs"
+        )
     if note := latency.get("note"):
         console.print(f"note: {note}")
 
