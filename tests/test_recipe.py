@@ -1,8 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
 from calibrate.correct import correct, images_held
+from calibrate.equalise import _exchange
 from calibrate.recipe import Recipe, calibrate, quantize, weight_scales
 from calibrate.statistics import collect
 from mobileone_q.architecture import VARIANTS, architecture
@@ -10,7 +13,6 @@ from mobileone_q.errors import CalibrationError
 from mobileone_q.fuse import fuse
 from mobileone_q.quantized import QuantizedModel, quantize_weight
 from tests.conftest import random_images, random_model, relative_error, small
-from tests.test_equalise import uneven
 
 
 def batches(arch, count=3, size=8):
@@ -31,9 +33,19 @@ def test_int8_follows_fp32_on_every_variant(name, target):
     assert relative_error(fused(x), quantized(x)) < 0.12
 
 
+def unbalanced():
+    """The random model with its channels' scales spread over a factor of thirty; the same function."""
+    fused = fuse(random_model(small()))
+    generator = torch.Generator().manual_seed(0)
+    chain = [block for _, block in fused.blocks()]
+    for producer, consumer in pairwise(chain):
+        factor = 10 ** (1.5 * torch.rand(consumer.spec.in_channels, generator=generator).double())
+        _exchange(producer, consumer, factor)
+    return fused
+
+
 def test_each_step_of_the_recipe_pays():
-    """On a network whose channels differ in scale, as trained ones do."""
-    fused = uneven("s0")
+    fused = unbalanced()
     x = random_images(fused.arch, 64, seed=99)
 
     def error(**settings) -> float:
