@@ -5,6 +5,8 @@ Nothing heavy is imported until a command runs.
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -14,15 +16,41 @@ import click
 
 from mobileone_q import __version__
 from mobileone_q.errors import MobileOneQError
+from mobileone_q.options import engine_options
 
 if TYPE_CHECKING:
     from mobileone_q.run import Run
 
+# Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
-TARGETS = ("auto", "tensorrt", "onnxruntime")
+FACES = ("", "face", "face-gdc", "face-conv")
+FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
+TARGETS = ("auto", "tensorrt", "onnxruntime", "dla")
+SENSITIVITY_IMAGES = 100
 METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
+LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
 FILE = click.Path(path_type=Path)
+
+
+class ArchitectureName(click.ParamType):
+    """s0 to s4, a face variant of one, or a YAML file."""
+
+    name = "ARCH"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        base, _, variant = value.partition("-")
+        if value.endswith((".yaml", ".yml")) or (base in ARCHITECTURES and variant in FACES):
+            return value
+        self.fail(
+            f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file", param, ctx
+        )
+
+
+ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
 
 
 class Group(click.Group):
@@ -56,6 +84,15 @@ def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> N
         ctx.default_map = read_config(path, names)
 
 
+def _fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:
+    """Download public weights given by name; a path stays as it is."""
+    if weights is None:
+        return None
+    from mobileone_q.download import fetch, is_name
+
+    return fetch(str(weights)) if is_name(str(weights)) else weights
+
+
 config_option = click.option(
     "--config",
     type=FILE,
@@ -68,9 +105,17 @@ config_option = click.option(
 
 @main.command()
 @config_option
-@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
-@click.option("--weights", type=FILE, help="Checkpoint, with or without branches.  [default: bundled sample]")
-@click.option("--data", type=FILE, help="Folder of calibration images.  [default: bundled sample]")
+@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
+@click.option(
+    "--weights",
+    type=FILE,
+    callback=_fetch_weights,
+    help="Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174; a file, or a "
+    "public name such as apple:s0 or timm:mobileone_s0.apple_in1k.  [default: bundled sample]",
+)
+@click.option(
+    "--data", type=FILE, help="Folder of calibration images, or an .npz of arrays.  [default: bundled sample]"
+)
 @click.option(
     "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
 )
@@ -78,9 +123,7 @@ config_option = click.option(
 @click.option(
     "--image-size",
     type=click.IntRange(min=32),
-    default=224,
-    show_default=True,
-    help="Side of the network's input, pixels.",
+    help="Side of the network's input, pixels.  [default: the architecture's, 224 for s0 to s4]",
 )
 @click.option(
     "--target",
@@ -104,7 +147,7 @@ def calibrate(
     data: Path | None,
     eval_data: Path | None,
     images: int | None,
-    image_size: int,
+    image_size: int | None,
     target: str,
     method: str,
     seed: int,
@@ -115,6 +158,7 @@ def calibrate(
     from calibrate.recipe import Recipe
     from calibrate.recipe import calibrate as run_recipe
     from mobileone_q.checkpoints import load_model
+    from mobileone_q.choose import choose_architecture
     from mobileone_q.export import export_onnx
     from mobileone_q.files import sha256
     from mobileone_q.fuse import certify
@@ -125,9 +169,10 @@ def calibrate(
     from mobileone_q.run import Run, write_manifest
 
     recipe = Recipe(target=_resolve_target(target), method=method)
-    inputs = choose_inputs(arch, weights, data, eval_data, images, image_size, seed)
-    model, checkpoint = load_model(inputs.weights, arch, inputs.preprocessing.crop)
-    run = Run.create(output, arch)
+    wanted = choose_architecture(arch, image_size=image_size)
+    inputs = choose_inputs(wanted, weights, data, eval_data, images, seed)
+    model, checkpoint = load_model(inputs.weights, arch, inputs.image_size(wanted))
+    run = Run.create(output, model.arch.name)
     click.echo(f"{inputs.title}: {checkpoint.description}; target {recipe.target}")
 
     started = time.perf_counter()
@@ -142,17 +187,16 @@ def calibrate(
     calibrate_s = time.perf_counter() - started
     quantized.save(run.quantized, recipe=recipe.to_dict())
 
-    preprocessing = inputs.preprocessing.to_dict()
+    preprocessing = inputs.preprocessing.to_dict() if inputs.preprocessing else None
     export_onnx(fused, run.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, run.onnx("int8"), preprocessing=preprocessing)
 
-    judged = inputs.evaluation or inputs.calibration
-    with progress("evaluating", len(judged)) as advance:
-        accuracy = measure_accuracy(run, quantized, judged, advance)
+    with progress("evaluating", len(inputs.judged)) as advance:
+        accuracy = measure_accuracy(run, quantized, inputs.judged, advance)
 
     report = update_report(
         run,
-        arch=arch,
+        arch=model.arch.name,
         model=inputs.title,
         target=recipe.target,
         images=inputs.describe(),
@@ -162,10 +206,12 @@ def calibrate(
     )
     write_manifest(
         run,
-        arch=arch,
+        arch=model.arch.name,
         weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
         images={"source": inputs.calibration.source.name, "sha256": inputs.calibration.fingerprint()},
         preprocessing=preprocessing,
+        classes=inputs.names_for(model.arch),
+        task=model.arch.task,
         recipe=recipe.to_dict(),
         seed=seed,
     )
@@ -175,11 +221,14 @@ def calibrate(
 
 
 @main.command("build-engine")
+@click.option("--int8", "wants_int8", is_flag=True, help="INT8 beside its FP32 baseline.  [default]")
 @click.option(
-    "--int8/--fp32",
-    default=True,
-    help="INT8 beside its FP32 baseline, or the baseline alone.  [default: int8]",
+    "--fp16",
+    "wants_fp16",
+    is_flag=True,
+    help="FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
 )
+@click.option("--fp32", "wants_fp32", is_flag=True, help="The FP32 baseline; by itself, that alone.")
 @click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
 @click.option(
     "--backend",
@@ -188,42 +237,50 @@ def calibrate(
     show_default=True,
     help="Runtime to build for; auto takes TensorRT where it and a GPU are there.",
 )
-@click.option(
-    "--compute-capability",
-    "capabilities",
-    type=int,
-    multiple=True,
-    help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
-)
+@engine_options
+@click.option("--bundle", type=FILE, help="Write a deployment folder instead: graph, script, commands.")
 def build_engine(
-    int8: bool, run_path: Path | None, backend: str, capabilities: tuple[int, ...], threads: int
+    wants_int8: bool,
+    wants_fp16: bool,
+    wants_fp32: bool,
+    run_path: Path | None,
+    backend: str,
+    bundle: Path | None,
+    **settings: Any,
 ) -> None:
     """Build engines of a run; where they can run, show the latency per block."""
     from mobileone_q.engines import BuildOptions, best_backend
     from mobileone_q.engines import backend as engine_class
+    from mobileone_q.graphs import build_options, write_graph
     from mobileone_q.progress import progress
     from mobileone_q.run import Run
 
     run = Run.find(run_path)
+    wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
+    options = BuildOptions(remainder="fp16" if wants_fp16 else "fp32", **settings)
+    if bundle is not None:
+        from mobileone_q.bundle import write_bundle
+
+        precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
+        click.echo(write_bundle(run, bundle, precision, options))
+        return
     backend = best_backend() if backend == "auto" else backend
     factory = engine_class(backend)
-    precisions = ("fp32", "int8") if int8 else ("fp32",)
-    with progress(f"building for {factory.runtime()}", len(precisions)) as advance:
+    precisions = ["fp32", *["fp16"] * wants_fp16, *["int8"] * wants_int8]
+    with progress(f"building for {factory.runtime()}", 100 * len(precisions)) as advance:
         for precision in precisions:
-            options = BuildOptions(precision, threads=threads, compute_capabilities=capabilities)
+            graph = write_graph(run, precision, options.remainder, factory)
             path = run.engine(precision, backend, factory.suffix)
-            factory.build(run.onnx(precision), path, options)
-            advance(1)
+            info = factory.build(graph, path, build_options(run, precision, options), advance)
             click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if not int8:
+            if info.warnings:
+                click.echo(f"      {info.warnings}")
+    if not wants_int8:
         return
     if not factory.can_run():
         click.echo(f"no latency: running a {backend} engine needs an NVIDIA GPU, and there is none here")
         return
-    _show_latency(run, backend, threads, runs=50)
+    _show_latency(run, backend, options.threads, runs=50)
 
 
 @main.command()
@@ -243,11 +300,20 @@ def build_engine(
     help="Interleaved runs to take medians of.",
 )
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
 )
-def profile(run_path: Path | None, backend: str, runs: int, batch: int, threads: int) -> None:
-    """Time the built FP32 and INT8 engines of a run, interleaved, per block."""
+def profile(
+    run_path: Path | None, backend: str, runs: int, batch: int, recorded: Path | None, threads: int
+) -> None:
+    """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
+    if recorded is not None:
+        from mobileone_q.recorded import latency_from
+        from mobileone_q.report import print_latency
+
+        print_latency(latency_from(recorded))
+        return
     from mobileone_q.engines import best_backend
     from mobileone_q.run import Run
 
@@ -271,42 +337,215 @@ def report(run_path: Path | None) -> None:
 
 
 @main.command()
-@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
 @click.option(
     "--image-size",
     type=click.IntRange(min=32),
-    default=224,
-    show_default=True,
-    help="Side of the input that the certificate is measured on, pixels.",
+    help="Side of the input that the certificate is measured on, pixels.  [default: the architecture's]",
 )
 @click.option(
-    "--data", type=FILE, help="Folder of images for the certificate.  [default: the bundled sample's]"
+    "--data", type=FILE, help="Images, or an .npz, for the certificate.  [default: the bundled sample's]"
 )
-@click.argument("src", type=FILE)
+@click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    default="own",
+    show_default=True,
+    help="Whose fused network is to load DST.",
+)
+@click.argument("src", type=FILE, callback=_fetch_weights)
 @click.argument("dst", type=FILE)
-def fuse(arch: str, image_size: int, data: Path | None, src: Path, dst: Path) -> None:
-    """Fold SRC's training branches into plain convolutions and write DST (safetensors).
+def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src: Path, dst: Path) -> None:
+    """Fold SRC's training branches into plain convolutions and write DST.
 
-    The certificate of how little that changed is saved inside DST.
+    DST is safetensors, with the certificate of how little that changed inside; with another
+    --layout than own, safetensors or .pth under that codebase's names.
     """
     from calibrate.inputs import certificate_images
-    from mobileone_q.checkpoints import load_model
+    from mobileone_q.checkpoints import load_model, save_fused
     from mobileone_q.errors import RunError
     from mobileone_q.fuse import certify
     from mobileone_q.fuse import fuse as fuse_branches
 
-    if dst.suffix != ".safetensors":
-        raise RunError(f"{dst} must end in .safetensors")
     if dst.exists():
         raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
     model, checkpoint = load_model(src, arch, image_size)
     fused = fuse_branches(model)
-    certificate = certify(model, certificate_images(data, image_size).first(2))
-    fused.save(dst, certificate=certificate.to_dict())
+    certificate = certify(model, certificate_images(data, model.arch))
+    save_fused(fused, dst, layout, certificate=certificate.to_dict())
     state = "was fused already" if checkpoint.is_fused else "fused"
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sensitivity(as_json: bool, arch: str, target: str, method: str, **options: Any) -> None:
+    """Rank blocks by what quantising each alone costs, inputs and weights apart."""
+    from calibrate.inputs import choose_inputs
+    from calibrate.recipe import Recipe, fit, load_all
+    from calibrate.sensitivity import rank_blocks
+    from mobileone_q.checkpoints import load_model
+    from mobileone_q.choose import choose_architecture
+    from mobileone_q.fuse import fuse as fuse_branches
+    from mobileone_q.model import MobileOne
+    from mobileone_q.progress import progress
+    from mobileone_q.report import print_sensitivity
+
+    recipe = Recipe(target=_resolve_target(target), method=method)
+    wanted = choose_architecture(arch, image_size=options.pop("image_size"))
+    inputs = choose_inputs(wanted, **options)
+    model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
+    fused = fuse_branches(model)
+    with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
+        equalised, quantized = fit(fused, inputs.calibration, recipe, advance)
+    images, labels = load_all(inputs.judged.sample(SENSITIVITY_IMAGES))
+    original = model if isinstance(model, MobileOne) else None
+    with progress("measuring blocks", len(fused.arch.blocks)) as advance:
+        ranking = rank_blocks(equalised, quantized, images, labels, original, advance)
+    if as_json:
+        click.echo(json.dumps([result.to_dict() for result in ranking], indent=2))
+    else:
+        print_sensitivity(ranking, len(labels))
+
+
+# The same inputs and settings as `calibrate`, but no run folder: nothing is written.
+sensitivity.params[:0] = [option for option in calibrate.params if option.name != "output"]
+
+
+@main.command()
+@click.option("--arch", type=ArchitectureName(), help=f"{ARCH_HELP}  [default: a table of s0 to s4]")
+@click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="Timed runs in ONNX Runtime; 0 for none.",
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
+    """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
+    from mobileone_q.choose import choose_architecture
+    from mobileone_q.info import NOTES, describe, variant_table
+    from mobileone_q.report.info import print_info, print_variants
+
+    if arch is None:
+        rows = variant_table(image_size or 224)
+        click.echo(json.dumps({"variants": rows, "notes": NOTES}, indent=2)) if as_json else print_variants(
+            rows, NOTES
+        )
+        return
+    values = describe(choose_architecture(arch, image_size=image_size), runs, threads)
+    click.echo(json.dumps(values, indent=2)) if as_json else print_info(values)
+
+
+@main.command()
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@click.option("--engine", type=FILE, help="Engine file in a run folder, instead of --run.")
+@click.option(
+    "--precision",
+    type=click.Choice(("int8", "fp32")),
+    default="int8",
+    show_default=True,
+    help="Which engine.",
+)
+@click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", show_default=True)
+@click.option("--classes", type=FILE, help="Class names, one a line.  [default: the calibration data's]")
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per image.")
+@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
+def predict(
+    run_path: Path | None,
+    engine: Path | None,
+    precision: str,
+    backend: str,
+    classes: Path | None,
+    top: int,
+    as_json: bool,
+    images: tuple[Path, ...],
+) -> None:
+    """Classify image files with a run's engine."""
+    from mobileone_q.engines import best_backend
+    from mobileone_q.predict import lines, load_predictor, predictor_of_engine
+    from mobileone_q.run import Run
+
+    if engine:
+        predictor = predictor_of_engine(engine, classes)
+    else:
+        backend = best_backend() if backend == "auto" else backend
+        predictor = load_predictor(Run.find(run_path), precision, backend, classes)
+    results = (predictor(image, top) for image in images)
+    for line in map(json.dumps, results) if as_json else lines(results):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@click.option("--engines", is_flag=True, required=True, help="Compare the logits of every engine at hand.")
+@click.option("--data", type=FILE, help="Folder of images.  [default: the bundled sample's, for its run]")
+@click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
+    """Compare simulation, ONNX Runtime and TensorRT on the same images."""
+    from calibrate.data import Batches, ImageFolder
+    from calibrate.inputs import sample_images
+    from mobileone_q import sample
+    from mobileone_q.errors import DataError
+    from mobileone_q.parity import measure_parity
+    from mobileone_q.preprocess import Preprocessing
+    from mobileone_q.progress import progress
+    from mobileone_q.report import print_parity, update_report
+    from mobileone_q.run import Run
+
+    run = Run.find(run_path)
+    if data is None and run.read_report().get("model") != sample.NAME:
+        raise DataError(f"{run.path} is not of the bundled sample; pass --data FOLDER of images")
+    source = ImageFolder(data) if data else sample_images("evaluation")
+    transform = Preprocessing.from_dict(run.read_manifest()["preprocessing"])
+    chosen = Batches.choose(source, transform, min(images, len(source)))
+    with progress("comparing", len(chosen)) as advance:
+        parity = measure_parity(run, chosen, threads, advance)
+    update_report(run, parity=parity)
+    print_parity(parity)
+
+
+@main.command()
+@click.option("--device", type=click.Choice(MODULES), required=True, help="Jetson module.")
+@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
+@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
+    """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
+    from mobileone_q.architecture import architecture
+    from mobileone_q.devices import MODULES as published
+    from mobileone_q.report import print_roofline
+    from mobileone_q.roofline import roofline as bounds
+    from mobileone_q.roofline import to_dict
+
+    chain, module = architecture(arch, image_size=image_size), published[device]
+    values = to_dict(chain, module, batch, bounds(chain, module, batch))
+    click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what will work, and how to mend the rest."""
+    from mobileone_q.doctor import gather, judge, to_dict
+
+    facts = gather()
+    checks = judge(facts)
+    if as_json:
+        click.echo(json.dumps(to_dict(facts, checks), indent=2))
+        return
+    for check in checks:
+        click.echo(f"{check.status:8} {check.name:12} {check.finding}")
+        if check.remedy:
+            click.echo(f"{'':21} remedy: {check.remedy}")
 
 
 def _resolve_target(target: str) -> str:

@@ -22,6 +22,7 @@ from mobileone_q.quantized import QuantizedBlock, QuantizedModel
 MOST_IMAGES = 256
 CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held
 POSITIONS = 64  # per image, for the covariance of a block's inputs
+ENOUGH = 8  # samples per channel; with fewer, compensation fits the noise of the covariance
 
 
 def images_held(arch: Architecture) -> int:
@@ -52,10 +53,10 @@ def correct(
     chain = [(fused.block(name), block) for name, block in quantized.blocks()]
     for k, (reference, block) in enumerate(chain):
         if compensate and _is_pointwise(block):
-            rounded = round_compensated(
-                reference.weight.flatten(1), block.weight_scale, _covariance(block, codes)
-            )
-            block.weight.copy_(rounded.reshape(block.weight.shape))
+            covariance, samples = _covariance(block, codes)
+            if samples >= ENOUGH * block.spec.in_channels:
+                rounded = round_compensated(reference.weight.flatten(1), block.weight_scale, covariance)
+                block.weight.copy_(rounded.reshape(block.weight.shape))
         outputs = _output_sum(block, codes) / sum(map(len, codes))
         block.bias += (statistics.output_means[block.spec.name] - outputs).float()
         if k + 1 < len(chain):
@@ -88,13 +89,13 @@ def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
 
 
 def _is_pointwise(block: QuantizedBlock) -> bool:
-    """Blocks with enough samples per weight to fit: not the classifier, which sees one an image."""
+    """Whether the kernel is a plain matrix; the classifier's is one too, but sees one sample an image."""
     spec = block.spec
     return spec.kernel == (1, 1) and spec.groups == 1 and not spec.pool
 
 
-def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> Tensor:
-    """float64 (C_in, C_in) of a pointwise block's inputs, in squared code units.
+def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int]:
+    """float64 (C_in, C_in) of a pointwise block's inputs, in squared code units, and its samples.
 
     About the mean, since the bias makes up for what the mean does.
     """
@@ -108,7 +109,7 @@ def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> Tensor:
         first += x.sum(1).double()
         count += x.shape[1]
     mean = first / count
-    return second / count - torch.outer(mean, mean)
+    return second / count - torch.outer(mean, mean), count
 
 
 def _output_sum(block: QuantizedBlock, codes: list[Tensor]) -> Tensor:

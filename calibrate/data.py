@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobileone_q.errors import DataError
-from mobileone_q.preprocess import Preprocessing
+from mobileone_q.preprocess import Preprocessing, class_names
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 BAD_SHARE = 0.1
@@ -57,6 +57,7 @@ class ImageFolder:
             others = ", ".join(sorted(SUFFIXES - {".jpg"}))
             raise DataError(f"no images under {root}; expected {root}/<class>/*.jpg (or {others})")
         self._root = root
+        self.classes: tuple[str, ...] | None = None
         self._labels = self._class_numbers(root)
 
     def _class_numbers(self, root: Path) -> dict[str, int]:
@@ -65,8 +66,10 @@ class ImageFolder:
             (f for f in (root / "classes.txt", root.resolve().parent / "classes.txt") if f.is_file()), None
         )
         if listing is None:
+            self.classes = tuple(folders) or None
             return {folder: number for number, folder in enumerate(folders)}
         lines = listing.read_text(encoding="utf-8").splitlines()
+        self.classes = class_names(lines)
         numbers = {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
         unlisted = [folder for folder in folders if folder not in numbers]
         if unlisted:
@@ -154,6 +157,11 @@ class Batches:
         """The first ``count`` readable images of the first batch, (N, 3, H, W)."""
         pixels, _ = next(iter(self))
         return pixels[:count]
+
+    def sample(self, count: int) -> Batches:
+        """At most ``count`` of these images, evenly spread."""
+        step = -(-len(self.indices) // count)
+        return Batches(self.source, self.indices[::step], self.preprocessing, self.batch_size)
 
     def left_over(self) -> Batches | None:
         """Images of the source that were not chosen, at most 1,000 of them; None if there are none."""

@@ -1,9 +1,9 @@
 """Move scale between channels without changing the FP32 function, so that one grid fits them all.
 
 ReLU is positively homogeneous: dividing a producer's output channel by c > 0 and multiplying the
-consumer's matching input weights by c changes nothing. SE sees the same gate once ``reduce``
-absorbs c, and pooling is linear. Producers are quantised per output channel, so c costs them
-nothing; what it costs the consumer's weights is weighed here.
+consumer's matching input weights by c changes nothing. ReLU6 is not, and is left alone. SE sees
+the same gate once ``reduce`` absorbs c, and pooling is linear. Producers are quantised per output
+channel, so c costs them nothing; what it costs the consumer's weights is weighed here.
 Sources: Nagel et al., "Data-Free Quantization" (arXiv:1906.04721) for the exchange; Xiao et al.,
 "SmoothQuant" (arXiv:2211.10438) for the balance by alpha.
 """
@@ -48,6 +48,8 @@ def equalise(
     grids = input_grids(model.arch, target)
     chain = [block for _, block in model.blocks()]
     for producer, consumer in pairwise(chain):
+        if producer.spec.activation == "relu6":
+            continue  # min(x / c, 6) is not min(x, 6) / c: nothing can be exchanged through it
         name = consumer.spec.name
         factor = _factor(histograms[name], consumer, method, grid_steps(grids[name]))
         _exchange(producer, consumer, factor)

@@ -58,22 +58,20 @@ def quantization_error(histogram: ChannelHistogram, step: Tensor, steps: int) ->
     those within the grid err by step^2 / 12, taken as spread evenly between codes (Bennett,
     "Spectra of quantized signals", 1948); those beyond its end are clipped to it.
     """
-    counts, width = histogram.counts, histogram.width[:, None]
-    centres = (torch.arange(counts.shape[1], dtype=torch.float64) + 0.5) * width
-    moments = [torch.cumsum(counts * centres**k, 1) for k in range(3)]
-    zeroth, first, second = (torch.cat([torch.zeros_like(width), m], 1) for m in moments)
+    zeroth, first, second = histogram.moments()
+    width = histogram.width[:, None]
+    step = (step / width).nan_to_num(0.0, posinf=0.0)  # in bins; a channel of zeros has none
     end = step * steps
 
     def bins_below(value: Tensor) -> Tensor:
-        index = (value / width).nan_to_num(0.0, posinf=0.0).round()
-        return index.clamp(0, counts.shape[1]).to(torch.int64)
+        return value.round().clamp(0, zeroth.shape[1] - 1).to(torch.int64)
 
     dead, inside = bins_below(step / 2), bins_below(end)
     rounded = (zeroth.gather(1, inside) - zeroth.gather(1, dead)).clamp(min=0) * step**2 / 12
     beyond = [m[:, -1:] - m.gather(1, inside) for m in (zeroth, first, second)]
     clipped = beyond[2] - 2 * end * beyond[1] + end**2 * beyond[0]
     error = second.gather(1, dead) + rounded + clipped.clamp(min=0)
-    return error / zeroth[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
+    return error * width**2 / zeroth[:, -1:].clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _minmax(histogram: ChannelHistogram, steps: int) -> Tensor:

@@ -84,16 +84,40 @@ def calibrate(
     Raises:
         CalibrationError: activations that are not finite, or no images.
     """
+    return fit(fused, images, recipe, advance)[1]
+
+
+def fit(
+    fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = lambda _: None
+) -> tuple[FusedModel, QuantizedModel]:
+    """As :func:`calibrate`, with the equalised FP32 model that the quantized one was made from."""
+    fused, quantized, statistics = prepare(fused, images, recipe, advance)
+    if recipe.correct:
+        compensate = recipe.rounding == "compensated"
+        correct(fused, quantized, statistics, tensors(images), compensate, advance)
+    return fused, quantized
+
+
+def prepare(
+    fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = lambda _: None
+) -> tuple[FusedModel, QuantizedModel, Statistics]:
+    """All but the correction: the equalised model, its quantized form, and its statistics.
+
+    Raises:
+        CalibrationError: activations that are not finite, or no images.
+    """
     statistics = collect(fused, tensors(images), advance, hold=images_held(fused.arch))
     if statistics.held == 0:
         raise CalibrationError("calibration saw no image; check --data")
     if recipe.equalise:
         fused, statistics = equalise(fused, statistics, recipe.target, recipe.method)
-    quantized = quantize(fused, statistics, recipe.target, recipe.method)
-    if recipe.correct:
-        compensate = recipe.rounding == "compensated"
-        correct(fused, quantized, statistics, tensors(images), compensate, advance)
-    return quantized
+    return fused, quantize(fused, statistics, recipe.target, recipe.method), statistics
+
+
+def load_all(images: Iterable[Batch]) -> tuple[Tensor, NDArray[np.int64]]:
+    """A few images (N, 3, H, W) and labels (N,), all in memory."""
+    pixels, labels = zip(*images)
+    return torch.from_numpy(np.concatenate(pixels)), np.concatenate(labels)
 
 
 def tensors(images: Iterable[Batch]) -> Iterator[Tensor]:

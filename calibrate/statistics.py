@@ -32,6 +32,7 @@ class ChannelHistogram:
     counts: Tensor
     width: Tensor
     maximum: Tensor
+    _moments: list[Tensor] | None = None
 
     @classmethod
     def empty(cls, channels: int, bins: int = BINS) -> ChannelHistogram:
@@ -49,6 +50,7 @@ class ChannelHistogram:
         peak = magnitude.amax(dim=(0, 2)).to("cpu", torch.float64)
         if not peak.isfinite().all():
             raise CalibrationError("activations are NaN or infinite; check the weights and the images")
+        self._moments = None
         self.maximum = torch.maximum(self.maximum, peak)
         self._widen()
         # An even stride samples every part of the map and needs no random numbers.
@@ -79,7 +81,20 @@ class ChannelHistogram:
 
     def scaled(self, factor: Tensor) -> ChannelHistogram:
         """The histogram of x * factor, factor > 0 of shape (C,): only the axes change."""
-        return ChannelHistogram(self.counts, self.width * factor, self.maximum * factor)
+        return ChannelHistogram(self.counts, self.width * factor, self.maximum * factor, self.moments())
+
+    def moments(self) -> list[Tensor]:
+        """Cumulative sums of counts * b^k, k = 0, 1, 2, b the bin's centre in bins: each (C, BINS + 1).
+
+        Entry i sums the bins below i. Units of bins make them the same for every :meth:`scaled` copy.
+        """
+        if self._moments is None:
+            channels, bins = self.counts.shape
+            centres = torch.arange(bins, dtype=torch.float64) + 0.5
+            self._moments = [torch.zeros(channels, bins + 1, dtype=torch.float64) for _ in range(3)]
+            for k, moment in enumerate(self._moments):
+                torch.cumsum(self.counts * centres**k, 1, out=moment[:, 1:])
+        return self._moments
 
     def pooled(self, bins: int = 2 * BINS) -> ChannelHistogram:
         """All channels on one axis: a histogram with a single channel."""

@@ -1,7 +1,8 @@
-"""Read other people's weights: recognise the layout by its keys, rename, check, load.
+"""Read and write other people's weights: recognise the layout by its keys, rename, check, load.
 
-A layout is a renaming of keys into this project's names (``stage1.0.dw.kxk.0.conv.weight`` with
-branches, ``stage1.0.dw.weight`` fused). Files are never unpickled beyond tensors.
+A layout (:mod:`mobileone_q.layouts`) is a renaming of keys into this project's names
+(``stage1.0.dw.kxk.0.conv.weight`` with branches, ``stage1.0.dw.weight`` fused). Files are never
+unpickled beyond tensors (:mod:`mobileone_q.unpickle`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Callable, Mapping
+import tarfile
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,60 +20,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileone_q.architecture import VARIANTS, Architecture, architecture
+from mobileone_q.architecture import VARIANTS, Architecture, Pair, architecture
+from mobileone_q.choose import choose_architecture
 from mobileone_q.errors import CheckpointError
-from mobileone_q.files import read_safetensors, save_tensors
+from mobileone_q.files import read_safetensors, save_tensors, write_atomically
 from mobileone_q.fused import FusedModel
+from mobileone_q.layouts import BY_NAME, FOREIGN
 from mobileone_q.model import Chain, MobileOne
+from mobileone_q.unpickle import UnsafePickle, module_state, read_zip
 
 State = dict[str, Tensor]
-WRAPPERS = ("state_dict", "model", "model_state_dict")
-LISTED = 3  # how many keys an error message names before it counts the rest
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One codebase's key names: ``marker`` finds them, ``rename`` maps a key into ours."""
-
-    name: str
-    marker: re.Pattern[str]
-    rename: Callable[[str], str]
-
-
-def _rename_apple(key: str) -> str:
-    """``stage1.3.rbr_skip.weight`` to ``stage1.1.pw.identity.weight``, and so on."""
-    key = re.sub(r"^stage0\.", "stem.", key)
-    key = re.sub(r"^linear\.", "head.", key)
-    match = re.match(r"^stage(\d+)\.(\d+)\.", key)
-    if match:
-        unit, half = divmod(int(match[2]), 2)
-        key = f"stage{match[1]}.{unit}.{('dw', 'pw')[half]}.{key[match.end() :]}"
-    for theirs, ours in (
-        ("rbr_conv", ".kxk"),
-        ("rbr_scale", ".scale"),
-        ("rbr_skip", ".identity"),
-        ("reparam_conv", ""),
-    ):
-        key = key.replace(f".{theirs}", ours)
-    return key
-
-
-LAYOUTS = (
-    Layout("own", re.compile(r"^stem\.(kxk\.0\.conv\.)?weight$"), lambda key: key),
-    Layout("apple", re.compile(r"^stage0\.(rbr_conv\.0\.conv|reparam_conv)\.weight$"), _rename_apple),
+# What weights come wrapped in. Averaged ones first: they are what their trainers evaluate.
+WRAPPERS = (
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+    "state_dict",
+    "model",
+    "model_state_dict",
 )
+AVERAGED = frozenset(WRAPPERS[:4])
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
+COUNTERS = frozenset({"steps", "n_averaged"})  # of averaging wrappers
+LISTED = 3  # how many keys an error message names before it counts the rest
+OWN_KEYS = frozenset({"stem.weight", "stem.kxk.0.conv.weight"})
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """Weights under this project's names, with the layout they came in.
 
-    ``arch`` is set where the file itself says what it is (this project's own files).
+    ``wrapper`` is the entry of the file that held them, if any. ``arch`` is set where the file
+    itself says what it is (this project's own files).
     """
 
     path: Path
     layout: str
     state: State
+    wrapper: str | None = None
     arch: Architecture | None = None
 
     @property
@@ -80,29 +68,36 @@ class Checkpoint:
     @property
     def description(self) -> str:
         form = "fused" if self.is_fused else "with branches"
-        return f"{self.layout} layout, {form}, {self.num_classes} classes"
+        averaged = "averaged (EMA) weights, " if self.wrapper in AVERAGED else ""
+        width = "no head" if self.num_classes is None else f"{self.num_classes} classes"
+        return f"{self.layout} layout, {form}, {averaged}{width}"
 
     @property
-    def num_classes(self) -> int:
-        return self.state["head.weight"].shape[0]
+    def num_classes(self) -> int | None:
+        """Rows of the head; None without one."""
+        head = self.state.get("head.weight")
+        return None if head is None else head.shape[0]
 
 
 def load_model(
-    path: Path, arch_name: str, image_size: int = 224
+    path: Path, arch_name: str, image_size: int | Pair | None = None
 ) -> tuple[MobileOne | FusedModel, Checkpoint]:
-    """Load weights of the named architecture, with or without branches; classes are counted.
+    """Load weights of an architecture (a name or a YAML file), with or without branches.
+
+    Classes are counted; ``image_size`` is the architecture's own where it is not given.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, foreign, or holds other weights.
     """
     checkpoint = read_checkpoint(path)
-    arch = checkpoint.arch or architecture(
-        arch_name, num_classes=checkpoint.num_classes, image_size=image_size
-    )
-    if arch.name != arch_name:
+    named = choose_architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
+    arch = checkpoint.arch or named
+    if arch.name != named.name:
         raise CheckpointError(
             f"{path} holds weights of {arch.name}, not of {arch_name}; pass --arch {arch.name}"
         )
+    if checkpoint.num_classes is None and arch.task != "features":
+        raise CheckpointError(f"{path} has no classifier (head); a backbone alone cannot be evaluated")
     model: Chain = (FusedModel if checkpoint.is_fused else MobileOne)(arch)
     _check_fit(checkpoint, model)
     model.load_state_dict(checkpoint.state, strict=False)
@@ -116,58 +111,122 @@ def save_model(model: MobileOne, path: Path) -> None:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a file and put its weights, as float32, under this project's names."""
-    raw, metadata = _read_file(path)
-    layout = next((known for known in LAYOUTS if any(known.marker.match(key) for key in raw)), None)
-    if layout is None:
-        names = ", ".join(known.name for known in LAYOUTS)
+    raw, wrapper, metadata = _read_file(path)
+    raw = {_without_prefixes(key): value for key, value in raw.items()}
+    layout = next((known for known in FOREIGN if known.recognises(raw)), None)
+    if layout is None and OWN_KEYS.isdisjoint(raw):
+        names = ", ".join(["own", *BY_NAME])
         raise CheckpointError(
             f"{path} is not a MobileOne checkpoint of a known layout ({names}): it has {_some(raw)}"
         )
+    rename = layout.to_own if layout else str
     state = {
-        layout.rename(key): value for key, value in raw.items() if not key.endswith("num_batches_tracked")
+        rename(key): value.float() if value.is_floating_point() else value
+        for key, value in raw.items()
+        if not key.endswith("num_batches_tracked") and key not in COUNTERS
     }
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} has NaN or infinite values in {_some(broken)}; use a sound checkpoint")
-    if "head.weight" not in state:
-        raise CheckpointError(f"{path} has no classifier (head); a backbone alone cannot be evaluated")
     described = metadata.get("architecture")
     arch = Architecture.from_dict(json.loads(described)) if described else None
-    return Checkpoint(path, layout.name, state, arch)
+    return Checkpoint(path, layout.name if layout else "own", state, wrapper, arch)
 
 
-def _read_file(path: Path) -> tuple[State, Mapping[str, str]]:
+def save_fused(model: FusedModel, path: Path, layout: str, **description: Any) -> None:
+    """Write a fused model under another codebase's names, for its own fused network to load.
+
+    ``.safetensors`` holds bare tensors; any other suffix is what torch saves, wrapped as
+    mmpretrain wraps its own where ``layout`` is mmpretrain. ``own`` writes :meth:`FusedModel.save`
+    with ``description``.
+
+    Raises:
+        CheckpointError: an unknown layout, a suffix it has no form for, or names it cannot give.
+    """
+    if layout == "own":
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path} must end in .safetensors; other suffixes go with another --layout")
+        return model.save(path, **description)
+    if layout not in BY_NAME:
+        raise CheckpointError(f"unknown layout {layout!r}: choose one of own, {', '.join(BY_NAME)}")
+    standard = [spec.name for spec in architecture("s0").blocks]
+    if [spec.name for spec in model.arch.blocks] != standard:
+        raise CheckpointError(
+            f"{model.arch.name} is not one of S0 to S4, which is all that {layout}'s names reach; "
+            "use --layout own"
+        )
+    state = {BY_NAME[layout].from_own(key): value for key, value in model.state_dict().items()}
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+    elif path.suffix in (".pth", ".pt", ".tar"):
+        value = {"state_dict": state, "meta": {}} if layout == "mmpretrain" else state
+        write_atomically(path, lambda temporary: torch.save(value, temporary))
+    else:
+        raise CheckpointError(f"{path} must end in .pth, .pt, .pth.tar or .safetensors")
+
+
+def _without_prefixes(key: str) -> str:
+    prefix = next((known for known in PREFIXES if key.startswith(known)), None)
+    return _without_prefixes(key.removeprefix(prefix)) if prefix else key
+
+
+def _read_file(path: Path) -> tuple[State, str | None, Mapping[str, str]]:
+    """(tensors by key, name of the entry they were in, metadata) of a file."""
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; check --weights")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    try:
-        value: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
-        if found:
-            raise CheckpointError(
-                f"{path} holds pickled code ({found[1]}), which is never run; "
-                "save its state_dict alone and pass that"
-            ) from None
-        raise CheckpointError(
-            f"{path} is not a torch checkpoint; pass a .pth or .safetensors file of weights"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or cut short ({reason}); fetch it again") from None
-    for wrapper in WRAPPERS:
-        if isinstance(value, Mapping) and isinstance(value.get(wrapper), Mapping):
-            value = value[wrapper]
+        tensors, metadata = read_safetensors(path)
+        return tensors, None, metadata
+    value, found = _unwrap(_read_pickled(path))
     if not isinstance(value, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(value).__name__}, not a dictionary of weights; save a state_dict"
         )
-    tensors = {
-        str(key).removeprefix("module."): item for key, item in value.items() if isinstance(item, Tensor)
-    }
-    return tensors, {}
+    return {str(key): item for key, item in value.items() if isinstance(item, Tensor)}, found, {}
+
+
+def _unwrap(value: Any, found: str | None = None) -> tuple[Any, str | None]:
+    """The innermost mapping of weights, and the first wrapper it was in."""
+    value = module_state(value) or value
+    for wrapper in WRAPPERS:
+        inner = value.get(wrapper) if isinstance(value, Mapping) else None
+        if module_state(inner) or (isinstance(inner, Mapping) and inner):
+            return _unwrap(inner, found or wrapper)
+    return value, found
+
+
+def _read_pickled(path: Path) -> Any:
+    """Whatever a ``.pth`` holds, foreign objects inert; code in it is refused, never run."""
+    try:
+        if zipfile.is_zipfile(path):
+            return read_zip(path)
+        if tarfile.is_tarfile(path):
+            raise CheckpointError(
+                f"{path} is a tar archive of torch before 0.4; save it again with a newer torch"
+            )
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except UnsafePickle as error:
+        raise _unsafe(path, str(error)) from None
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        if found:
+            raise _unsafe(path, found[1]) from None
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint; pass a .pth or .safetensors file of weights"
+        ) from None
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can make the unpickler raise anything
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged or cut short ({reason}); fetch it again") from None
+
+
+def _unsafe(path: Path, name: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path} holds pickled code ({name}), which is never run; save its state_dict alone and pass that"
+    )
 
 
 def _check_fit(checkpoint: Checkpoint, model: Chain) -> None:
@@ -186,9 +245,7 @@ def _check_fit(checkpoint: Checkpoint, model: Chain) -> None:
     complaints = [f"missing {_some(missing)}"] if missing else []
     complaints += [f"unknown {_some(foreign)}"] if foreign else []
     complaints += [f"of another shape {_some(reshaped)}"] if reshaped else []
-    raise CheckpointError(
-        f"{checkpoint.path} does not fit MobileOne-{model.arch.name.upper()}: {'; '.join(complaints)}"
-    )
+    raise CheckpointError(f"{checkpoint.path} does not fit {model.arch.name}: {'; '.join(complaints)}")
 
 
 def _recognise(checkpoint: Checkpoint) -> str | None:
@@ -197,7 +254,7 @@ def _recognise(checkpoint: Checkpoint) -> str | None:
     for name in VARIANTS:
         with torch.device("meta"):
             model = (FusedModel if checkpoint.is_fused else MobileOne)(
-                architecture(name, num_classes=checkpoint.num_classes)
+                architecture(name, num_classes=checkpoint.num_classes or 1000)
             )
         shapes = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
         if shapes == found:

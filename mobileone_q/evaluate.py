@@ -29,12 +29,21 @@ class TopK:
 
 
 @dataclass(frozen=True)
+class Cosine:
+    """Cosine similarity, -1..1, of each image's INT8 output with its FP32 output."""
+
+    mean: float
+    lowest: float
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """INT8 against FP32 on the same images.
 
     ``drop_pts`` is FP32 minus INT8 top-1 in percentage points, ``drop_ci95_pts`` its paired 95 %
     interval; these and the ``TopK`` are None where the images have no labels. ``agreement`` is
-    the share of images with the same best class, ``kl`` the mean KL(FP32 to INT8) in nats.
+    the share of images with the same best class, ``kl`` the mean KL(FP32 to INT8) in nats. A
+    network without classes has ``cosine`` alone.
     """
 
     images: int
@@ -42,8 +51,9 @@ class Accuracy:
     int8: TopK | None
     drop_pts: float | None
     drop_ci95_pts: tuple[float, float] | None
-    agreement: float
-    kl: float
+    agreement: float | None
+    kl: float | None
+    cosine: Cosine | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,6 +104,21 @@ def compare(fp32: Logits, int8: Logits, labels: NDArray[np.int64]) -> Accuracy:
         agreement=agreement(fp32, int8),
         kl=kl_divergence(fp32, int8),
     )
+
+
+def compare_embeddings(fp32: Logits, int8: Logits) -> Accuracy:
+    """The same for outputs (N, ...) that are no logits."""
+    cosine = cosine_similarity(fp32, int8)
+    return Accuracy(len(fp32), None, None, None, None, agreement=None, kl=None, cosine=cosine)
+
+
+def cosine_similarity(a: Logits, b: Logits) -> Cosine:
+    """Of corresponding rows, flattened; two zero rows are alike."""
+    x, y = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (a, b))
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    equal = (x == y).all(axis=1)
+    values = np.where(equal, 1.0, (x * y).sum(1) / np.where(norms > 0, norms, 1.0))
+    return Cosine(float(values.mean()), float(values.min()))
 
 
 def agreement(a: Logits, b: Logits) -> float:

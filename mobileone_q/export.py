@@ -1,14 +1,22 @@
 """Write a fused or a quantized model as ONNX: one emitter, nodes named after blocks.
 
-Assumptions: opset 17, dynamic batch, input ``input`` (N, 3, H, W) float32, output ``logits``. The
-compute node of block ``b`` is called ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ
-pairs stand at convolution and classifier inputs only, weights are int8 codes behind a
-DequantizeLinear, and biases are float32, since TensorRT rejects an int32 bias DequantizeLinear.
+Assumptions: opset 17, dynamic batch, input ``input`` (N, 3, H, W) float32 (a signal is (N, C, 1, L)),
+output ``logits``, also where that is an embedding or a map. The compute node of block ``b`` is
+called ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ pairs stand at convolution and
+classifier inputs only, weights are int8 codes behind a DequantizeLinear, and biases are float32,
+since TensorRT rejects an int32 bias DequantizeLinear.
+
+Strongly typed TensorRT (10 and later) has no FP16 flag: what is to run in FP16 must be float16 in
+the graph. ``dtype="float16"`` writes every real number of a fused model so. In a quantized model
+only the remainder is: the maps that no QuantizeLinear follows at once (behind SE units and before
+the last pooling), between two Casts. Scales and biases stay float32: float16 scales were tried,
+and a runtime that multiplies two of them underflows. ``input`` and ``logits`` are float32 always.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from mobileone_q import dla
 from mobileone_q.architecture import Architecture
 from mobileone_q.errors import ExportError
 from mobileone_q.files import write_atomically
@@ -28,19 +37,41 @@ from mobileone_q.quantized import QuantizedBlock, QuantizedModel, int8_form
 
 OPSET = 17
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
+DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
+SIX = 6.0  # where ReLU6 cuts
+TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
 
 
 class Emitter:
     """Collects nodes and constants; every node's output is named after the node."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
+        self.dtype = DTYPES[dtype]
+        self.is_half = dtype == "float16"
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
+
+    def real(self, name: str, value: NDArray[Any]) -> str:
+        """A constant in the graph's floating type.
+
+        Raises:
+            ExportError: float16 cannot hold it.
+        """
+        with np.errstate(over="ignore"):
+            cast_value = np.asarray(value).astype(self.dtype)
+        if not np.isfinite(cast_value).all():
+            raise ExportError(
+                f"{name} reaches {np.abs(value).max():.3g}, beyond float16; build without --fp16"
+            )
+        return self.constant(name, cast_value)
+
+    def cast(self, name: str, x: str, kind: int) -> str:
+        return self.node("Cast", name, [x], to=kind)
 
     def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
         output = f"{name}:0"
@@ -64,35 +95,48 @@ class Emitter:
         return self.node("DequantizeLinear", f"{name}/weight", inputs, axis=0)
 
 
-def export_onnx(model: FusedModel | QuantizedModel, path: Path, **metadata: Any) -> onnx.ModelProto:
+def export_onnx(
+    model: FusedModel | QuantizedModel, path: Path, *, dtype: str = "float32", **metadata: Any
+) -> onnx.ModelProto:
     """Write the model's graph to ``path``, checked with full shape inference; returns it too.
 
-    ``metadata`` (JSON values) is stored in the file beside the architecture's name.
+    ``metadata`` (JSON values) is stored in the file beside the architecture's name. For target
+    ``dla`` the graph has no Q/DQ, and its scales stand in a calibration cache beside it.
 
     Raises:
-        ExportError: target ``dla``, whose graph has no Q/DQ, or a graph that the checker refuses.
+        ExportError: a value that ``dtype`` cannot hold, or a graph that the checker refuses.
         RunError: the folder cannot be written to.
     """
-    proto = to_onnx(model, **metadata)
+    proto = to_onnx(model, dtype=dtype, **metadata)
     write_atomically(path, lambda temporary: onnx.save(proto, temporary))
+    if isinstance(model, QuantizedModel) and model.target == "dla":
+        dla.write_cache(model, dla.cache_path(path))
     return proto
 
 
-def to_onnx(model: FusedModel | QuantizedModel, **metadata: Any) -> onnx.ModelProto:
+def to_onnx(
+    model: FusedModel | QuantizedModel, *, dtype: str = "float32", **metadata: Any
+) -> onnx.ModelProto:
     """The model's checked graph; see :func:`export_onnx`."""
     if isinstance(model, QuantizedModel) and model.target == "dla":
-        raise ExportError(
-            "target dla takes a graph without Q/DQ and a calibration cache, which is not written yet; "
-            "use --target tensorrt"
-        )
-    emitter, shifts = Emitter(), _shifts(model)
-    names = [name for name, _ in model.blocks()]
+        model = dla.without_grids(model)
+    emitter, shifts = Emitter(dtype), _shifts(model)
+    blocks = [block for _, block in model.blocks()]
     tensor = "input"
-    for (name, block), following in zip(model.blocks(), [*names[1:], None]):
-        own, consumers = shifts.get(name), shifts.get(following or "")
-        tensor = _emit_input(emitter, block, tensor, own)
+    if emitter.is_half and isinstance(model, FusedModel):
+        tensor = emitter.cast(f"{blocks[0].spec.name}/to_half", tensor, TensorProto.FLOAT16)
+    for before, block, following in zip([None, *blocks], blocks, [*blocks[1:], None]):
+        own = shifts.get(block.spec.name)
+        consumers = shifts.get(following.spec.name) if following else None
+        tensor = _emit_input(emitter, block, tensor, own, _leaves_half(emitter, before, block))
         tensor = _emit_linear(emitter, block, tensor, own, consumers)
-        tensor = _emit_activation(emitter, block, tensor, consumers)
+        half = _leaves_half(emitter, block, following)
+        if half:
+            tensor = emitter.cast(f"{block.spec.name}/to_half", tensor, TensorProto.FLOAT16)
+        store = emitter.real if half or isinstance(block, FusedBlock) else emitter.constant
+        tensor = _emit_activation(emitter, block, tensor, consumers, store)
+    if emitter.is_half and isinstance(model, FusedModel):
+        emitter.cast(f"{blocks[-1].spec.name}/to_float", tensor, TensorProto.FLOAT)
     emitter.nodes[-1].output[0] = "logits"
     proto = _wrap(emitter, model.arch, metadata)
     try:
@@ -110,6 +154,13 @@ class Shift:
     amount: float
 
 
+def _leaves_half(emitter: Emitter, block: Block | None, following: Block | None) -> bool:
+    """Whether a quantized block's output is a float map in memory, which a float16 graph halves."""
+    if not emitter.is_half or following is None or not isinstance(block, QuantizedBlock):
+        return False
+    return block.se is not None or following.spec.pool
+
+
 def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
     """The shifted inputs, by block name: on TensorRT, every one with a uint8 grid."""
     if not isinstance(model, QuantizedModel) or model.target != "tensorrt":
@@ -123,16 +174,21 @@ def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
     return shifts
 
 
-def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> str:
+def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None, from_half: bool) -> str:
     """From the producer's output to the tensor that the block's kernel reads."""
     name = block.spec.name
+    if from_half and _is_matrix(block):
+        x, from_half = emitter.cast(f"{name}/to_float", x, TensorProto.FLOAT), False
     if isinstance(block, QuantizedBlock) and block.quantize_map:
         x = emitter.quantize(f"{name}/pool", x, block.pool_scale.numpy(), np.uint8)
     if block.spec.pool:
         x = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
+    if _is_matrix(block):
         x = emitter.node("Flatten", f"{name}/flatten", [x])
     if not isinstance(block, QuantizedBlock):
         return x
+    if from_half:
+        x = emitter.cast(f"{name}/to_float", x, TensorProto.FLOAT)
     if shift and shift.form == "offset":
         amount = emitter.constant(f"{name}/shift", np.float32(-shift.amount))
         x = emitter.node("Add", f"{name}/offset", [x, amount])
@@ -140,28 +196,36 @@ def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> 
     return emitter.quantize(f"{name}/input", x, block.input_scale.numpy(), dtype)
 
 
+def _is_matrix(block: Block) -> bool:
+    return isinstance(block, QuantizedBlock) and block.quantize_map
+
+
 def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, consumers: Shift | None) -> str:
-    """The convolution or matrix product; its bias settles both shifts."""
+    """The convolution; its bias settles both shifts.
+
+    The classifier is a 1x1 convolution of the pooled map: DLA has no matrix product, and TensorRT
+    for RTX none in FP32 on Turing. In ONNX Runtime it stays one, since only there an integer
+    matrix product, and no integer convolution, has a float output.
+    """
     spec, name = block.spec, block.spec.name
     bias = block.bias.double().numpy().copy()
+    shape = (spec.out_channels, -1, *spec.kernel)
     if isinstance(block, QuantizedBlock):
         codes, scale = block.weight.numpy(), block.weight_scale.numpy()
+        codes = codes if _is_matrix(block) else codes.reshape(shape)
         weight = emitter.int8_weight(name, codes, scale)
         if own:
             bias += own.amount * scale * codes.reshape(len(codes), -1).sum(1, dtype=np.int64)
     elif isinstance(block, FusedBlock):
-        weight = emitter.constant(f"{name}/weight", block.weight.numpy())
+        weight = emitter.real(f"{name}/weight", block.weight.numpy().reshape(shape))
     if consumers and consumers.form == "saturate":
         bias -= consumers.amount
-    constant = emitter.constant(f"{name}/bias", bias.astype(np.float32))
-    if spec.pool and isinstance(block, QuantizedBlock) and block.quantize_map:
-        # ONNX Runtime's QGemm takes no float bias.
-        return emitter.node(
-            "Add", f"{name}/add", [emitter.node("Gemm", name, [x, weight], transB=1), constant]
-        )
-    if spec.pool:
-        return emitter.node("Gemm", name, [x, weight, constant], transB=1)
-    return emitter.node(
+    store = emitter.constant if isinstance(block, QuantizedBlock) else emitter.real
+    constant = store(f"{name}/bias", bias.astype(np.float32))
+    if _is_matrix(block):
+        product = emitter.node("Gemm", name, [x, weight], transB=1)
+        return emitter.node("Add", f"{name}/add", [product, constant])  # QGemm takes no float bias
+    y = emitter.node(
         "Conv",
         name,
         [x, weight, constant],
@@ -171,21 +235,44 @@ def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, cons
         dilations=spec.dilation,
         group=spec.groups,
     )
+    return emitter.node("Flatten", f"{name}/flatten", [y]) if spec.pool else y
 
 
-def _emit_activation(emitter: Emitter, block: Block, x: str, consumers: Shift | None) -> str:
+def _emit_activation(
+    emitter: Emitter,
+    block: Block,
+    x: str,
+    consumers: Shift | None,
+    store: Callable[[str, NDArray[Any]], str],
+) -> str:
+    """SE, the activation as far as the consumer's grid does not do it, and a head's flattening.
+
+    ``store`` keeps constants in the precision that ``x`` has.
+    """
+    spec, name = block.spec, block.spec.name
     if block.se is not None:
-        x = _emit_squeeze_excite(emitter, f"{block.spec.name}/se", block.se, x)
-    if block.spec.activation == "none" or (consumers and consumers.form == "saturate"):
+        x = _emit_squeeze_excite(emitter, f"{name}/se", block.se, x)
+    if spec.flatten:
+        return emitter.node("Flatten", f"{name}/flatten", [x])
+    if consumers and consumers.form == "saturate":
+        # Codes end at 255 steps: a grid whose last code is 6 or less cuts where ReLU6 would.
+        if spec.activation == "relu6" and SIX * SHIFT / consumers.amount < TOP_CODE:
+            limit = store(f"{name}/relu6_limit", np.asarray(SIX - consumers.amount, np.float32))
+            return emitter.node("Min", f"{name}/relu6", [x, limit])
         return x
-    return emitter.node("Relu", f"{block.spec.name}/relu", [x])
+    if spec.activation == "relu6":
+        limits = [
+            store(f"{name}/relu6_{k}", np.asarray(v, np.float32)) for k, v in (("min", 0), ("max", SIX))
+        ]
+        return emitter.node("Clip", f"{name}/relu6", [x, *limits])
+    return x if spec.activation == "none" else emitter.node("Relu", f"{name}/relu", [x])
 
 
 def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str) -> str:
     gate = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
     for part, layer, op in (("reduce", se.reduce, "Relu"), ("expand", se.expand, "Sigmoid")):
-        weight = emitter.constant(f"{name}/{part}/weight", layer.weight.detach().numpy())
-        bias = emitter.constant(f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
+        weight = emitter.real(f"{name}/{part}/weight", layer.weight.detach().numpy())
+        bias = emitter.real(f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
         gate = emitter.node("Conv", f"{name}/{part}", [gate, weight, bias], kernel_shape=(1, 1))
         gate = emitter.node(op, f"{name}/{part}/{op.lower()}", [gate])
     return emitter.node("Mul", f"{name}/gate", [x, gate])
@@ -197,7 +284,7 @@ def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onn
         emitter.nodes,
         f"mobileone-{arch.name}",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", arch.num_classes])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *arch.output_shape])],
         emitter.constants,
     )
     proto = helper.make_model(

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from mobileone_q.architecture import BlockSpec
 from mobileone_q.errors import FusionError
-from mobileone_q.fused import FusedModel
+from mobileone_q.fused import FusedBlock, FusedModel
 from mobileone_q.model import Chain, Classifier, MobileOne, MultiBranchBlock
 
 
@@ -46,7 +46,7 @@ def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
             weight, bias = fold_branches(source)
             target.se = source.se
         elif isinstance(source, Classifier):
-            weight, bias = source.weight, source.bias
+            weight, bias = fold_head(source)
         else:
             raise FusionError(f"{name}: cannot fuse a {type(source).__name__}; fuse the train-time model")
         target.weight.copy_(weight)
@@ -54,27 +54,67 @@ def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
     return fused.eval().requires_grad_(False).to(dtype)
 
 
+def switch_to_deploy(chain: Chain) -> None:
+    """Replace every block of a train-time chain by its fused one, in place; twice is harmless.
+
+    Parameters stay trainable; device, dtype and training mode stay what they were.
+
+    Raises:
+        FusionError: a branch has no exact equivalent; the chain is then left as it was.
+    """
+    blocks = list(chain.blocks())
+    if all(isinstance(block, FusedBlock) for _, block in blocks):
+        return
+    reference = next(chain.parameters())
+    fused = fuse(chain).to(reference.device, reference.dtype).requires_grad_(reference.requires_grad)
+    for name, _ in blocks:
+        path, _, leaf = name.rpartition(".")
+        chain.get_submodule(path).add_module(leaf, fused.block(name).train(chain.training))
+
+
 @torch.no_grad()
 def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
     """(kernel, bias) of the convolution that equals the block's sum of branches."""
-    spec = block.spec
-    folded = [fold_batch_norm(branch.conv.weight, branch.bn) for branch in block.conv_branches()]
-    if block.scale is not None:
-        kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
-        folded.append((at_centre_tap(spec, kernel), bias))
-    if block.identity is not None:
-        kernel, bias = fold_batch_norm(identity_kernel(spec), block.identity)
-        folded.append((at_centre_tap(spec, kernel), bias))
-    kernels, biases = zip(*folded)
+    kernels, biases = zip(*branch_kernels(block).values())
     return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
 
 
-def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
+    """(kernel, bias) of each branch by name: ``kxk.0``, ..., ``scale``, ``identity``.
+
+    Kernels have the block's full size, whatever the branch's own.
+    """
+    spec = block.spec
+    folded = {
+        f"kxk.{index}": fold_batch_norm(branch.conv.weight, branch.bn)
+        for index, branch in enumerate(block.conv_branches())
+    }
+    if block.scale is not None:
+        kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
+        folded["scale"] = at_centre_tap(spec, kernel), bias
+    if block.identity is not None:
+        kernel, bias = fold_batch_norm(identity_kernel(spec), block.identity)
+        folded["identity"] = at_centre_tap(spec, kernel), bias
+    return folded
+
+
+@torch.no_grad()
+def fold_head(head: Classifier) -> tuple[Tensor, Tensor]:
+    """(kernel, bias) of a head, its final batch norm absorbed."""
+    if head.bn is None:
+        return head.weight, head.bias
+    kernel, shift = fold_batch_norm(head.weight, head.bn)
+    gain, _ = fold_batch_norm(torch.ones_like(head.bias), head.bn)
+    return kernel, head.bias * gain + shift
+
+
+def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Absorb the evaluation-mode batch norm that follows a bias-free convolution."""
     assert bn.running_mean is not None
     assert bn.running_var is not None
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    return kernel * gain.reshape(-1, 1, 1, 1), bn.bias - bn.running_mean * gain
+    return kernel * gain.reshape(-1, *[1] * (kernel.ndim - 1)), bn.bias - bn.running_mean * gain
 
 
 def identity_kernel(spec: BlockSpec) -> Tensor:
@@ -92,16 +132,17 @@ def identity_kernel(spec: BlockSpec) -> Tensor:
 def at_centre_tap(spec: BlockSpec, kernel: Tensor) -> Tensor:
     """Pad a 1×1 kernel with zeros to the block's size.
 
+    The branch's input is padded by :attr:`BlockSpec.skip_padding`, so that the centre tap reads
+    the same position at any padding, stride and dilation.
+
     Raises:
-        FusionError: the padded input's centre tap is not where the 1×1 branch looks.
+        FusionError: a kernel of even size has no centre tap.
     """
-    for size, padding, dilation in zip(spec.kernel, spec.padding, spec.dilation):
-        if size % 2 == 0 or 2 * padding != dilation * (size - 1):
-            raise FusionError(
-                f"{spec.name}: a 1×1 branch cannot be folded into a {spec.kernel} kernel with padding "
-                f"{spec.padding} and dilation {spec.dilation}; it needs odd sizes "
-                "and padding = dilation * (size - 1) / 2"
-            )
+    if any(size % 2 == 0 for size in spec.kernel):
+        raise FusionError(
+            f"{spec.name}: a {spec.kernel} kernel has no centre tap for the 1×1 and identity branches to "
+            "land on, so they cannot be folded exactly; use odd sizes"
+        )
     height, width = (size // 2 for size in spec.kernel)
     return F.pad(kernel, (width, width, height, height))
 

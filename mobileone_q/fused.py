@@ -6,33 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobileone_q.architecture import Architecture, BlockSpec
 from mobileone_q.files import load_tensors, save_tensors
-from mobileone_q.model import ACTIVATIONS, Chain, SqueezeExcite
-
-
-def apply_kernel(spec: BlockSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The one linear map of a block: a convolution, or a matrix product in the classifier."""
-    if spec.pool:
-        return F.linear(x, weight, bias)
-    return F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
-
-
-def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
-    """Shape of a block's fused kernel, output channels first."""
-    if spec.pool:
-        return (spec.out_channels, spec.in_channels)
-    return (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel)
+from mobileone_q.model import ACTIVATIONS, Chain, SqueezeExcite, apply_kernel, kernel_shape
 
 
 class Block(nn.Module):
     """A fused block in the three steps that calibration looks between.
 
-    ``gather`` (pooling, in the classifier) gives the tensor that a quantized block quantises;
-    ``linear`` is the convolution with its bias; ``activate`` is SE and the activation.
+    ``gather`` (pooling, in a head that pools) gives the tensor that a quantized block quantises;
+    ``linear`` is the convolution with its bias; ``activate`` is SE, the activation, and the
+    flattening of a head's 1×1 map.
     """
 
     spec: BlockSpec
@@ -48,7 +34,8 @@ class Block(nn.Module):
     def activate(self, y: Tensor) -> Tensor:
         if self.se is not None:
             y = self.se(y)
-        return ACTIVATIONS[self.spec.activation](y)
+        y = ACTIVATIONS[self.spec.activation](y)
+        return y.flatten(1) if self.spec.flatten else y
 
     def forward(self, x: Tensor) -> Tensor:
         return self.activate(self.linear(self.gather(x)))

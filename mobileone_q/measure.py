@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,7 +12,16 @@ from numpy.typing import NDArray
 
 from mobileone_q.architecture import Architecture
 from mobileone_q.engines import BuildOptions, backend
-from mobileone_q.evaluate import Runnable, agreement, collect_logits, compare, kl_divergence
+from mobileone_q.evaluate import (
+    Runnable,
+    agreement,
+    collect_logits,
+    compare,
+    compare_embeddings,
+    cosine_similarity,
+    kl_divergence,
+)
+from mobileone_q.graphs import load_engine
 from mobileone_q.profile import profile_engines
 from mobileone_q.quantized import QuantizedModel
 from mobileone_q.run import Run
@@ -25,14 +35,14 @@ Advance = Callable[[int], None]
 class Simulation:
     """A quantized model's float32 simulation, run as an engine for its first images."""
 
-    def __init__(self, model: QuantizedModel, images: int = SIMULATED_IMAGES) -> None:
+    def __init__(self, model: QuantizedModel, images: float = SIMULATED_IMAGES) -> None:
         self._model, self._left = model, images
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of the batch's images that are still among the first; may be none."""
         import torch
 
-        few = batch[: self._left]
+        few = batch[: int(min(self._left, len(batch)))]
         self._left -= len(few)
         with torch.no_grad():
             return self._model(torch.from_numpy(few)).numpy()
@@ -44,21 +54,35 @@ def measure_accuracy(
     images: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
     advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
-    """Report sections ``accuracy`` and ``simulation``.
+    """Report sections ``accuracy`` and ``simulation``; by cosine similarity where there are no classes.
 
     Both exported graphs run in ONNX Runtime, on all cores; the float32 simulation runs on the
     first images, and the section says how it compares. Where INT8 has drifted from FP32, it and
     the engine differ too: rounding is chaotic over forty layers, and only their distance from
-    FP32 is comparable.
+    FP32 is comparable. For target ``dla``, whose graph has its grids in a cache that only TensorRT
+    reads, INT8 is the simulation on every image, and ``engine`` says so.
     """
     factory, threads = backend("onnxruntime"), os.cpu_count() or 1
     engines: list[Runnable] = []
-    for precision in PRECISIONS:
+    is_dla = quantized.target == "dla"
+    for precision in PRECISIONS[:1] if is_dla else PRECISIONS:
         path = run.engine(precision, factory.backend, factory.suffix)
         factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
         engines.append(factory.load(path, threads=threads))
+    if is_dla:
+        (fp32, int8), labels = collect_logits([*engines, Simulation(quantized, math.inf)], images, advance)
+        classifies = quantized.arch.task == "classify"
+        cost = compare(fp32, int8, labels) if classifies else compare_embeddings(fp32, int8)
+        accuracy = cost.to_dict()
+        return {"accuracy": {"engine": "float32 simulation (DLA runs on the device alone)", **accuracy}}
     (fp32, int8, simulated), labels = collect_logits([*engines, Simulation(quantized)], images, advance)
     few = len(simulated)
+    if quantized.arch.task != "classify":
+        cosine = cosine_similarity(simulated, int8[:few]).mean
+        return {
+            "accuracy": {"engine": factory.runtime(), **compare_embeddings(fp32, int8).to_dict()},
+            "simulation": {"images": few, "cosine": cosine},
+        }
     return {
         "accuracy": {"engine": factory.runtime(), **compare(fp32, int8, labels).to_dict()},
         "simulation": {
@@ -86,14 +110,15 @@ def measure_latency(
     Raises:
         EngineError: an engine is missing or stale, or cannot run here.
     """
-    factory = backend(backend_name)
-    fp32, int8 = (
-        factory.load(run.engine(p, backend_name, factory.suffix), run.onnx(p), threads) for p in PRECISIONS
-    )
+    fp32, int8 = (load_engine(run, precision, backend_name, threads) for precision in PRECISIONS)
+    # On a CPU, ONNX Runtime computes a float16 graph in float32: there is nothing to time.
+    has_kernels = backend_name != "onnxruntime"
+    has_fp16 = has_kernels and run.engine("fp16", backend_name, backend(backend_name).suffix).is_file()
+    fp16 = load_engine(run, "fp16", backend_name, threads) if has_fp16 else None
     shape = (batch, arch.in_channels, *arch.image_size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     names = [block.name for block in arch.blocks]
-    latency = profile_engines(fp32, int8, names, x, threads=threads, runs=runs, advance=advance)
+    latency = profile_engines(fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance)
     section = latency.to_dict()
     if not backend_name.startswith(target):
         section["note"] = (

@@ -7,7 +7,8 @@ Source: arXiv:2206.04040, section 3.2 and figure 3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar, cast
 
 import torch
@@ -15,8 +16,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobileone_q.architecture import Architecture, BlockSpec, Pair
+from mobileone_q.errors import ArchitectureError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "none": lambda x: x}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "none": lambda x: x,
+}
+
+
+def apply_kernel(spec: BlockSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The one linear map of a block: a convolution, or a matrix product after pooling."""
+    if spec.pool:
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+
+
+def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
+    """Shape of a block's fused kernel, output channels first."""
+    if spec.pool:
+        return (spec.out_channels, spec.in_channels)
+    return (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel)
 
 
 class SqueezeExcite(nn.Module):
@@ -44,7 +64,7 @@ class ConvBN(nn.Module):
             spec.out_channels,
             kernel,
             stride=spec.stride,
-            # A 1×1 kernel sees what the k×k kernel's centre tap sees: no padding, no dilation.
+            # The 1×1 scale branch gets its input padded already: see BlockSpec.skip_padding.
             padding=0 if is_scale and spec.has_scale_branch else spec.padding,
             dilation=1 if is_scale else spec.dilation,
             groups=spec.groups,
@@ -77,6 +97,9 @@ class MultiBranchBlock(nn.Module):
         y = first(x)
         for branch in others:
             y = y + branch(x)
+        height, width = self.spec.skip_padding
+        if height or width:
+            x = F.pad(x, (width, width, height, height))
         if self.scale is not None:
             y = y + self.scale(x)
         if self.identity is not None:
@@ -90,15 +113,24 @@ class MultiBranchBlock(nn.Module):
         return ACTIVATIONS[self.spec.activation](y)
 
 
-class Classifier(nn.Linear):
-    """Global average pooling and a linear layer: (N, C, H, W) to logits (N, classes)."""
+class Classifier(nn.Module):
+    """The head: (N, C, H, W) to logits, or to an embedding, (N, classes)."""
 
     def __init__(self, spec: BlockSpec) -> None:
-        super().__init__(spec.in_channels, spec.out_channels)
+        super().__init__()
         self.spec = spec
+        self.weight = nn.Parameter(torch.empty(kernel_shape(spec)))
+        self.bias = nn.Parameter(torch.empty(spec.out_channels))
+        bound = 1 / math.sqrt(self.weight[0].numel())
+        nn.init.uniform_(self.weight, -bound, bound)  # as torch's own layers begin
+        nn.init.uniform_(self.bias, -bound, bound)
+        self.bn = nn.BatchNorm1d(spec.out_channels) if spec.norm else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.mean(dim=(2, 3)))
+        x = x.mean(dim=(2, 3)) if self.spec.pool else x
+        x = F.dropout(x, self.spec.dropout, self.training)
+        y = apply_kernel(self.spec, x, self.weight, self.bias).flatten(1)
+        return y if self.bn is None else self.bn(y)
 
 
 B = TypeVar("B", bound=nn.Module)
@@ -132,14 +164,45 @@ class Chain(nn.Module, Generic[B]):
         return cast(B, self.get_submodule(name))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images (N, 3, H, W) to logits (N, classes)."""
+        """Normalised images (N, 3, H, W), or signals (N, C, L), to logits (N, classes)."""
+        x = x.unsqueeze(2) if x.ndim == 3 else x
         for _, block in self.blocks():
             x = block(x)
         return x
+
+    def features(self, x: Tensor, out_indices: Sequence[int] = (-1,)) -> tuple[Tensor, ...]:
+        """The maps after some stages, (N, C, H, W) each; stages are counted from 0, or from the end.
+
+        Raises:
+            ArchitectureError: there is no such stage.
+        """
+        ends = list(self.arch.stage_ends.values())
+        if any(not -len(ends) <= index < len(ends) for index in out_indices):
+            raise ArchitectureError(
+                f"out_indices {tuple(out_indices)} asks for a stage that {self.arch.name} has not: "
+                f"it has {len(ends)}, counted from 0"
+            )
+        wanted = {ends[index] for index in out_indices}
+        maps: dict[str, Tensor] = {}
+        x = x.unsqueeze(2) if x.ndim == 3 else x
+        for name, block in self.blocks():
+            if len(maps) == len(wanted):
+                break
+            x = block(x)
+            if name in wanted:
+                maps[name] = x
+        return tuple(maps[ends[index]] for index in out_indices)
 
 
 class MobileOne(Chain["MultiBranchBlock | Classifier"]):
     """The train-time network with all branches; weights are torch's defaults until loaded."""
 
     def __init__(self, arch: Architecture) -> None:
-        super().__init__(arch, lambda s: Classifier(s) if s.pool else MultiBranchBlock(s))
+        super().__init__(arch, lambda s: Classifier(s) if s.is_head else MultiBranchBlock(s))
+
+    def switch_to_deploy(self) -> MobileOne:
+        """Fuse every block in place; the outputs stay the same. Returns itself."""
+        from mobileone_q.fuse import switch_to_deploy  # which imports this module
+
+        switch_to_deploy(self)
+        return self

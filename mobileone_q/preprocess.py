@@ -5,6 +5,7 @@ Pillow and NumPy only, so that it runs where torch does not.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -64,3 +65,9 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
         return cls(values["resize"], values["crop"], tuple(values["mean"]), tuple(values["std"]))
+
+
+def class_names(lines: Iterable[str]) -> tuple[str, ...]:
+    """Names from the lines of a ``classes.txt``: what follows the first word, or that word."""
+    parts = (line.split(maxsplit=1) for line in lines if line.strip())
+    return tuple(words[-1].strip() for words in parts)

@@ -1,6 +1,6 @@
-"""Latency of two engines side by side: end to end and per block, runs interleaved A B A B.
+"""Latency of engines side by side: end to end and per block, runs interleaved A B A B.
 
-Interleaving lets drift of the machine's speed hit both alike, so that the ratio of medians holds
+Interleaving lets drift of the machine's speed hit all alike, so that the ratio of medians holds
 on a noisy machine. The sum over layers and the end-to-end time are different things: a profiler
 slows each layer a little, and between layers the runtime works too.
 """
@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
+from mobileone_q.layers import Inspection, assign, is_reformat
 
 
 @dataclass(frozen=True)
@@ -30,31 +32,82 @@ class Timing:
 
 @dataclass(frozen=True)
 class BlockTiming:
-    """Median latency of one block in both engines, in milliseconds."""
+    """Median latency of one block in each engine, in milliseconds.
+
+    ``shared`` names the precisions whose engine fused this block with others: its time is then an
+    equal share of what the fused layer took.
+    """
 
     name: str
     fp32_ms: float
     int8_ms: float
     speedup: float
+    fp16_ms: float | None = None
+    slower_than_fp16: bool = False
+    shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Latency:
-    """FP32 fused baseline against INT8; ``layer_sum_ms`` is (FP32, INT8) of the profiled runs."""
+    """FP32 fused baseline, INT8 and, where it was built, FP16.
+
+    ``layer_sum_ms`` is (FP32, INT8) of the profiled runs, ``reformat_ms`` what of it went into
+    layout changes, by precision.
+    """
 
     runtime: str
     device: str
     threads: int
     batch: int
     runs: int
-    fp32: Timing
-    int8: Timing
+    fp32: Timing | None
+    int8: Timing | None
     speedup: float
     layer_sum_ms: tuple[float, float]
     layers: tuple[BlockTiming, ...]
+    fp16: Timing | None = None
+    fp16_sum_ms: float | None = None
+    reformat_ms: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Per-layer times of one engine's runs, and what its inspector said of the layers."""
+
+    runs: Sequence[LayerTimes]
+    inspection: Inspection = field(default_factory=Inspection)
+
+    @property
+    def sum_ms(self) -> float:
+        return statistics.median(sum(run.values()) for run in self.runs)
+
+    def reformat_ms(self) -> float:
+        """Median over runs of the time in layers that only change a layout."""
+        return statistics.median(
+            sum(ms for layer, ms in run.items() if is_reformat(layer, self.inspection)) for run in self.runs
+        )
+
+    def shared_blocks(self, block_names: Sequence[str]) -> set[str]:
+        """Blocks that were fused with others into one layer."""
+        assigned = assign(list(self.runs[0]), block_names, self.inspection)
+        return {name for blocks in assigned.values() if len(blocks) > 1 for name in blocks}
+
+
+def compare_blocks(layers: Mapping[str, Layers], block_names: Sequence[str]) -> tuple[BlockTiming, ...]:
+    """A row per block from engines by precision: fp32, int8 and perhaps fp16."""
+    times = {key: block_times(each.runs, block_names, each.inspection) for key, each in layers.items()}
+    shared = {key: each.shared_blocks(block_names) for key, each in layers.items()}
+    rows = []
+    for name in block_names:
+        fp32, int8 = times["fp32"][name], times["int8"][name]
+        fp16 = times["fp16"][name] if "fp16" in times else None
+        slower = fp16 is not None and 0 < fp16 < int8  # 0: no layer of its own there
+        fused = tuple(key for key in layers if name in shared[key])
+        rows.append(BlockTiming(name, fp32, int8, _ratio(fp32, int8), fp16, slower, fused))
+    return tuple(rows)
 
 
 def profile_engines(
@@ -63,36 +116,43 @@ def profile_engines(
     block_names: Sequence[str],
     batch: NDArray[np.float32],
     *,
+    fp16: Engine | None = None,
     threads: int = 1,
     runs: int = 50,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Latency:
     """Time ``runs`` interleaved runs end to end, then as many with per-layer profiling.
 
-    ``batch`` is the input (N, 3, H, W); ``advance(1)`` is called after every pair of runs.
+    ``batch`` is the input (N, 3, H, W); ``advance(1)`` is called after every round.
     """
-    engines = (fp32, int8)
-    whole = _interleave([partial(engine.run, batch) for engine in engines], runs, advance)
-    profilers = [engine.layer_profiler() for engine in engines]
-    with profilers[0], profilers[1]:
-        _interleave([partial(profiler.run, batch) for profiler in profilers], runs, advance)
-    totals = [statistics.median(sum(run.values()) for run in profiler.runs[-runs:]) for profiler in profilers]
-    blocks = [block_times(p.runs[-runs:], block_names) for p in profilers]
-    timings = [Timing(statistics.median(t), float(np.percentile(t, 95))) for t in whole]
+    engines = {"fp32": fp32, "int8": int8} | ({"fp16": fp16} if fp16 else {})
+    whole = _interleave([partial(engine.run, batch) for engine in engines.values()], runs, advance)
+    timings = {
+        key: Timing(statistics.median(times), float(np.percentile(times, 95)))
+        for key, times in zip(engines, whole)
+    }
+    profilers = {key: engine.layer_profiler() for key, engine in engines.items()}
+    with ExitStack() as stack:
+        for profiler in profilers.values():
+            stack.enter_context(profiler)
+        _interleave([partial(profiler.run, batch) for profiler in profilers.values()], runs, advance)
+    layers = {
+        key: Layers(profiler.runs[-runs:], engines[key].inspection()) for key, profiler in profilers.items()
+    }
     return Latency(
         runtime=int8.info.runtime,
         device=int8.info.device,
         threads=threads,
         batch=len(batch),
         runs=runs,
-        fp32=timings[0],
-        int8=timings[1],
-        speedup=timings[0].median_ms / timings[1].median_ms,
-        layer_sum_ms=(totals[0], totals[1]),
-        layers=tuple(
-            BlockTiming(name, blocks[0][name], blocks[1][name], _ratio(blocks[0][name], blocks[1][name]))
-            for name in block_names
-        ),
+        fp32=timings["fp32"],
+        int8=timings["int8"],
+        fp16=timings.get("fp16"),
+        speedup=timings["fp32"].median_ms / timings["int8"].median_ms,
+        layer_sum_ms=(layers["fp32"].sum_ms, layers["int8"].sum_ms),
+        fp16_sum_ms=layers["fp16"].sum_ms if fp16 else None,
+        reformat_ms={key: each.reformat_ms() for key, each in layers.items()},
+        layers=compare_blocks(layers, block_names),
     )
 
 
@@ -112,41 +172,24 @@ def _interleave(
     return times
 
 
-def block_times(runs: Sequence[LayerTimes], block_names: Sequence[str]) -> dict[str, float]:
-    """Median milliseconds per block, each layer counted to the block that :func:`owner` finds."""
-    owners = owner(list(runs[0]), block_names)
+def block_times(
+    runs: Sequence[LayerTimes], block_names: Sequence[str], inspection: Inspection | None = None
+) -> dict[str, float]:
+    """Median milliseconds per block; a layer fused of several blocks counts in equal shares."""
+    assigned = assign(list(runs[0]), block_names, inspection)
     per_run: list[dict[str, float]] = []
     for run in runs:
         totals = dict.fromkeys(block_names, 0.0)
         for layer, ms in run.items():
-            totals[owners[layer]] += ms
+            for block in assigned[layer]:
+                totals[block] += ms / len(assigned[layer])
         per_run.append(totals)
     return {name: statistics.median(totals[name] for totals in per_run) for name in block_names}
 
 
 def owner(layers: Sequence[str], block_names: Sequence[str]) -> dict[str, str]:
-    """Which block each layer works for.
-
-    Layers keep a block's name at their start (``stage1.0.dw``, ``stage1.0.dw/relu:0_nchwc``,
-    ``stage1.0.dw_token_4``). One that names none, such as a layout change, prepares the next that
-    does; at the end of the list it belongs to the last.
-    """
-    found = {layer: _named_block(layer, block_names) for layer in layers}
-    following = block_names[-1]
-    owners = {}
-    for layer in reversed(layers):
-        following = found[layer] or following
-        owners[layer] = following
-    return owners
-
-
-def _named_block(layer: str, block_names: Sequence[str]) -> str | None:
-    matches = [
-        name
-        for name in block_names
-        if layer.startswith(name) and not layer[len(name) : len(name) + 1].isalnum()
-    ]
-    return max(matches, key=len, default=None)
+    """The block that each layer works for, the first where it was fused of several."""
+    return {layer: blocks[0] for layer, blocks in assign(layers, block_names).items()}
 
 
 def _ratio(a: float, b: float) -> float:

@@ -16,11 +16,12 @@ from torch import Tensor
 from mobileone_q.architecture import Architecture, BlockSpec
 from mobileone_q.errors import CalibrationError
 from mobileone_q.files import load_tensors, save_tensors
-from mobileone_q.fused import Block, apply_kernel, kernel_shape
-from mobileone_q.model import Chain, SqueezeExcite
+from mobileone_q.fused import Block
+from mobileone_q.model import Chain, SqueezeExcite, apply_kernel, kernel_shape
 
 TARGETS = ("tensorrt", "onnxruntime", "dla")
 WEIGHT_STEPS = 127
+NON_NEGATIVE = ("relu", "relu6")
 
 # Codes of each activation grid: lowest, highest. Both have zero-point 0.
 GRIDS: dict[str, tuple[int, int]] = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -41,7 +42,7 @@ def input_grids(arch: Architecture, target: str) -> dict[str, str]:
     grids = {arch.blocks[0].name: "int8"}  # normalised images have both signs
     for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
         fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
-        grids[consumer.name] = "uint8" if fits and producer.activation == "relu" else "int8"
+        grids[consumer.name] = "uint8" if fits and producer.activation in NON_NEGATIVE else "int8"
     return grids
 
 
@@ -53,7 +54,8 @@ def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
     exact only where every output sees all inputs: not at a zero-padded border.
 
     ``saturate``: the producer's bias loses 128 s and its ReLU goes, since what it would have cut
-    saturates at -128. ``offset``: after pooling, where a ReLU cannot be deferred, an Add does it.
+    saturates at -128. Of a ReLU6 the upper cut stays, at 6 - 128 s, unless the grid ends below it.
+    ``offset``: after pooling, where a ReLU cannot be deferred, an Add does it.
     Behind an SE gate there is no bias to take from, and an Add on a whole map is not worth it.
     """
     if consumer.pool:

@@ -50,6 +50,10 @@ class Run:
     def onnx(self, precision: str) -> Path:
         return self.path / f"{precision}.onnx"
 
+    @property
+    def calibration(self) -> Path:
+        return self.path / "int8.calib"
+
     def engine(self, precision: str, backend: str, suffix: str) -> Path:
         return self.path / "engines" / f"{precision}.{backend}{suffix}"
 

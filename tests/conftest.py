@@ -15,6 +15,7 @@ from mobileone_q.architecture import Architecture, architecture
 from mobileone_q.model import MobileOne
 
 os.environ.setdefault("COLUMNS", "120")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 torch.set_num_threads(1)  # the networks are small, and test processes run side by side
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

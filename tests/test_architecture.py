@@ -6,6 +6,7 @@ from mobileone_q.architecture import VARIANTS, Architecture, architecture
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.fused import FusedModel
 from mobileone_q.model import MobileOne
+from tests.conftest import small
 
 # Apple's counts, with branches and fused.
 PARAMETERS = {
@@ -40,6 +41,25 @@ def test_only_s4_has_squeeze_and_excite():
 def test_survives_json():
     arch = architecture("s4", num_classes=7, image_size=(96, 64))
     assert Architecture.from_dict(json.loads(json.dumps(arch.to_dict()))) == arch
+
+
+def test_files_of_other_versions():
+    values = json.loads(json.dumps(small("s4").to_dict()))
+    del values["task"]
+    for block in values["blocks"]:  # as before heads could flatten
+        for field in ("flatten", "norm", "dropout", "skips"):
+            del block[field]
+    assert Architecture.from_dict(values) == small("s4")
+    values["blocks"][3]["orbit"] = 1
+    with pytest.raises(ArchitectureError, match=r"orbit.*newer mobileone-q"):
+        Architecture.from_dict(values)
+
+
+def test_sizes_follow_the_strides():
+    arch = architecture("s2")
+    sizes = dict(zip((block.name for block in arch.blocks), arch.sizes()))
+    ends = [sizes[name] for name in arch.stage_ends.values()]
+    assert (sizes["stem"], *ends) == ((112, 112), (56, 56), (28, 28), (14, 14), (7, 7))
 
 
 def test_unknown_name_lists_the_known_ones():

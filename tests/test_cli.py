@@ -142,6 +142,56 @@ def test_rtx_engine_from_the_command_line(bundled):
         assert "needs an NVIDIA GPU" in output
 
 
+def test_every_precision_and_its_graph_from_the_command_line(bundled, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(bundled[0], run, ignore=shutil.ignore_patterns("engines"))
+    words = ("--run", run, "--backend", "tensorrt-rtx", "--compute-capability", 86, "--batch", "1:2:4")
+    output = invoke("build-engine", "--fp16", *words)
+    assert [Path(line.split()[1]).name[:4] for line in output.splitlines() if "built" in line] == [
+        "fp32",
+        "fp16",
+    ]
+    facts = json.loads((run / "engines" / "fp16.tensorrt-rtx.plan.json").read_text())
+    assert (facts["onnx"], facts["options"]["batch"]) == ("fp16.onnx", [1, 2, 4])
+    assert "no version-compatible engines" in refused("build-engine", *words, "--version-compatible")
+    assert "no DLA" in refused("build-engine", "--fp16", *words, "--dla", 0)
+    assert "not DLA; calibrate it with --target dla" in refused("build-engine", *words, "--dla", 0)
+
+
+@pytest.mark.parametrize("batch", ["0", "4:2:8", "1:2", "x"])
+def test_a_batch_that_is_none_is_a_usage_error(batch):
+    assert "MIN:OPT:MAX" in invoke("build-engine", "--batch", batch, code=2)
+
+
+def test_engines_are_compared_on_the_same_images(bundled):
+    invoke("evaluate", "--run", bundled[0], "--engines", "--images", 100)
+    parity = json.loads((bundled[0] / "report.json").read_text())["parity"]
+    assert parity["images"] == 100
+    rows = {row["name"]: row for row in parity["engines"]}
+    assert rows.keys() >= {"fp32 torch", "int8 simulation", "fp32 onnxruntime", "int8 onnxruntime"}
+    assert rows["fp32 onnxruntime"]["relative"] < 1e-4
+    assert rows["int8 onnxruntime"]["agreement"] > 0.9
+    assert rows["int8 onnxruntime"]["largest_difference"] > 0
+    assert rows["fp32 onnxruntime"]["top1"] > 0.8
+    assert rows["int8 onnxruntime"]["kl"] > rows["fp32 onnxruntime"]["kl"]
+
+
+def test_a_run_for_dla(tmp_path):
+    """INT8 accuracy is the simulation's: the graph alone would show FP32's and call it INT8's."""
+    run = tmp_path / "run"
+    output = invoke("calibrate", "--arch", "s0", "--images", 20, "--target", "dla", "--output", run)
+    assert "simulation (DLA runs on the device alone)" in " ".join(output.split())
+    assert (run / "int8.calib").read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
+    report = json.loads((run / "report.json").read_text())
+    assert report["accuracy"]["kl"] > 1e-4
+    output = invoke("evaluate", "--run", run, "--engines", "--images", 50)
+    assert "pass --dla 0" in refused("build-engine", "--run", run)
+    assert "int8 onnxruntime" not in output
+
+
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """Twelve noise images in two classes."""
@@ -168,7 +218,7 @@ def test_own_weights_and_images(images, weights, tmp_path):
     )  # fmt: skip
     assert "accuracy on 4 images" in output  # those not drawn for calibration
     kinds = [node.op_type for node in onnx.load(tmp_path / "run" / "int8.onnx").graph.node]
-    assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (43, 1, 44)
+    assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (44, 0, 44)
 
 
 def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp_path):

@@ -2,27 +2,50 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 from cli import main
 from mobileone_q.config import read_config
+from mobileone_q.custom import read_architecture
 from mobileone_q.errors import ConfigError
+from mobileone_q.fuse import certify
+from tests.conftest import random_model
 from tests.test_cli import invoke, refused
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_opens_with_a_command_that_accepts_it(path, tmp_path):
+def opening_command(path):
+    """The command in a file's first line, and its words with the file's real place."""
     first = path.read_text().splitlines()[0].removeprefix("# ").split()
     assert first[0] == "mobileone-q"
     assert f"configs/{path.name}" in first
-    command = main.commands[first[1]]
     words = [str(path) if word == f"configs/{path.name}" else word for word in first[2:]]
-    context = command.make_context(first[1], words)
+    command = main.commands[first[1]]
+    return command, words, command.make_context(first[1], words)
+
+
+def is_architecture(path):
+    return "blocks" in yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_opens_with_a_command_that_accepts_it(path):
+    command, words, context = opening_command(path)
+    if is_architecture(path):
+        assert context.params["arch"] == str(path)
+        arch = read_architecture(path)
+        assert arch.name == path.stem
+        assert certify(random_model(arch)).worst < 1e-12
+        return
     values = read_config(path, set(context.params))
     assert values
     given = {p.name for p in command.params if set(p.opts) & set(words)}
     assert all(context.params[key] == value for key, value in values.items() if key not in given)
+
+
+def test_both_kinds_of_config_are_there():
+    assert {is_architecture(path) for path in CONFIGS} == {True, False}
 
 
 def test_a_config_is_used_and_the_command_line_wins(tmp_path, monkeypatch):

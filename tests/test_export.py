@@ -154,7 +154,7 @@ def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
         x = torch.from_numpy(given.astype(np.float32) + shift) * block.input_scale
         y = consumer.gather(block.activate(block.linear(x)))
         ours = to_codes(y, consumer.input_scale, consumer.grid).numpy()
-        difference = np.abs(ours - (expected.astype(np.float32) + next_shift))
+        difference = np.abs(ours - (expected.reshape(ours.shape).astype(np.float32) + next_shift))
         assert difference.max() <= 1, consumer.spec.name
         wrong += int((difference > 0).sum())
         total += difference.size
@@ -170,9 +170,33 @@ def test_metadata_says_what_the_file_is(fused, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # no temporary left behind
 
 
-def test_dla_is_refused_in_words(fused):
-    with pytest.raises(ExportError, match="use --target tensorrt"):
-        to_onnx(QuantizedModel(fused.arch, "dla"))
+@pytest.mark.parametrize("target", [None, "tensorrt"])
+def test_the_float16_graph_computes_the_same(fused, target):
+    """Half the float tensors' bytes, the same function; input, logits, scales stay float32."""
+    model = quantized_for(fused, target) if target else fused
+    x = random_images(fused.arch, 8)
+    proto = to_onnx(model, dtype="float16")
+    single, half = (torch.from_numpy(run(p, x)[0]) for p in (to_onnx(model), proto))
+    assert half.dtype == torch.float32
+    # An INT8 graph may round a tie otherwise where its float remainder (SE, last map) is float16.
+    assert 0 < relative_error(single, half) < (2e-2 if target else 3e-3) or fused.arch.name == "s0"
+    assert relative_error(single, half) < (2e-2 if target else 3e-3)
+    kinds = {i.name: i.data_type for i in proto.graph.initializer}
+    weights = {kind for name, kind in kinds.items() if name.endswith("/weight") or "/se/" in name}
+    assert weights <= {TensorProto.FLOAT16}
+    assert all(kinds[name] == TensorProto.FLOAT for name in kinds if name.endswith("_scale"))
+    casts = [node.name for node in proto.graph.node if node.op_type == "Cast"]
+    maps = sum(spec.se_channels > 0 for spec in fused.arch.blocks) + 1  # and the last, before the pool
+    if fused.arch.blocks[-2].se_channels:
+        maps -= 1  # the last map is an SE unit's already
+    assert len(casts) == (2 * maps if target else 2)
+
+
+def test_what_float16_cannot_hold_is_refused():
+    fused = fuse(random_model(small()))
+    fused.block("stage1.0.dw").bias[0] = 1e6
+    with pytest.raises(ExportError, match=r"stage1\.0\.dw/bias reaches 1e\+06, beyond float16"):
+        to_onnx(fused, dtype="float16")
 
 
 def test_an_interrupted_write_keeps_the_old_file(fused, tmp_path, monkeypatch):

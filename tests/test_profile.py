@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from mobileone_q.engines.base import EngineInfo
+from mobileone_q.layers import Inspection
 from mobileone_q.profile import block_times, owner, profile_engines
+from mobileone_q.report import write_html
 
 BLOCKS = ["stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "head"]
 
@@ -53,6 +55,9 @@ class FakeEngine:
     def layer_profiler(self):
         return self
 
+    def inspection(self):
+        return Inspection()
+
     def __enter__(self):
         self.runs.clear()
         return self
@@ -75,3 +80,34 @@ def test_runs_are_interleaved_and_rows_add_up():
     assert sum(row.int8_ms for row in latency.layers) == pytest.approx(4.0)
     assert (latency.batch, latency.runs, latency.runtime) == (2, 7, "fake 1")
     assert latency.speedup == latency.fp32.median_ms / latency.int8.median_ms
+
+
+def test_fp16_stands_beside_them_and_slower_int8_blocks_are_flagged(tmp_path):
+    log = []
+    layers = {
+        "fp32": {
+            "stem": 4.0,
+            "stage1.0.dw": 2.0,
+            "Reformatting CopyNode for Input Tensor 0 to head": 1.0,
+            "head": 2.0,
+        },
+        "fp16": {"stem": 2.0, "stage1.0.dw + stage1.0.pw": 2.0, "head": 1.0},
+        "int8": {"stem": 1.0, "stage1.0.dw": 1.5, "stage1.0.pw": 0.5, "head": 1.0},
+    }
+    engines = {key: FakeEngine(key, log, each) for key, each in layers.items()}
+    latency = profile_engines(
+        engines["fp32"], engines["int8"], BLOCKS, np.zeros((2, 3), np.float32), fp16=engines["fp16"], runs=5
+    )
+    assert log == ["fp32", "int8", "fp16"] * (len(log) // 3)
+    rows = {row.name: row for row in latency.layers}
+    assert [row.fp16_ms for row in latency.layers] == [2.0, 1.0, 1.0, 0.0, 1.0]
+    assert [row.name for row in latency.layers if row.slower_than_fp16] == ["stage1.0.dw"]
+    assert rows["stage1.0.pw"].shared == ("fp16",)
+    assert rows["head"].fp32_ms == 3.0  # the layout change that prepares it counts to it
+    assert latency.reformat_ms == {"fp32": 1.0, "int8": 0.0, "fp16": 0.0}
+    report = {"model": "m", "target": "tensorrt", "images": {"calibration": 1, "evaluation": 1}}
+    report["images"]["evaluated_on"] = "evaluation"
+    write_html(report | {"latency": latency.to_dict()}, tmp_path / "r.html")
+    html = (tmp_path / "r.html").read_text()
+    assert "FP16 ms" in html
+    assert html.count("INT8 is slower than FP16") == 1

@@ -1,8 +1,11 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
 from calibrate.correct import correct, images_held
+from calibrate.equalise import _exchange
 from calibrate.recipe import Recipe, calibrate, quantize, weight_scales
 from calibrate.statistics import collect
 from mobileone_q.architecture import VARIANTS, architecture
@@ -30,16 +33,51 @@ def test_int8_follows_fp32_on_every_variant(name, target):
     assert relative_error(fused(x), quantized(x)) < 0.12
 
 
-def test_each_step_of_the_recipe_pays(fused):
+def unbalanced():
+    """The random model with its channels' scales spread over a factor of thirty; the same function."""
+    fused = fuse(random_model(small()))
+    generator = torch.Generator().manual_seed(0)
+    chain = [block for _, block in fused.blocks()]
+    for producer, consumer in pairwise(chain):
+        factor = 10 ** (1.5 * torch.rand(consumer.spec.in_channels, generator=generator).double())
+        _exchange(producer, consumer, factor)
+    return fused
+
+
+def test_each_step_of_the_recipe_pays():
+    fused = unbalanced()
     x = random_images(fused.arch, 64, seed=99)
 
     def error(**settings) -> float:
-        quantized = calibrate(fused, batches(fused.arch), Recipe(**settings))
+        quantized = calibrate(fused, batches(fused.arch), Recipe(rounding="nearest", **settings))
         return (fused(x) - quantized(x)).square().mean().item()
 
-    plain, equalised = error(equalise=False, correct=False), error(correct=False)
-    corrected, compensated = error(rounding="nearest"), error()
-    assert plain > 1.1 * equalised > 1.1 * corrected > 1.05 * compensated
+    plain, corrected = error(equalise=False, correct=False), error(equalise=False)
+    assert plain > 1.1 * corrected > 2 * error()
+
+
+def test_compensated_rounding_pays_where_there_are_samples_enough():
+    """At 96×96 even the last stage's 3×3 maps give eight samples a channel on 256 images."""
+    arch = architecture("s0", num_classes=10, image_size=96)
+    fused = fuse(random_model(arch))
+    images = [(random_images(arch, 32, seed).numpy(), None) for seed in range(4)]
+    x = random_images(arch, 32, seed=99)
+
+    def error(rounding: str) -> float:
+        quantized = calibrate(fused, images, Recipe(rounding=rounding))
+        return (fused(x) - quantized(x)).square().mean().item()
+
+    assert error("nearest") > 1.05 * error("compensated")
+
+
+def test_compensation_needs_samples(fused):
+    """On one image of 32×32 no block sees enough of its inputs: rounding falls back to nearest."""
+    few = [(random_images(fused.arch, 1).numpy(), None)]
+    states = [
+        calibrate(fused, few, Recipe(rounding=rounding)).block("stage3.2.pw").weight
+        for rounding in ("nearest", "compensated")
+    ]
+    assert torch.equal(*states)
 
 
 def test_same_seed_same_bytes(fused):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from mobileone_q.errors import EngineError
 from mobileone_q.files import read_json, sha256, write_json
+from mobileone_q.layers import Inspection
 
+Advance = Callable[[int], None]
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order
 
 
@@ -22,16 +24,28 @@ LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in exec
 class BuildOptions:
     """How to build an engine.
 
-    ``batch`` is (least, typical, most) images at once; ``compute_capabilities`` (such as 86) are
-    what TensorRT for RTX builds for, the device at hand where empty; ``workspace_mb`` bounds the
-    builder's scratch memory on the device, in MiB.
+    ``precision`` is fp32, fp16 or int8, and ``remainder`` what an INT8 engine computes in where it
+    has no integers. ``batch`` is (least, typical, most) images at once; ``compute_capabilities``
+    (such as 86) are what TensorRT for RTX builds for, the device at hand where empty;
+    ``workspace_mb`` bounds the builder's scratch memory on the device, in MiB.
+    ``optimization_level`` is TensorRT's, 0 (fast build) to 5 (fast engine). ``version_compatible``
+    engines run on later versions too, ``hardware_compatible`` ones on other GPUs from Ampere on.
+    ``dla_core`` puts what it can on that DLA core and the rest on the GPU; ``calibration`` is the
+    cache file that holds the scales of a graph without Q/DQ.
     """
 
     precision: str = "int8"
+    remainder: str = "fp32"
     batch: tuple[int, int, int] = (1, 1, 8)
     threads: int = 1
     compute_capabilities: tuple[int, ...] = ()
     workspace_mb: int = 1024
+    optimization_level: int | None = None
+    timing_cache: bool = True
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    dla_core: int | None = None
+    calibration: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +58,8 @@ class EngineInfo:
     precision: str
     onnx_sha256: str
     options: dict[str, Any]
+    onnx: str = ""  # the graph's file name in its run folder
+    warnings: str = ""  # what the builder complained of, in one line
 
     def save(self, engine: Path) -> None:
         write_json(sidecar(engine), asdict(self))
@@ -128,9 +144,14 @@ class Engine(ABC):
         """Whether this machine has the processor that engines need."""
 
     @classmethod
+    def is_typed_by_graph(cls) -> bool:
+        """Whether the graph's own types decide precision; else flags of the builder do."""
+        return True
+
+    @classmethod
     @abstractmethod
-    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> None:
-        """Write the engine file."""
+    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance) -> str:
+        """Write the engine file; returns the builder's warnings in one line, empty without any."""
 
     @classmethod
     @abstractmethod
@@ -141,13 +162,19 @@ class Engine(ABC):
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch."""
 
+    def inspection(self) -> Inspection:
+        """What the runtime says of its layers beyond their names; nothing where it cannot."""
+        return Inspection()
+
     @abstractmethod
     def layer_profiler(self) -> LayerProfiler:
         """A recorder of per-layer times."""
 
     @classmethod
-    def build(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> EngineInfo:
-        """Build an engine from an ONNX file.
+    def build(
+        cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance = lambda _: None
+    ) -> EngineInfo:
+        """Build an engine from an ONNX file; ``advance`` is told of every percent, where known.
 
         Raises:
             BackendMissing: the runtime is not installed.
@@ -156,9 +183,16 @@ class Engine(ABC):
         if not onnx_path.is_file():
             raise EngineError(f"no ONNX file at {onnx_path}; make it with `mobileone-q calibrate`")
         runtime = cls.runtime()
-        cls._compile(onnx_path, engine_path, options)
+        warnings = cls._compile(onnx_path, engine_path, options, advance)
         info = EngineInfo(
-            cls.backend, runtime, cls.device(), options.precision, sha256(onnx_path), asdict(options)
+            backend=cls.backend,
+            runtime=runtime,
+            device=cls.device(),
+            precision=options.precision,
+            onnx_sha256=sha256(onnx_path),
+            options=asdict(options),
+            onnx=onnx_path.name,
+            warnings=warnings,
         )
         info.save(engine_path)
         return info
@@ -172,7 +206,7 @@ class Engine(ABC):
         """
         info = EngineInfo.load(engine_path)
         runtime = cls.runtime()
-        if info.runtime != runtime:
+        if info.runtime != runtime and not cls._accepts(info, runtime):
             raise EngineError(
                 f"{engine_path} was built by {info.runtime} and {runtime} is installed; build it again"
             )
@@ -182,3 +216,8 @@ class Engine(ABC):
                 "build it again with `mobileone-q build-engine`"
             )
         return cls._open(engine_path, info, threads)
+
+    @classmethod
+    def _accepts(cls, info: EngineInfo, runtime: str) -> bool:
+        """Whether an engine of another version runs on this one."""
+        return False

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Advance, BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.errors import BackendMissing, EngineError
 from mobileone_q.files import write_atomically
 
@@ -44,13 +44,14 @@ class OnnxRuntimeEngine(Engine):
         return True
 
     @classmethod
-    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> None:
+    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance) -> str:
         def write(temporary: Path) -> None:
             settings = _options(options.threads, optimise=True)
             settings.optimized_model_filepath = str(temporary)
             _session(onnx_path, settings)
 
         write_atomically(engine_path, write)
+        return ""
 
     @classmethod
     def _open(cls, engine_path: Path, info: EngineInfo, threads: int) -> OnnxRuntimeEngine:

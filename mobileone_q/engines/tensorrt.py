@@ -2,24 +2,25 @@
 
 TensorRT builds for the GPU at hand. TensorRT for RTX also builds with no GPU, for the compute
 capabilities asked for; running an engine needs a GPU and torch's CUDA buffers in both. What
-differs between versions 8.5 to 11 is asked of the package itself, never of a version number.
+differs between versions 8.5 to 11 is in :mod:`mobileone_q.engines.versions`.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Advance, BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.building import keep_log, make_logger, serialize
+from mobileone_q.engines.versions import is_strongly_typed
 from mobileone_q.errors import BackendMissing, EngineError
 from mobileone_q.files import write_atomically
-
-WARNING = 2  # ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose
-MEBIBYTE = 1 << 20
+from mobileone_q.layers import Inspection, read_inspection
 
 
 class TensorRTEngine(Engine):
@@ -34,6 +35,8 @@ class TensorRTEngine(Engine):
         trt = self._import()
         self._logger = make_logger(trt)
         self._runtime = trt.Runtime(self._logger)
+        if info.options.get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True  # such an engine brings its own lean runtime
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
         if self._engine is None:
             raise EngineError(
@@ -61,14 +64,30 @@ class TensorRTEngine(Engine):
         return gpu_name() is not None
 
     @classmethod
-    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions) -> None:
+    def is_typed_by_graph(cls) -> bool:
+        return is_strongly_typed(cls._import())
+
+    @classmethod
+    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance) -> str:
         trt = cls._import()
         cls._require_device(options)
         logger = make_logger(trt)
-        plan = serialize(trt, logger, onnx_path, options)
+        plan = serialize(trt, logger, onnx_path, options, cls.runtime(), cls.device(), advance)
+        warnings = keep_log(logger, engine_path)
         if plan is None:
             raise EngineError(f"{cls.title} cannot build {onnx_path}: {logger.summary()}")
         write_atomically(engine_path, lambda temporary: temporary.write_bytes(bytes(plan)))
+        return warnings
+
+    @classmethod
+    def _accepts(cls, info: EngineInfo, runtime: str) -> bool:
+        """Version-compatible engines run on later versions of the same package and major number."""
+        package, _, built = info.runtime.partition(" ")
+        here, _, installed = runtime.partition(" ")
+        if not info.options.get("version_compatible") or package != here:
+            return False
+        first, second = ([int(part) for part in v.split(".")[:3]] for v in (built, installed))
+        return first[0] == second[0] and first <= second
 
     @classmethod
     def _require_device(cls, options: BuildOptions) -> None:
@@ -88,10 +107,25 @@ class TensorRTEngine(Engine):
             raise EngineError(
                 f"{engine_path} needs an NVIDIA GPU to run, and there is none here; run it on the device"
             )
+        if info.device != cls.device() and not _runs_elsewhere(info):
+            raise EngineError(
+                f"{engine_path} was built for {info.device}, and this is {cls.device()}; build it again here"
+            )
         return cls(info, engine_path)
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return execute(self._context, batch)
+
+    def inspection(self) -> Inspection:
+        try:
+            return read_inspection(self.layer_information())
+        except (ValueError, KeyError, EngineError):
+            return Inspection()  # an unknown schema costs the origin of renamed layers, not the profile
+
+    def layer_information(self) -> Any:
+        """The engine inspector's JSON: what each layer became; keys differ between versions."""
+        inspector = self._engine.create_engine_inspector()
+        return json.loads(inspector.get_engine_information(self._import().LayerInformationFormat.JSON))
 
     def layer_profiler(self) -> TensorRTProfiler:
         return TensorRTProfiler(self._import(), self._engine.create_execution_context())
@@ -111,81 +145,10 @@ class TensorRTForRTXEngine(TensorRTEngine):
             )
 
 
-def make_logger(trt: Any) -> Any:
-    """A logger that keeps what the builder and the runtime complain of."""
-
-    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.messages: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if int(severity) <= WARNING:
-                self.messages.append(message)
-
-        def summary(self) -> str:
-            """The last complaint, which is the one that ended it."""
-            return self.messages[-1].splitlines()[0] if self.messages else "no reason given"
-
-    return Logger()
-
-
-def serialize(trt: Any, logger: Any, onnx_path: Path, options: BuildOptions) -> Any:
-    """Parse an ONNX file and build its serialized engine; None where the builder gives up."""
-    builder = trt.Builder(logger)
-    network = parse(trt, logger, builder, onnx_path)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * MEBIBYTE)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    if options.precision == "int8" and not is_strongly_typed(trt):
-        config.set_flag(trt.BuilderFlag.INT8)
-    if options.compute_capabilities:
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for index, capability in enumerate(options.compute_capabilities):
-            config.set_compute_capability(compute_capability(trt, capability), index)
-    profile = builder.create_optimization_profile()
-    image = tuple(network.get_input(0).shape)[1:]
-    profile.set_shape("input", *((size, *image) for size in options.batch))
-    config.add_optimization_profile(profile)
-    return builder.build_serialized_network(network, config)
-
-
-def is_strongly_typed(trt: Any) -> bool:
-    """Whether the graph's own types decide precision (10 and later) or builder flags do (8)."""
-    return hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
-
-
-def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path) -> Any:
-    """The network that an ONNX file describes, strongly typed where the version knows how.
-
-    Raises:
-        EngineError: the parser refuses the graph.
-    """
-    flags = trt.NetworkDefinitionCreationFlag
-    flag = flags.STRONGLY_TYPED if is_strongly_typed(trt) else flags.EXPLICIT_BATCH
-    network = builder.create_network(1 << int(flag))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(onnx_path.read_bytes()):
-        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise EngineError(
-            f"{trt.__name__} cannot parse {onnx_path}: {reasons[0] if reasons else logger.summary()}"
-        )
-    return network
-
-
-def compute_capability(trt: Any, number: int) -> Any:
-    """The enum value of a compute capability such as 86.
-
-    Raises:
-        EngineError: the package does not build for it.
-    """
-    known = trt.ComputeCapability
-    if not hasattr(known, f"SM{number}"):
-        names = sorted((n.removeprefix("SM") for n in dir(known) if n.startswith("SM")), key=int)
-        raise EngineError(
-            f"{trt.__name__} does not build for compute capability {number}; choose from {', '.join(names)}"
-        )
-    return getattr(known, f"SM{number}")
+def _runs_elsewhere(info: EngineInfo) -> bool:
+    """Whether an engine may be loaded on another device than the one it was built on."""
+    options = info.options
+    return bool(options.get("hardware_compatible") or options.get("compute_capabilities"))
 
 
 def gpu_name() -> str | None:

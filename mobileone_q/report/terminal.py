@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,24 @@ def print_accuracy(report: dict[str, Any]) -> None:
     accuracy, images = report["accuracy"], report["images"]
     console = Console(highlight=False)
     console.print(f"{report['model']}: accuracy on {images['evaluation']} images, in {accuracy['engine']}")
+    if accuracy.get("cosine"):
+        cosine = accuracy["cosine"]
+        console.print(
+            f"cosine          {cosine['mean']:.5f} mean, {cosine['lowest']:.5f} lowest, INT8 with FP32"
+        )
+    else:
+        _print_classes(console, report)
+    if images["skipped"]:
+        name, reason = next(iter(images["skipped"].items()))
+        console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
+    if images["evaluated_on"] == "calibration":
+        console.print(
+            "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
+        )
+
+
+def _print_classes(console: Console, report: dict[str, Any]) -> None:
+    accuracy = report["accuracy"]
     table = Table()
     for heading in ("", "top-1 %", "top-5 %"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -28,13 +47,6 @@ def print_accuracy(report: dict[str, Any]) -> None:
         )
     console.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
     console.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
-    if images["skipped"]:
-        name, reason = next(iter(images["skipped"].items()))
-        console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
-    if images["evaluated_on"] == "calibration":
-        console.print(
-            "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
-        )
 
 
 def print_latency(latency: dict[str, Any]) -> None:
@@ -45,19 +57,64 @@ def print_latency(latency: dict[str, Any]) -> None:
         f"latency per block, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}"
     )
     table = Table(show_footer=True)
-    sums = latency["layer_sum_ms"]
+    sums, fp16_sum = latency["layer_sum_ms"], latency.get("fp16_sum_ms")
     table.add_column("block", "sum of blocks")
     table.add_column("FP32 ms", f"{sums[0]:.3f}", justify="right")
+    if fp16_sum is not None:
+        table.add_column("FP16 ms", f"{fp16_sum:.3f}", justify="right")
     table.add_column("INT8 ms", f"{sums[1]:.3f}", justify="right")
     table.add_column("speed-up", f"{sums[0] / sums[1]:.2f}x", justify="right")
+    if fp16_sum is not None:
+        table.add_column("against FP16", f"{fp16_sum / sums[1]:.2f}x")
     for row in latency["layers"]:
-        table.add_row(row["name"], f"{row['fp32_ms']:.3f}", f"{row['int8_ms']:.3f}", f"{row['speedup']:.2f}x")
+        mark = "*" if row.get("shared") else ""
+        cells = [row["name"] + mark, f"{row['fp32_ms']:.3f}"]
+        cells += [f"{row['fp16_ms']:.3f}"] if fp16_sum is not None else []
+        cells += [f"{row['int8_ms']:.3f}", f"{row['speedup']:.2f}x"]
+        if fp16_sum is not None:
+            cells.append("INT8 is slower" if row["slower_than_fp16"] else "")
+        table.add_row(*cells)
     console.print(table)
-    fp32, int8 = latency["fp32"], latency["int8"]
-    console.print(
-        f"end to end: FP32 {fp32['median_ms']:.3f} ms (p95 {fp32['p95_ms']:.3f}), "
-        f"INT8 {int8['median_ms']:.3f} ms (p95 {int8['p95_ms']:.3f}), speed-up {latency['speedup']:.2f}x; "
-        f"medians of {latency['runs']} interleaved runs"
-    )
+    if any(row.get("shared") for row in latency["layers"]):
+        console.print("* fused with other blocks into one layer, whose time is shared equally among them")
+    reformats = {key: ms for key, ms in latency.get("reformat_ms", {}).items() if ms}
+    if reformats:
+        parts = ", ".join(f"{key.upper()} {ms:.3f} ms" for key, ms in reformats.items())
+        console.print(f"of which layout changes (reformat layers): {parts}")
+    timings = [(key, latency[key]) for key in ("fp32", "fp16", "int8") if latency.get(key)]
+    if timings:
+        parts = ", ".join(
+            f"{key.upper()} {timing['median_ms']:.3f} ms (p95 {timing['p95_ms']:.3f})"
+            for key, timing in timings
+        )
+        console.print(
+            f"end to end: {parts}, speed-up {latency['speedup']:.2f}x; "
+            f"medians of {latency['runs']} {'recorded' if latency.get('recorded') else 'interleaved'} runs"
+        )
     if note := latency.get("note"):
         console.print(f"note: {note}")
+
+
+def print_sensitivity(ranking: Sequence[Any], images: int) -> None:
+    """Blocks by what quantising each alone costs, the costliest first."""
+    console = Console(highlight=False)
+    console.print(f"each block quantised alone, {images} images; KL in nats, drop in top-1 points")
+    table = Table()
+    table.add_column("block", no_wrap=True)
+    for heading in ("KL inputs", "KL weights", "drop inputs", "drop weights"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("input channels")
+    table.add_column("weight channels")
+    for result in ranking:
+        drops = ("" if d is None else f"{d:+.2f}" for d in (result.input_drop_pts, result.weight_drop_pts))
+        branches = result.branches or ("",) * len(result.input_channels)
+        channels = (f"{c} ({b})" if b else str(c) for c, b in zip(result.input_channels, branches))
+        table.add_row(
+            result.name,
+            f"{result.input_kl:.5f}",
+            f"{result.weight_kl:.5f}",
+            *drops,
+            ", ".join(channels),
+            ", ".join(map(str, result.weight_channels)),
+        )
+    console.print(table)

@@ -1,0 +1,154 @@
+"""What each block alone costs when it is quantised, inputs and weights apart, and which channels did it.
+
+One block at a time is quantised in the equalised FP32 network, its mean error corrected as
+calibration does, and the logits are compared. Each block's clean input is carried down the
+chain, so only what comes after it runs again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mobileone_q.evaluate import kl_divergence
+from mobileone_q.fuse import branch_kernels
+from mobileone_q.fused import FusedBlock, FusedModel
+from mobileone_q.model import MobileOne, MultiBranchBlock, apply_kernel
+from mobileone_q.quantized import QuantizedBlock, QuantizedModel
+
+CHANNELS_NAMED = 3
+
+
+@dataclass(frozen=True)
+class BlockSensitivity:
+    """Cost of quantising one block alone.
+
+    ``input_kl`` and ``weight_kl`` are mean KL(FP32 to quantised) in nats; ``..._drop_pts`` the
+    top-1 points lost, None without labels. ``input_channels`` are the input channels whose
+    rounding moves the output most, ``weight_channels`` the output channels whose weights round
+    worst, worst first. ``branches`` says, for each of ``input_channels``, which branch of the
+    block before carries most of its kernel; empty where the checkpoint had none.
+    """
+
+    name: str
+    input_kl: float
+    weight_kl: float
+    input_drop_pts: float | None
+    weight_drop_pts: float | None
+    input_channels: tuple[int, ...]
+    weight_channels: tuple[int, ...]
+    branches: tuple[str, ...] = ()
+
+    @property
+    def kl(self) -> float:
+        return self.input_kl + self.weight_kl
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.no_grad()
+def rank_blocks(
+    equalised: FusedModel,
+    quantized: QuantizedModel,
+    images: Tensor,
+    labels: NDArray[np.int64],
+    original: MobileOne | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[BlockSensitivity]:
+    """Every block's sensitivity, the costliest first.
+
+    ``equalised`` is the FP32 model that ``quantized`` was made from; ``images`` (N, 3, H, W) with
+    ``labels`` (N,), -1 where unknown; ``original`` the model with its branches, where there are
+    any. ``advance(1)`` is called after each block.
+    """
+    chain = [(block, quantized.block(name)) for name, block in equalised.blocks()]
+    reference = equalised(images).numpy()
+    x, results = images, []
+    for k, (block, q) in enumerate(chain):
+        gathered = block.gather(x)
+        y = block.linear(gathered)
+        rounded = q.quantize(gathered) * q.input_scale
+        weight = q.weight.float() * q.weight_scale.reshape(-1, *[1] * (q.weight.ndim - 1))
+        outputs = (
+            apply_kernel(block.spec, rounded, block.weight, block.bias),
+            apply_kernel(block.spec, gathered, weight, block.bias),
+        )
+        logits = [_finish(chain, k, _centred(output, y)) for output in outputs]
+        kl = [kl_divergence(reference, values) for values in logits]
+        drops = [_drop_pts(reference, values, labels) for values in logits]
+        channels = _input_channels(block, gathered - rounded)
+        producer = chain[k - 1][0].spec.name if k else ""
+        results.append(
+            BlockSensitivity(
+                block.spec.name,
+                input_kl=kl[0],
+                weight_kl=kl[1],
+                input_drop_pts=drops[0],
+                weight_drop_pts=drops[1],
+                input_channels=channels,
+                weight_channels=_weight_channels(block, weight),
+                branches=branches_of(original, producer, channels) if original is not None and k else (),
+            )
+        )
+        x = block.activate(y)
+        advance(1)
+    return sorted(results, key=lambda result: result.kl, reverse=True)
+
+
+def branches_of(model: MobileOne, name: str, channels: Sequence[int]) -> tuple[str, ...]:
+    """The branch of block ``name`` with most of each output channel's folded kernel (L2 norm)."""
+    block = model.block(name)
+    if not isinstance(block, MultiBranchBlock):
+        return ()
+    norms = {branch: kernel.flatten(1).norm(dim=1) for branch, (kernel, _) in branch_kernels(block).items()}
+    return tuple(max(norms, key=lambda branch: norms[branch][channel].item()) for channel in channels)
+
+
+def _centred(output: Tensor, reference: Tensor) -> Tensor:
+    """``output`` with the mean of each channel moved to the reference's."""
+    dims = tuple(i for i in range(output.ndim) if i != 1)
+    return output + (reference - output).mean(dims, keepdim=True)
+
+
+def _finish(chain: Sequence[tuple[FusedBlock, QuantizedBlock]], k: int, y: Tensor) -> NDArray[np.float32]:
+    """Logits from block ``k``'s convolution output."""
+    x = chain[k][0].activate(y)
+    for block, _ in chain[k + 1 :]:
+        x = block(x)
+    return x.numpy()
+
+
+def _drop_pts(
+    reference: NDArray[np.float32], logits: NDArray[np.float32], labels: NDArray[np.int64]
+) -> float | None:
+    known = labels >= 0
+    if not known.any():
+        return None
+    correct = [(values.argmax(1) == labels)[known].mean() for values in (reference, logits)]
+    return float(100 * (correct[0] - correct[1]))
+
+
+def _input_channels(block: FusedBlock, error: Tensor) -> tuple[int, ...]:
+    """Input channels by squared rounding error times the squared weights that read them."""
+    spec = block.spec
+    squared = error.square().mean(tuple(i for i in range(error.ndim) if i != 1))
+    shape = (spec.groups, -1, spec.in_channels // spec.groups, spec.kernel[0] * spec.kernel[1])
+    strength = block.weight.square().reshape(shape).sum(dim=(1, 3)).flatten()
+    return _worst(squared * strength)
+
+
+def _weight_channels(block: FusedBlock, weight: Tensor) -> tuple[int, ...]:
+    """Output channels by squared rounding error relative to their own squared weights."""
+    error = (weight - block.weight).flatten(1).square().sum(1)
+    return _worst(error / block.weight.flatten(1).square().sum(1).clamp(min=1e-30))
+
+
+def _worst(values: Tensor) -> tuple[int, ...]:
+    return tuple(values.argsort(descending=True)[:CHANNELS_NAMED].tolist())

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""Classify one image with a TensorRT engine: needs TensorRT and NumPy, nothing else.
+
+    python3 run_image.py model.plan image.ppm
+
+Reads binary PPM (P6) and .npy (uint8, height x width x RGB); any other format where Pillow is
+installed. preprocessing.json and labels.txt stand beside this file. Python 3.8 and later.
+
+Memory without torch or PyCUDA: TensorRT reads and writes addresses on the device, and four calls
+of the CUDA runtime's C library give and fill them. ctypes makes the calls: cudaMalloc reserves
+bytes, cudaMemcpy moves them (1: to the device, 2: back; it waits for the work before it), cudaFree
+gives them back, cudaDeviceSynchronize waits. Stream 0 is the default one. Set CUDART to the
+library's path where it is not found.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+TO_DEVICE, TO_HOST = 1, 2
+
+
+def read_image(path: Path) -> np.ndarray:
+    """uint8 (height, width, 3), RGB."""
+    if path.suffix == ".npy":
+        return np.load(path)
+    data = path.read_bytes()
+    if data[:2] == b"P6":
+        fields: list[int] = []
+        position = 2
+        while len(fields) < 3:  # width, height, largest value; comments run to the end of a line
+            while data[position : position + 1].isspace():
+                position += 1
+            if data[position : position + 1] == b"#":
+                position = data.index(b"\n", position)
+                continue
+            end = position
+            while not data[end : end + 1].isspace():
+                end += 1
+            fields.append(int(data[position:end]))
+            position = end
+        width, height, largest = fields
+        if largest != 255:
+            sys.exit(f"{path} has values up to {largest}; only 255 is read")
+        pixels = np.frombuffer(data, np.uint8, width * height * 3, position + 1)
+        return pixels.reshape(height, width, 3)
+    try:
+        from PIL import Image
+    except ImportError:
+        sys.exit(f"cannot read {path}: convert it to PPM or .npy, or pip install pillow")
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def resize_matrix(source: int, target: int) -> np.ndarray:
+    """(target, source) weights of a triangle filter, widened when shrinking, as Pillow's BILINEAR."""
+    scale = source / target
+    support = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale
+    distances = np.abs(np.arange(source) + 0.5 - centres[:, None]) / support
+    weights = np.clip(1 - distances, 0, None)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
+    """float32 (1, 3, crop, crop): short side resized, centre cropped, normalised."""
+    short, crop = settings["resize"], settings["crop"]
+    height, width = image.shape[:2]
+    if min(height, width) != short:
+        rows, columns = (max(1, round(side * short / min(height, width))) for side in (height, width))
+        across = np.einsum("xw,hwc->hxc", resize_matrix(width, columns), image.astype(np.float64))
+        across = np.clip(np.floor(across + 0.5), 0, 255)
+        both = np.einsum("yh,hxc->yxc", resize_matrix(height, rows), across)
+        image = np.clip(np.floor(both + 0.5), 0, 255)
+    top, left = ((side - crop) // 2 for side in image.shape[:2])
+    image = image[top : top + crop, left : left + crop]
+    unit = image.astype(np.float32) / np.float32(255)
+    normal = (unit - np.asarray(settings["mean"], np.float32)) / np.asarray(settings["std"], np.float32)
+    return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
+
+
+class Cuda:
+    """The four calls of the CUDA runtime that this needs."""
+
+    def __init__(self) -> None:
+        names = [os.environ.get("CUDART"), ctypes.util.find_library("cudart"), "libcudart.so"]
+        for name in filter(None, names):
+            try:
+                self.library = ctypes.CDLL(str(name))
+                break
+            except OSError:
+                continue
+        else:
+            sys.exit("the CUDA runtime library is not found; set CUDART=/usr/local/cuda/lib64/libcudart.so")
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        status = getattr(self.library, name)(*arguments)
+        if status:
+            sys.exit(f"{name} failed with CUDA error {status}")
+
+    def allocate(self, size: int) -> ctypes.c_void_p:
+        address = ctypes.c_void_p()
+        self("cudaMalloc", ctypes.byref(address), ctypes.c_size_t(size))
+        return address
+
+    def copy(self, target: Any, source: Any, size: int, direction: int) -> None:
+        self("cudaMemcpy", target, source, ctypes.c_size_t(size), direction)
+
+
+def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
+    """Logits (N, classes) of a batch (N, 3, H, W)."""
+    import tensorrt as trt
+
+    cuda = Cuda()
+    logger = trt.Logger()
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(engine_path.read_bytes())
+    if engine is None:
+        sys.exit(f"TensorRT cannot load {engine_path}; build it again on this device with build.sh")
+    context = engine.create_execution_context()
+    context.set_input_shape("input", tuple(x.shape))
+    logits = np.empty(tuple(context.get_tensor_shape("logits")), np.float32)
+    on_device = {"input": cuda.allocate(x.nbytes), "logits": cuda.allocate(logits.nbytes)}
+    cuda.copy(on_device["input"], ctypes.c_void_p(x.ctypes.data), x.nbytes, TO_DEVICE)
+    for name, address in on_device.items():
+        context.set_tensor_address(name, address.value)
+    if not context.execute_async_v3(0):
+        sys.exit("the engine failed to run; its batch range may exclude a single image")
+    cuda("cudaDeviceSynchronize")
+    cuda.copy(ctypes.c_void_p(logits.ctypes.data), on_device["logits"], logits.nbytes, TO_HOST)
+    for address in on_device.values():
+        cuda("cudaFree", address)
+    return logits
+
+
+def main() -> None:
+    if len(sys.argv) != 3:
+        sys.exit("usage: python3 run_image.py model.plan image.ppm")
+    settings = json.loads((HERE / "preprocessing.json").read_text())
+    labels = (HERE / "labels.txt").read_text().splitlines()
+    logits = run(Path(sys.argv[1]), preprocess(read_image(Path(sys.argv[2])), settings))[0]
+    shares = np.exp(logits - logits.max())
+    shares /= shares.sum()
+    for index in np.argsort(-logits, kind="stable")[:5]:
+        print(f"{100 * shares[index]:5.1f} %  {labels[index]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The ``trtexec`` line that builds and profiles the same engine, for each version of TensorRT.
+
+Sources: ``trtexec --help`` of 8.5, 8.6 and 10 (``samples/common/sampleOptions.cpp`` in the TensorRT
+repository), and NVIDIA's TensorRT 11 migration guide, by which --int8, --fp16 and --calib went.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobileone_q.engines.base import BuildOptions
+
+EXECUTABLE = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+STRONG_SINCE, FLAGS_GONE = 10, 11
+
+
+def trtexec_line(
+    version: str, onnx: Path | str, engine: Path | str, options: BuildOptions, image: tuple[int, int, int]
+) -> str:
+    """The command for a version such as ``10.3``; ``image`` is (3, H, W).
+
+    ``onnx`` must be the graph that the version wants: before 10 any precision comes from
+    ``fp32.onnx`` or ``int8.onnx`` and flags, from 10 on the FP16 types are in the graph.
+    """
+    major, minor = (int(part) for part in version.split(".")[:2])
+    channels, height, width = image
+    words = [EXECUTABLE, f"--onnx={onnx}", f"--saveEngine={engine}"]
+    for name, size in zip(("min", "opt", "max"), options.batch):
+        words.append(f"--{name}Shapes=input:{size}x{channels}x{height}x{width}")
+    words.append(f"--memPoolSize=workspace:{options.workspace_mb}")
+    if major >= STRONG_SINCE and not options.calibration:
+        words += ["--stronglyTyped"] if major < FLAGS_GONE else []
+    else:
+        floats = options.remainder if options.precision == "int8" else options.precision
+        words += ["--int8"] if options.precision == "int8" else []
+        words += ["--fp16"] if floats == "fp16" else []
+    words += [f"--calib={options.calibration}"] if options.calibration else []
+    has_levels = (major, minor) >= (8, 6)
+    if options.optimization_level is not None and has_levels:
+        words.append(f"--builderOptimizationLevel={options.optimization_level}")
+    words += ["--versionCompatible"] if options.version_compatible and has_levels else []
+    if options.hardware_compatible and has_levels:
+        words.append("--hardwareCompatibilityLevel=ampere+")
+    if options.dla_core is not None:
+        words += [f"--useDLACore={options.dla_core}", "--allowGPUFallback"]
+    words += ["--profilingVerbosity=detailed", "--dumpProfile"]
+    words += ["--separateProfileRun"] if major < FLAGS_GONE else []  # what 11 always does
+    words += [f"--exportProfile={engine}.profile.json", f"--exportLayerInfo={engine}.layers.json"]
+    return " ".join(words)

@@ -1,0 +1,166 @@
+"""Read tensors out of torch's zip files without running anything that is pickled in them.
+
+A pickle names functions and classes to call. Here no name is ever imported: a few known ones
+stand for tensors and plain containers, the classes of network modules stand for inert objects
+that only hold their state, and any other name ends the reading. torch's own ``weights_only``
+refuses whole pickled modules; up to torch 2.5 it could also be made to run code
+(CVE-2025-32434), and a Jetson may have no newer torch.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+# Modules whose names become inert objects: networks, and what trainers put beside their weights.
+INERT_MODULES = ("torch.nn", "nets", "timm", "argparse", "mmengine", "numpy")
+INERT_NAMES = {
+    ("torch", "Size"),
+    ("torch", "device"),
+    ("_codecs", "encode"),  # how protocol 2 writes the bytes of a NumPy scalar
+    ("__builtin__", "getattr"),  # how an instance's own `forward` is written, once fused
+    ("builtins", "getattr"),
+}
+
+
+class UnsafePickle(Exception):
+    """The pickle names something that only running it could give; ``str()`` is that name."""
+
+
+def read_zip(path: Path) -> Any:
+    """What ``torch.save`` wrote, with tensors on the CPU and foreign objects inert.
+
+    Raises:
+        UnsafePickle: a name outside the allowed ones; nothing was run.
+        zipfile.BadZipFile, pickle.UnpicklingError, ValueError and others: a damaged file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        index = next((name for name in names if name.endswith("/data.pkl") or name == "data.pkl"), None)
+        if index is None:
+            raise ValueError("no data.pkl inside")
+        prefix = index.removesuffix("data.pkl")
+        if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
+            raise ValueError("written on a big-endian machine")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("compressed entries, which torch never writes")
+        with archive.open(index) as file:
+            return _TensorUnpickler(file, lambda key: archive.read(f"{prefix}data/{key}")).load()  # type: ignore[arg-type]
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Every object that a pickle can reach is made anew for each file, so none can be tampered with."""
+
+    def __init__(self, file: BinaryIO, read: Callable[[str], bytes]) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._read = read
+        self._storages: dict[str, Tensor] = {}
+        self._known = _known_names()
+        self._inert = _inert_class()
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._known:
+            return self._known[module, name]
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        inert = any(module == known or module.startswith(f"{known}.") for known in INERT_MODULES)
+        if inert or (module, name) in INERT_NAMES:
+            return self._inert
+        raise UnsafePickle(f"{module}.{name}")
+
+    def persistent_load(self, identity: Any) -> Tensor:
+        kind, dtype, key, _, count = identity
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            raise ValueError(f"an unknown kind of storage, {kind!r}")
+        if key not in self._storages:
+            data = bytearray(self._read(key))
+            empty = torch.empty(0, dtype=dtype)
+            self._storages[key] = torch.frombuffer(data, dtype=dtype) if data else empty
+        if self._storages[key].numel() < count:
+            raise ValueError("a storage is shorter than it says")
+        return self._storages[key]
+
+
+def _known_names() -> dict[tuple[str, str], Any]:
+    def tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+        if math.prod(size) > storage.numel():  # a stride of 0 could claim any amount of memory
+            raise ValueError("a tensor is larger than its storage")
+        return storage.as_strided(tuple(size), tuple(stride), offset)  # checks its bounds
+
+    def parameter(data: Tensor, *_: Any) -> Tensor:
+        return data
+
+    return {
+        ("torch._utils", "_rebuild_tensor_v2"): tensor,
+        ("torch._utils", "_rebuild_parameter"): parameter,
+        ("collections", "OrderedDict"): OrderedDict,
+        ("builtins", "set"): set,
+        ("__builtin__", "set"): set,
+    }
+
+
+def _inert_class() -> type:
+    class Inert:
+        """Stands for an object of any class: keeps the state it is given, does nothing."""
+
+        def __new__(cls, *_: Any, **__: Any) -> Inert:
+            return object.__new__(cls)
+
+        def __init__(self, *_: Any, **__: Any) -> None:
+            pass
+
+        def __setstate__(self, state: Any) -> None:
+            self.__dict__["state"] = state
+
+        def __setitem__(self, key: Any, value: Any) -> None:
+            pass  # subclasses of dict and list are filled item by item
+
+        def append(self, value: Any) -> None:
+            pass
+
+        def extend(self, values: Any) -> None:
+            pass
+
+    return Inert
+
+
+def module_state(value: Any) -> dict[str, Tensor] | None:
+    """The state dict of a pickled network that was read inert; None where it is no network."""
+    state = getattr(value, "state", None)
+    if not isinstance(state, Mapping) or not isinstance(state.get("_modules"), Mapping):
+        return None
+    return dict(_named_tensors(value, ""))
+
+
+def _named_tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    state = getattr(module, "state", None)
+    if not isinstance(state, Mapping):
+        return
+    for part in ("_parameters", "_buffers"):
+        for name, value in state.get(part, {}).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}{name}", value
+    for name, child in state.get("_modules", {}).items():
+        yield from _named_tensors(child, f"{prefix}{name}.")
