@@ -81,7 +81,8 @@ class Row:
             NONE if value is None else f"{value:.{digits}f}"
             for value, digits in ((self.top1, 4), (self.agreement, 4), (self.kl, 4), (self.seconds, 1))
         ]
-        return line([self.tool, self.setting, *figures, self.tensorrt_form, self.rtx_builds])
+        builds = self.rtx_builds.split(":")[0]  # the JSON file has TensorRT's reason
+        return line([self.tool, self.setting, *figures, self.tensorrt_form, builds])
 
 
 def line(cells: list[str]) -> str:
@@ -198,7 +199,7 @@ def rtx_builds(path: Path) -> str:
     try:
         backend("tensorrt-rtx").build(path, path.with_suffix(".rtx"), OPTIONS)
     except MobileOneQError as error:
-        return f"no: {' '.join(str(error).split())[:120]}"
+        return f"no: {' '.join(str(error).replace(str(path), path.name).split())[:200]}"
     return "yes"
 
 

@@ -85,7 +85,9 @@ def test_what_is_out_of_the_form(tmp_path, options, reason):
 
 def test_rtx_refuses_int32_biases(tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    assert peers.rtx_builds(write(tmp_path / "one.onnx", bias=np.int32)).startswith("no: ")
+    builds = peers.rtx_builds(write(tmp_path / "one.onnx", bias=np.int32))
+    assert builds.startswith("no: tensorrt_rtx cannot parse one.onnx: ")
+    assert peers.Row("tool", "setting", rtx_builds=builds).markdown().endswith("| no |")
 
 
 def test_a_grid_without_zero_points_has_its_codes_type(tmp_path):
