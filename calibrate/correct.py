@@ -1,9 +1,11 @@
 """One pass down the quantized chain: round pointwise weights with compensation, correct biases.
 
 Each block is fitted on the inputs that the quantized blocks before it give, so that it sees and
-mends their errors. The inputs of one block at a time are kept, as 8-bit codes, for a number of
-images that does not depend on how many there are (:func:`images_held`).
-Source of the correction: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form).
+mends their errors. The inputs of one block at a time are kept, in float32 for the FP32 chain and
+as 8-bit codes for the quantized one, for a number of images that does not depend on how many
+there are (:func:`images_held`).
+Source of the correction: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form). There the
+mean error is taken over all positions alike; here over those that matter (:func:`_importance`).
 """
 
 from __future__ import annotations
@@ -14,15 +16,16 @@ import torch
 from torch import Tensor
 
 from calibrate.rounding import round_compensated
-from calibrate.statistics import Statistics
+from calibrate.statistics import position_weights
 from mobileone_q.architecture import Architecture
-from mobileone_q.fused import FusedModel
+from mobileone_q.fused import FusedBlock, FusedModel
 from mobileone_q.quantized import QuantizedBlock, QuantizedModel
 
 MOST_IMAGES = 256
-CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held
+CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held; in float32 four times that
 POSITIONS = 64  # per image, for the covariance of a block's inputs
 ENOUGH = 8  # samples per channel; with fewer, compensation fits the noise of the covariance
+UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead channel's mean defined
 
 
 def images_held(arch: Architecture) -> int:
@@ -39,17 +42,18 @@ def images_held(arch: Architecture) -> int:
 def correct(
     fused: FusedModel,
     quantized: QuantizedModel,
-    statistics: Statistics,
     batches: Iterable[Tensor],
     compensate: bool = True,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Fit the weight codes (with ``compensate``) and biases of ``quantized``, in place.
 
-    ``fused`` is the model that was quantized and ``statistics`` its own, held over the first
-    images of ``batches``. ``advance(1)`` is called after each block.
+    ``fused`` is the model that was quantized. Of ``batches`` no more is read than is held.
+    ``advance(1)`` is called after each block.
     """
-    codes = _first_codes(quantized, batches, statistics.held)
+    inputs = _first_images(batches, images_held(fused.arch))
+    stem = quantized.block(fused.arch.blocks[0].name)
+    codes = [_encode(stem, stem.gather(x)) for x in inputs]
     chain = [(fused.block(name), block) for name, block in quantized.blocks()]
     for k, (reference, block) in enumerate(chain):
         if compensate and _is_pointwise(block):
@@ -57,8 +61,7 @@ def correct(
             if samples >= ENOUGH * block.spec.in_channels:
                 rounded = round_compensated(reference.weight.flatten(1), block.weight_scale, covariance)
                 block.weight.copy_(rounded.reshape(block.weight.shape))
-        outputs = _output_sum(block, codes) / sum(map(len, codes))
-        block.bias += (statistics.output_means[block.spec.name] - outputs).float()
+        block.bias += _mean_error(reference, block, inputs, codes)
         if k + 1 < len(chain):
             following = chain[k + 1][1]
             # Each batch's codes are let go as soon as the next block's are made from them.
@@ -68,16 +71,15 @@ def correct(
         advance(1)
 
 
-def _first_codes(model: QuantizedModel, batches: Iterable[Tensor], count: int) -> list[Tensor]:
-    """Codes of the first ``count`` images, batch by batch."""
-    stem = model.block(model.arch.blocks[0].name)
-    codes: list[Tensor] = []
+def _first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
+    """The first ``count`` images, batch by batch."""
+    kept: list[Tensor] = []
     for x in batches:
-        codes.append(_encode(stem, stem.gather(x[:count])))
-        count -= len(codes[-1])
+        kept.append(x[:count])
+        count -= len(kept[-1])
         if count <= 0:
             break
-    return codes
+    return kept
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
@@ -112,10 +114,34 @@ def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int
     return second / count - torch.outer(mean, mean), count
 
 
-def _output_sum(block: QuantizedBlock, codes: list[Tensor]) -> Tensor:
-    """float64 (C_out,): over images, the sum of each channel's mean output."""
+def _mean_error(
+    reference: FusedBlock, block: QuantizedBlock, inputs: list[Tensor], codes: list[Tensor]
+) -> Tensor:
+    """float32 (C_out,): mean of FP32 minus INT8 output per channel, by importance.
+
+    ``inputs`` are the FP32 block's, and become its outputs, batch by batch.
+    """
     total = torch.zeros(block.spec.out_channels, dtype=torch.float64)
-    for batch in codes:
-        y = block.multiply(_decode(block, batch))
-        total += y.reshape(*y.shape[:2], -1).double().mean(2).sum(0)
-    return total
+    count = torch.zeros_like(total)
+    for i, (x, batch) in enumerate(zip(inputs, codes)):
+        linear = reference.linear(reference.gather(x))
+        inputs[i] = reference.activate(linear)
+        y = linear.reshape(*linear.shape[:2], -1)
+        y_q = block.multiply(_decode(block, batch)).reshape(y.shape)
+        importance = _importance(block, y, y_q)
+        total += ((y - y_q) * importance).sum((0, 2)).double()
+        count += importance.sum((0, 2)).double()
+    return (total / count).float()
+
+
+def _importance(block: QuantizedBlock, y: Tensor, y_q: Tensor) -> Tensor:
+    """How much each value of the outputs (N, C_out, P) counts towards its channel's mean error.
+
+    Ahead of a ReLU an error matters only where the channel is alive, in FP32 or in INT8; and the
+    few positions of massive activations, whose errors are large because they are clipped, must not
+    move the bias of all the others: they count 1 / energy.
+    """
+    if block.spec.activation == "none" or y.shape[2] == 1:
+        return torch.ones_like(y)
+    alive = (torch.maximum(y, y_q) > 0).to(y.dtype).clamp_(min=UNSEEN)
+    return alive * position_weights(y.relu(), power=1)[:, None]

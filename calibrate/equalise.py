@@ -44,7 +44,7 @@ def equalise(
     the least expected error on the images seen.
     """
     model = copy.deepcopy(model)
-    histograms, means = dict(statistics.histograms), dict(statistics.output_means)
+    histograms = dict(statistics.histograms)
     grids = input_grids(model.arch, target)
     chain = [block for _, block in model.blocks()]
     for producer, consumer in pairwise(chain):
@@ -53,10 +53,9 @@ def equalise(
         name = consumer.spec.name
         factor = _factor(histograms[name], consumer, method, grid_steps(grids[name]))
         _exchange(producer, consumer, factor)
-        means[producer.spec.name] = means[producer.spec.name] / factor
         for key in {name, map_of(name)} & histograms.keys():
             histograms[key] = histograms[key].scaled(1 / factor)
-    return model, Statistics(histograms, means, statistics.held)
+    return model, Statistics(histograms, statistics.images)
 
 
 def _factor(histogram: ChannelHistogram, consumer: FusedBlock, method: str, steps: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibrate.correct import correct, images_held
+from calibrate.correct import correct
 from calibrate.equalise import equalise
 from calibrate.ranges import METHODS, clip_ranges, input_range
 from calibrate.statistics import Statistics, collect, map_of
@@ -91,27 +91,26 @@ def fit(
     fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = lambda _: None
 ) -> tuple[FusedModel, QuantizedModel]:
     """As :func:`calibrate`, with the equalised FP32 model that the quantized one was made from."""
-    fused, quantized, statistics = prepare(fused, images, recipe, advance)
+    fused, quantized = prepare(fused, images, recipe, advance)
     if recipe.correct:
-        compensate = recipe.rounding == "compensated"
-        correct(fused, quantized, statistics, tensors(images), compensate, advance)
+        correct(fused, quantized, tensors(images), recipe.rounding == "compensated", advance)
     return fused, quantized
 
 
 def prepare(
     fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = lambda _: None
-) -> tuple[FusedModel, QuantizedModel, Statistics]:
-    """All but the correction: the equalised model, its quantized form, and its statistics.
+) -> tuple[FusedModel, QuantizedModel]:
+    """All but the correction: the equalised model and its quantized form.
 
     Raises:
         CalibrationError: activations that are not finite, or no images.
     """
-    statistics = collect(fused, tensors(images), advance, hold=images_held(fused.arch))
-    if statistics.held == 0:
+    statistics = collect(fused, tensors(images), advance)
+    if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
     if recipe.equalise:
         fused, statistics = equalise(fused, statistics, recipe.target, recipe.method)
-    return fused, quantize(fused, statistics, recipe.target, recipe.method), statistics
+    return fused, quantize(fused, statistics, recipe.target, recipe.method)
 
 
 def load_all(images: Iterable[Batch]) -> tuple[Tensor, NDArray[np.int64]]:

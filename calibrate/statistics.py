@@ -1,4 +1,4 @@
-"""Streaming statistics of what flows between blocks: per-channel histograms of |x|, and means.
+"""Streaming statistics of what flows between blocks: per-channel histograms of |x|.
 
 Assumptions: every grid is symmetric about zero or starts at it, so magnitudes are enough; the
 range of a channel is not known in advance, so a histogram doubles its range by merging pairs of
@@ -110,18 +110,19 @@ class ChannelHistogram:
         return result
 
 
-def position_weights(sample: Tensor) -> Tensor:
-    """How much each position of a batch (N, C, P) counts in a histogram: (N, P), at most 1.
+def position_weights(sample: Tensor, power: int = 2) -> Tensor:
+    """How much each position of a batch (N, C, P) counts in statistics: (N, P), at most 1.
 
     A few positions of a few images carry activations tens of times the usual in nearly every
-    channel (Sun et al., "Massive Activations", arXiv:2402.17762). What matters there is the error
-    relative to the position's own energy, so its squared error counts 1 / energy^2 where the
-    energy, the mean over channels of x^2 in units of each channel's own, exceeds the usual 1.
+    channel (Sun et al., "Massive Activations", arXiv:2402.17762). Where the energy, the mean over
+    channels of x^2 in units of each channel's own, exceeds the usual 1, a position counts
+    1 / energy^power. Histograms take 2: what matters is the squared error relative to the
+    position's own energy.
     """
-    power = sample.square()
-    usual = power.mean(dim=(0, 2), keepdim=True).clamp(min=torch.finfo(sample.dtype).tiny)
-    energy = (power / usual).mean(1)
-    return energy.clamp(min=1.0).pow(-2)
+    squared = sample.square()
+    usual = squared.mean(dim=(0, 2), keepdim=True).clamp(min=torch.finfo(sample.dtype).tiny)
+    energy = (squared / usual).mean(1)
+    return energy.clamp(min=1.0).pow(-power)
 
 
 def map_of(name: str) -> str:
@@ -134,45 +135,35 @@ class Statistics:
     """What one FP32 pass leaves behind.
 
     ``histograms`` holds every block's input by block name (``head`` is pooled, ``head/pool`` not
-    yet); ``output_means`` every block's mean convolution output, float64 (C_out,), over the first
-    ``held`` images.
+    yet), of ``images`` images.
     """
 
     histograms: dict[str, ChannelHistogram]
-    output_means: dict[str, Tensor]
-    held: int
+    images: int
 
 
 @torch.no_grad()
 def collect(
-    model: FusedModel,
-    batches: Iterable[Tensor],
-    advance: Callable[[int], None] = lambda _: None,
-    hold: int | None = None,
+    model: FusedModel, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda _: None
 ) -> Statistics:
     """Run a fused model over normalised images (N, 3, H, W), keeping statistics alone.
 
-    ``advance(n)`` is called after each batch; ``hold`` limits the images behind ``output_means``.
+    ``advance(n)`` is called after each batch.
     """
     histograms = {
         key: ChannelHistogram.empty(block.spec.in_channels)
         for name, block in model.blocks()
         for key in ((name, map_of(name)) if block.spec.pool else (name,))
     }
-    sums = {b.name: torch.zeros(b.out_channels, dtype=torch.float64) for b in model.arch.blocks}
-    held = 0
+    images = 0
     for x in batches:
         count = len(x)
-        keep = count if hold is None else min(count, hold - held)
         for k, (name, block) in enumerate(model.blocks()):
             if block.spec.pool:
                 histograms[map_of(name)].update(x, by_energy=True)
             x = block.gather(x)
             histograms[name].update(x, by_energy=k > 0)  # a bright pixel is no massive activation
-            y = block.linear(x)
-            sums[name] += y.reshape(count, y.shape[1], -1)[:keep].double().mean(2).sum(0)
-            x = block.activate(y)
-        held += keep
+            x = block.activate(block.linear(x))
+        images += count
         advance(count)
-    means = {name: total / max(held, 1) for name, total in sums.items()}
-    return Statistics(histograms, means, held)
+    return Statistics(histograms, images)

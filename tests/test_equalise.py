@@ -67,9 +67,6 @@ def test_histograms_follow_the_channels():
     for name, histogram in statistics.histograms.items():
         expected = direct.histograms[name].maximum
         assert torch.allclose(histogram.maximum, expected, rtol=1e-3, atol=1e-4 * expected.max()), name
-    for name, mean in statistics.output_means.items():
-        expected = direct.output_means[name]
-        assert torch.allclose(mean, expected, rtol=1e-3, atol=1e-4 * expected.abs().max()), name
 
 
 def test_near_dead_channels_cannot_make_a_bias_explode():
