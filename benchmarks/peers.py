@@ -45,7 +45,7 @@ OWN = "mobileone_q"
 SETTINGS = {
     OWN: ("tensorrt", "onnxruntime"),
     "onnxruntime": ("minmax", "best-symmetric", "best-asymmetric"),
-    "nncf": ("full-correction",),
+    "nncf": ("full-correction", "rescaled-by-hand"),
     "modelopt": ("entropy",),
     "esp_ppq": ("corrected", "corrected-layerwise"),
     "torchao": ("xnnpack", "x86", "symmetric"),
