@@ -16,41 +16,27 @@ import click
 
 from mobileone_q import __version__
 from mobileone_q.errors import MobileOneQError
-from mobileone_q.options import engine_options
+from mobileone_q.options import (
+    ARCH_HELP,
+    ARCHITECTURES,
+    BACKENDS,
+    FILE,
+    LAYOUTS,
+    MODULES,
+    ArchitectureName,
+    calibration_options,
+    engine_options,
+    fetch_weights,
+)
 
 if TYPE_CHECKING:
+    from calibrate.budget import Kept
     from mobileone_q.run import Run
 
 # Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
-FACES = ("", "face", "face-gdc", "face-conv")
-FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
-TARGETS = ("auto", "tensorrt", "onnxruntime", "dla")
 SENSITIVITY_IMAGES = 100
-METHODS = ("minmax", "percentile", "entropy", "mse")
-BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
-MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
-LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
-FILE = click.Path(path_type=Path)
-
-
-class ArchitectureName(click.ParamType):
-    """s0 to s4, a face variant of one, or a YAML file."""
-
-    name = "ARCH"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        base, _, variant = value.partition("-")
-        if value.endswith((".yaml", ".yml")) or (base in ARCHITECTURES and variant in FACES):
-            return value
-        self.fail(
-            f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file", param, ctx
-        )
-
-
-ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
 
 
 class Group(click.Group):
@@ -75,89 +61,30 @@ def main() -> None:
     """
 
 
-def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make a YAML file's values the defaults of the command's options."""
-    if path is not None:
-        from mobileone_q.config import read_config
-
-        names = {p.name for p in ctx.command.params if p.name and p.name != "config"}
-        ctx.default_map = read_config(path, names)
-
-
-def _fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:
-    """Download public weights given by name; a path stays as it is."""
-    if weights is None:
-        return None
-    from mobileone_q.download import fetch, is_name
-
-    return fetch(str(weights)) if is_name(str(weights)) else weights
-
-
-config_option = click.option(
-    "--config",
-    type=FILE,
-    is_eager=True,
-    expose_value=False,
-    callback=_load_config,
-    help="YAML file of options; those on the command line win.",
-)
-
-
 @main.command()
-@config_option
-@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
+@calibration_options
 @click.option(
-    "--weights",
-    type=FILE,
-    callback=_fetch_weights,
-    help="Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174; a file, or a "
-    "public name such as apple:s0 or timm:mobileone_s0.apple_in1k.  [default: bundled sample]",
+    "--max-drop",
+    "max_drop_pts",
+    type=click.FloatRange(min=0),
+    help="Keep the fewest blocks in floating point with which the top-1 drop on the evaluation images is at "
+    "most so many points; takes minutes.",
 )
-@click.option(
-    "--data", type=FILE, help="Folder of calibration images, or an .npz of arrays.  [default: bundled sample]"
-)
-@click.option(
-    "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
-)
-@click.option("--images", type=click.IntRange(min=1), help="Calibration images to draw.  [default: 200]")
-@click.option(
-    "--image-size",
-    type=click.IntRange(min=32),
-    help="Side of the network's input, pixels.  [default: the architecture's, 224 for s0 to s4]",
-)
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="auto",
-    show_default=True,
-    help="Runtime whose integer grids to use.",
-)
-@click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    default="mse",
-    show_default=True,
-    help="How activation ranges are chosen.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images.")
 @click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/ARCH, numbered]")
 def calibrate(
     arch: str,
-    weights: Path | None,
-    data: Path | None,
-    eval_data: Path | None,
-    images: int | None,
     image_size: int | None,
     target: str,
-    method: str,
-    seed: int,
+    max_drop_pts: float | None,
     output: Path | None,
+    **options: Any,
 ) -> None:
     """Quantise a checkpoint to INT8 and measure the accuracy drop."""
+    from calibrate.budget import calibrate_within
     from calibrate.inputs import choose_inputs
     from calibrate.recipe import Recipe
     from calibrate.recipe import calibrate as run_recipe
-    from mobileone_q.checkpoints import load_model
+    from mobileone_q.checkpoints import load_model, stored_image_size
     from mobileone_q.choose import choose_architecture
     from mobileone_q.export import export_onnx
     from mobileone_q.files import sha256
@@ -168,9 +95,9 @@ def calibrate(
     from mobileone_q.report import print_accuracy, update_report
     from mobileone_q.run import Run, write_manifest
 
-    recipe = Recipe(target=_resolve_target(target), method=method)
-    wanted = choose_architecture(arch, image_size=image_size)
-    inputs = choose_inputs(wanted, weights, data, eval_data, images, seed)
+    recipe = Recipe.from_options(options, target=_resolve_target(target))
+    wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
+    inputs = choose_inputs(wanted, **options)
     model, checkpoint = load_model(inputs.weights, arch, inputs.image_size(wanted))
     run = Run.create(output, model.arch.name)
     click.echo(f"{inputs.title}: {checkpoint.description}; target {recipe.target}")
@@ -182,8 +109,14 @@ def calibrate(
     fused.save(run.fused, certificate=certificate.to_dict())
 
     started = time.perf_counter()
-    with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
-        quantized = run_recipe(fused, inputs.calibration, recipe, advance)
+    kept: list[Kept] = []
+    if max_drop_pts is None:
+        with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
+            quantized = run_recipe(fused, inputs.calibration, recipe, advance)
+    else:
+        quantized, kept = calibrate_within(
+            max_drop_pts, fused, inputs.calibration, inputs.judged, recipe, click.echo
+        )
     calibrate_s = time.perf_counter() - started
     quantized.save(run.quantized, recipe=recipe.to_dict())
 
@@ -202,6 +135,7 @@ def calibrate(
         images=inputs.describe(),
         seconds={"fuse": fuse_s, "calibrate": calibrate_s},
         fusion=certificate.summary(),
+        float_blocks={"chosen": [block.to_dict() for block in kept], "all": quantized.keep_float},
         **accuracy,
     )
     write_manifest(
@@ -213,7 +147,7 @@ def calibrate(
         classes=inputs.names_for(model.arch),
         task=model.arch.task,
         recipe=recipe.to_dict(),
-        seed=seed,
+        seed=options["seed"],
     )
     print_accuracy(report)
     click.echo(f"calibrated in   {calibrate_s:.1f} s on {len(inputs.calibration)} images")
@@ -353,7 +287,7 @@ def report(run_path: Path | None) -> None:
     show_default=True,
     help="Whose fused network is to load DST.",
 )
-@click.argument("src", type=FILE, callback=_fetch_weights)
+@click.argument("src", type=FILE, callback=fetch_weights)
 @click.argument("dst", type=FILE)
 def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src: Path, dst: Path) -> None:
     """Fold SRC's training branches into plain convolutions and write DST.
@@ -380,21 +314,22 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
 
 
 @main.command()
+@calibration_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def sensitivity(as_json: bool, arch: str, target: str, method: str, **options: Any) -> None:
+def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, **options: Any) -> None:
     """Rank blocks by what quantising each alone costs, inputs and weights apart."""
     from calibrate.inputs import choose_inputs
     from calibrate.recipe import Recipe, fit, load_all
     from calibrate.sensitivity import rank_blocks
-    from mobileone_q.checkpoints import load_model
+    from mobileone_q.checkpoints import load_model, stored_image_size
     from mobileone_q.choose import choose_architecture
     from mobileone_q.fuse import fuse as fuse_branches
     from mobileone_q.model import MobileOne
     from mobileone_q.progress import progress
     from mobileone_q.report import print_sensitivity
 
-    recipe = Recipe(target=_resolve_target(target), method=method)
-    wanted = choose_architecture(arch, image_size=options.pop("image_size"))
+    recipe = Recipe.from_options(options, target=_resolve_target(target))
+    wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
     inputs = choose_inputs(wanted, **options)
     model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
     fused = fuse_branches(model)
@@ -408,10 +343,6 @@ def sensitivity(as_json: bool, arch: str, target: str, method: str, **options: A
         click.echo(json.dumps([result.to_dict() for result in ranking], indent=2))
     else:
         print_sensitivity(ranking, len(labels))
-
-
-# The same inputs and settings as `calibrate`, but no run folder: nothing is written.
-sensitivity.params[:0] = [option for option in calibrate.params if option.name != "output"]
 
 
 @main.command()

@@ -19,12 +19,13 @@ from calibrate.rounding import round_compensated
 from calibrate.statistics import position_weights
 from mobileone_q.architecture import Architecture
 from mobileone_q.fused import FusedBlock, FusedModel
-from mobileone_q.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.quantized import FLOAT, QuantizedBlock, QuantizedModel
 
 MOST_IMAGES = 256
 CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held; in float32 four times that
 POSITIONS = 64  # per image, for the covariance of a block's inputs
 ENOUGH = 8  # samples per channel; with fewer, compensation fits the noise of the covariance
+CODES = {"int8": torch.int8, "uint8": torch.uint8, FLOAT: torch.float32}
 UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead channel's mean defined
 
 
@@ -83,7 +84,7 @@ def _first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
-    return block.quantize(x).to(torch.uint8 if block.grid == "uint8" else torch.int8)
+    return block.quantize(x).to(CODES[block.grid])
 
 
 def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
@@ -91,9 +92,9 @@ def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
 
 
 def _is_pointwise(block: QuantizedBlock) -> bool:
-    """Whether the kernel is a plain matrix; the classifier's is one too, but sees one sample an image."""
+    """Whether codes form a plain matrix; the classifier's do too, but see one sample an image."""
     spec = block.spec
-    return spec.kernel == (1, 1) and spec.groups == 1 and not spec.pool
+    return not block.is_float and spec.kernel == (1, 1) and spec.groups == 1 and not spec.pool
 
 
 def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int]:

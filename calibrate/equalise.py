@@ -59,18 +59,22 @@ def equalise(
 
 
 def _factor(histogram: ChannelHistogram, consumer: FusedBlock, method: str, steps: int) -> Tensor:
-    """float64 (C,): what each channel between two blocks is divided by; 1 for dead channels."""
+    """float64 (C,): what each channel between two blocks is divided by."""
     ranges = channel_ranges(consumer.spec, histogram, method, steps)
-    columns = column_strength(consumer)
     alive = ranges > 0
-    if not alive.any() or columns.max() == 0:
+    columns = column_strength(consumer, alive)
+    if not alive.any() or columns[alive].max() == 0:
         return torch.ones_like(ranges)
     ranges = ranges.clamp(min=FLOOR * ranges.max())
-    columns = columns.clamp(min=FLOOR * columns.max())
+    columns = columns.clamp(min=FLOOR * columns[alive].max())
 
     def share(alpha: float) -> Tensor:
         factor = ranges**alpha / columns ** (1 - alpha)
-        return torch.where(alive, factor / factor[alive].log().mean().exp(), 1.0)
+        factor /= factor[alive].log().mean().exp()
+        # A dead channel is free to take. Its weights, which can be huge, must not set the scale of
+        # the rows that read it.
+        usual = (columns * factor)[alive].median()
+        return torch.where(alive, factor, (usual / columns).clamp(max=1.0))
 
     if consumer.spec.is_depthwise:
         factor = ranges / ranges[alive].log().mean().exp()
@@ -102,13 +106,15 @@ def expected_error(
     return ((squared @ input_error + weight_error) / signal).clamp(min=TINY).log().mean().item()
 
 
-def column_strength(block: FusedBlock) -> Tensor:
+def column_strength(block: FusedBlock, alive: Tensor) -> Tensor:
     """float64 (C_in,): largest weight that reads each input channel, relative to its row's largest.
 
-    Rows are quantised each on its own scale, so a weight counts in units of its row.
+    Rows are quantised each on its own scale, so a weight counts in units of its row: of the
+    largest weight there that reads a channel which is ``alive`` (C_in,).
     """
     weight = _dense(block, lambda taps: taps.abs().amax(2))
-    return (weight / weight.amax(1, keepdim=True).clamp(min=TINY)).amax(0)
+    rows = (weight * alive).amax(1, keepdim=True)
+    return torch.where(rows > 0, weight / rows.clamp(min=TINY), 0.0).amax(0)
 
 
 def _dense(block: FusedBlock, reduce: Callable[[Tensor], Tensor]) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -43,7 +43,8 @@ class Recipe:
     """Settings of post-training quantization.
 
     ``rounding`` is how pointwise weights are rounded: each to the nearest code, or so that errors
-    make up for each other (:mod:`calibrate.rounding`).
+    make up for each other (:mod:`calibrate.rounding`). ``keep_float`` names blocks that stay in
+    floating point.
 
     Raises:
         CalibrationError: a setting out of range, all of them listed at once.
@@ -54,6 +55,7 @@ class Recipe:
     equalise: bool = True
     correct: bool = True
     rounding: str = "compensated"
+    keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         choices = {"target": TARGETS, "method": METHODS, "rounding": ROUNDINGS}
@@ -62,8 +64,16 @@ class Recipe:
             for name, values in choices.items()
             if getattr(self, name) not in values
         ]
+        if self.keep_float and self.target == "dla":
+            wrong.append("blocks in floating point for target dla (its cache cannot say so; use tensorrt)")
         if wrong:
             raise CalibrationError(f"unusable calibration settings: {'; '.join(wrong)}")
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any], **more: Any) -> Recipe:
+        """From a command's options: those that are fields are taken out of ``options``."""
+        own = {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}
+        return cls(**own, **more)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,16 +101,14 @@ def fit(
     fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = lambda _: None
 ) -> tuple[FusedModel, QuantizedModel]:
     """As :func:`calibrate`, with the equalised FP32 model that the quantized one was made from."""
-    fused, quantized = prepare(fused, images, recipe, advance)
-    if recipe.correct:
-        correct(fused, quantized, tensors(images), recipe.rounding == "compensated", advance)
-    return fused, quantized
+    equalised, statistics = prepare(fused, images, recipe, advance)
+    return equalised, finish(equalised, statistics, images, recipe, advance)
 
 
 def prepare(
     fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = lambda _: None
-) -> tuple[FusedModel, QuantizedModel]:
-    """All but the correction: the equalised model and its quantized form.
+) -> tuple[FusedModel, Statistics]:
+    """The first half, all in FP32: the equalised model and its statistics.
 
     Raises:
         CalibrationError: activations that are not finite, or no images.
@@ -109,8 +117,22 @@ def prepare(
     if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
     if recipe.equalise:
-        fused, statistics = equalise(fused, statistics, recipe.target, recipe.method)
-    return fused, quantize(fused, statistics, recipe.target, recipe.method)
+        return equalise(fused, statistics, recipe.target, recipe.method)
+    return fused, statistics
+
+
+def finish(
+    equalised: FusedModel,
+    statistics: Statistics,
+    images: Images,
+    recipe: Recipe,
+    advance: Advance = lambda _: None,
+) -> QuantizedModel:
+    """The second half: choose grids, round, correct."""
+    quantized = quantize(equalised, statistics, recipe.target, recipe.method, recipe.keep_float)
+    if recipe.correct:
+        correct(equalised, quantized, tensors(images), recipe.rounding == "compensated", advance)
+    return quantized
 
 
 def load_all(images: Iterable[Batch]) -> tuple[Tensor, NDArray[np.int64]]:
@@ -126,23 +148,32 @@ def tensors(images: Iterable[Batch]) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def quantize(fused: FusedModel, statistics: Statistics, target: str, method: str) -> QuantizedModel:
+def quantize(
+    fused: FusedModel,
+    statistics: Statistics,
+    target: str,
+    method: str,
+    keep_float: Collection[str] = (),
+) -> QuantizedModel:
     """Choose every scale and round every weight to the nearest code; biases stay as they are."""
-    quantized = QuantizedModel(fused.arch, target)
+    quantized = QuantizedModel(fused.arch, target, keep_float)
     histograms = statistics.histograms
     for name, block in fused.blocks():
         result = quantized.block(name)
+        result.bias.copy_(block.bias)
+        if block.se is not None and result.se is not None:
+            result.se.load_state_dict(block.se.state_dict())
+        if result.is_float:
+            result.weight.copy_(block.weight)
+            continue
         scale = weight_scales(block.weight)
         result.weight.copy_(quantize_weight(block.weight, scale))
         result.weight_scale.copy_(scale)
-        result.bias.copy_(block.bias)
         steps = grid_steps(result.grid)
         result.input_scale.fill_(input_range(block.spec, histograms[name], method, steps) / steps or 1.0)
         if result.quantize_map:
             limit = clip_ranges(histograms[map_of(name)].pooled(), method, 255).item()
             result.pool_scale.fill_(limit / 255 or 1.0)
-        if block.se is not None and result.se is not None:
-            result.se.load_state_dict(block.se.state_dict())
     return quantized
 
 

@@ -84,7 +84,7 @@ def load_model(
 ) -> tuple[MobileOne | FusedModel, Checkpoint]:
     """Load weights of an architecture (a name or a YAML file), with or without branches.
 
-    Classes are counted; ``image_size`` is the architecture's own where it is not given.
+    Classes are counted; ``image_size`` is the file's, or else the architecture's, where not given.
 
     Raises:
         CheckpointError: the file is missing, damaged, unsafe, foreign, or holds other weights.
@@ -92,6 +92,8 @@ def load_model(
     checkpoint = read_checkpoint(path)
     named = choose_architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
     arch = checkpoint.arch or named
+    if image_size is not None and arch.blocks == named.blocks:
+        arch = named
     if arch.name != named.name:
         raise CheckpointError(
             f"{path} holds weights of {arch.name}, not of {arch_name}; pass --arch {arch.name}"
@@ -102,6 +104,14 @@ def load_model(
     _check_fit(checkpoint, model)
     model.load_state_dict(checkpoint.state, strict=False)
     return model.eval(), checkpoint  # type: ignore[return-value]
+
+
+def stored_image_size(path: Path | None) -> Pair | None:
+    """The input size that a file of this project records; None for any other."""
+    if path is None or path.suffix != ".safetensors" or not path.is_file():
+        return None
+    described = read_safetensors(path)[1].get("architecture")
+    return Architecture.from_dict(json.loads(described)).image_size if described else None
 
 
 def save_model(model: MobileOne, path: Path) -> None:

@@ -8,16 +8,17 @@ since TensorRT rejects an int32 bias DequantizeLinear.
 
 Strongly typed TensorRT (10 and later) has no FP16 flag: what is to run in FP16 must be float16 in
 the graph. ``dtype="float16"`` writes every real number of a fused model so. In a quantized model
-only the remainder is: the maps that no QuantizeLinear follows at once (behind SE units and before
-the last pooling), between two Casts. Scales and biases stay float32: float16 scales were tried,
-and a runtime that multiplies two of them underflows. ``input`` and ``logits`` are float32 always.
+only the remainder is: blocks kept in floating point, and the maps that no QuantizeLinear follows
+at once (behind SE units and before the last pooling), between two Casts. Scales and biases of INT8
+blocks stay float32: float16 scales were tried, and a runtime that multiplies two of them
+underflows. ``input`` and ``logits`` are float32 always.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,13 +32,12 @@ from mobileone_q import dla
 from mobileone_q.architecture import Architecture
 from mobileone_q.errors import ExportError
 from mobileone_q.files import write_atomically
-from mobileone_q.fused import Block, FusedBlock, FusedModel
+from mobileone_q.fused import Block, FusedModel
 from mobileone_q.model import SqueezeExcite
 from mobileone_q.quantized import QuantizedBlock, QuantizedModel, int8_form
 
 OPSET = 17
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
-DTYPES: dict[str, Any] = {"float32": np.float32, "float16": np.float16}
 SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
 SIX = 6.0  # where ReLU6 cuts
 TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
@@ -47,35 +47,52 @@ class Emitter:
     """Collects nodes and constants; every node's output is named after the node."""
 
     def __init__(self, dtype: str = "float32") -> None:
-        self.dtype = DTYPES[dtype]
         self.is_half = dtype == "float16"
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        self._halves: set[str] = set()  # tensors in float16
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
-    def real(self, name: str, value: NDArray[Any]) -> str:
-        """A constant in the graph's floating type.
+    def constant_like(self, x: str, name: str, value: NDArray[Any]) -> str:
+        """A constant in the floating type of tensor ``x``.
 
         Raises:
             ExportError: float16 cannot hold it.
         """
+        if x not in self._halves:
+            return self.constant(name, np.asarray(value, np.float32))
         with np.errstate(over="ignore"):
-            cast_value = np.asarray(value).astype(self.dtype)
-        if not np.isfinite(cast_value).all():
+            half = np.asarray(value).astype(np.float16)
+        if not np.isfinite(half).all():
             raise ExportError(
                 f"{name} reaches {np.abs(value).max():.3g}, beyond float16; build without --fp16"
             )
-        return self.constant(name, cast_value)
+        return self.constant(name, half)
 
-    def cast(self, name: str, x: str, kind: int) -> str:
-        return self.node("Cast", name, [x], to=kind)
+    def to_half(self, block: str, x: str) -> str:
+        """Tensor ``x`` in float16, where the graph has such tensors at all."""
+        if not self.is_half or x in self._halves:
+            return x
+        y = self.node("Cast", f"{block}/to_half", [x], to=TensorProto.FLOAT16)
+        self._halves.add(y)
+        return y
+
+    def to_float(self, block: str, x: str) -> str:
+        """Tensor ``x`` in float32."""
+        if x not in self._halves:
+            return x
+        y = self.node("Cast", f"{block}/to_float", [x], to=TensorProto.FLOAT)
+        self._halves.remove(y)
+        return y
 
     def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
         output = f"{name}:0"
         self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        if inputs[0] in self._halves:
+            self._halves.add(output)
         return output
 
     def quantize(self, name: str, x: str, scale: NDArray[np.float32], dtype: type) -> str:
@@ -123,20 +140,15 @@ def to_onnx(
     emitter, shifts = Emitter(dtype), _shifts(model)
     blocks = [block for _, block in model.blocks()]
     tensor = "input"
-    if emitter.is_half and isinstance(model, FusedModel):
-        tensor = emitter.cast(f"{blocks[0].spec.name}/to_half", tensor, TensorProto.FLOAT16)
-    for before, block, following in zip([None, *blocks], blocks, [*blocks[1:], None]):
+    for block, following in zip_longest(blocks, blocks[1:]):
         own = shifts.get(block.spec.name)
         consumers = shifts.get(following.spec.name) if following else None
-        tensor = _emit_input(emitter, block, tensor, own, _leaves_half(emitter, before, block))
+        tensor = _emit_input(emitter, block, tensor, own)
         tensor = _emit_linear(emitter, block, tensor, own, consumers)
-        half = _leaves_half(emitter, block, following)
-        if half:
-            tensor = emitter.cast(f"{block.spec.name}/to_half", tensor, TensorProto.FLOAT16)
-        store = emitter.real if half or isinstance(block, FusedBlock) else emitter.constant
-        tensor = _emit_activation(emitter, block, tensor, consumers, store)
-    if emitter.is_half and isinstance(model, FusedModel):
-        emitter.cast(f"{blocks[-1].spec.name}/to_float", tensor, TensorProto.FLOAT)
+        if _leaves_map(block, following):
+            tensor = emitter.to_half(block.spec.name, tensor)
+        tensor = _emit_activation(emitter, block, tensor, consumers)
+    emitter.to_float(blocks[-1].spec.name, tensor)
     emitter.nodes[-1].output[0] = "logits"
     proto = _wrap(emitter, model.arch, metadata)
     try:
@@ -154,11 +166,9 @@ class Shift:
     amount: float
 
 
-def _leaves_half(emitter: Emitter, block: Block | None, following: Block | None) -> bool:
+def _leaves_map(block: Block, following: Block | None) -> bool:
     """Whether a quantized block's output is a float map in memory, which a float16 graph halves."""
-    if not emitter.is_half or following is None or not isinstance(block, QuantizedBlock):
-        return False
-    return block.se is not None or following.spec.pool
+    return not block.is_float and following is not None and (block.se is not None or following.spec.pool)
 
 
 def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
@@ -174,21 +184,20 @@ def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
     return shifts
 
 
-def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None, from_half: bool) -> str:
+def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> str:
     """From the producer's output to the tensor that the block's kernel reads."""
-    name = block.spec.name
-    if from_half and _is_matrix(block):
-        x, from_half = emitter.cast(f"{name}/to_float", x, TensorProto.FLOAT), False
+    name, is_matrix = block.spec.name, _is_matrix(block)
+    if block.is_float:
+        x = emitter.to_half(name, x)
     if isinstance(block, QuantizedBlock) and block.quantize_map:
-        x = emitter.quantize(f"{name}/pool", x, block.pool_scale.numpy(), np.uint8)
+        x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), block.pool_scale.numpy(), np.uint8)
     if block.spec.pool:
         x = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
-    if _is_matrix(block):
+    if is_matrix:
         x = emitter.node("Flatten", f"{name}/flatten", [x])
-    if not isinstance(block, QuantizedBlock):
+    if block.is_float or not isinstance(block, QuantizedBlock):
         return x
-    if from_half:
-        x = emitter.cast(f"{name}/to_float", x, TensorProto.FLOAT)
+    x = emitter.to_float(name, x)
     if shift and shift.form == "offset":
         amount = emitter.constant(f"{name}/shift", np.float32(-shift.amount))
         x = emitter.node("Add", f"{name}/offset", [x, amount])
@@ -210,18 +219,17 @@ def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, cons
     spec, name = block.spec, block.spec.name
     bias = block.bias.double().numpy().copy()
     shape = (spec.out_channels, -1, *spec.kernel)
-    if isinstance(block, QuantizedBlock):
+    if isinstance(block, QuantizedBlock) and not block.is_float:
         codes, scale = block.weight.numpy(), block.weight_scale.numpy()
         codes = codes if _is_matrix(block) else codes.reshape(shape)
         weight = emitter.int8_weight(name, codes, scale)
         if own:
             bias += own.amount * scale * codes.reshape(len(codes), -1).sum(1, dtype=np.int64)
-    elif isinstance(block, FusedBlock):
-        weight = emitter.real(f"{name}/weight", block.weight.numpy().reshape(shape))
+    else:
+        weight = emitter.constant_like(x, f"{name}/weight", block.weight.numpy().reshape(shape))
     if consumers and consumers.form == "saturate":
         bias -= consumers.amount
-    store = emitter.constant if isinstance(block, QuantizedBlock) else emitter.real
-    constant = store(f"{name}/bias", bias.astype(np.float32))
+    constant = emitter.constant_like(x, f"{name}/bias", bias)
     if _is_matrix(block):
         product = emitter.node("Gemm", name, [x, weight], transB=1)
         return emitter.node("Add", f"{name}/add", [product, constant])  # QGemm takes no float bias
@@ -238,17 +246,8 @@ def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, cons
     return emitter.node("Flatten", f"{name}/flatten", [y]) if spec.pool else y
 
 
-def _emit_activation(
-    emitter: Emitter,
-    block: Block,
-    x: str,
-    consumers: Shift | None,
-    store: Callable[[str, NDArray[Any]], str],
-) -> str:
-    """SE, the activation as far as the consumer's grid does not do it, and a head's flattening.
-
-    ``store`` keeps constants in the precision that ``x`` has.
-    """
+def _emit_activation(emitter: Emitter, block: Block, x: str, consumers: Shift | None) -> str:
+    """SE, the activation as far as the consumer's grid does not do it, and a head's flattening."""
     spec, name = block.spec, block.spec.name
     if block.se is not None:
         x = _emit_squeeze_excite(emitter, f"{name}/se", block.se, x)
@@ -257,12 +256,13 @@ def _emit_activation(
     if consumers and consumers.form == "saturate":
         # Codes end at 255 steps: a grid whose last code is 6 or less cuts where ReLU6 would.
         if spec.activation == "relu6" and SIX * SHIFT / consumers.amount < TOP_CODE:
-            limit = store(f"{name}/relu6_limit", np.asarray(SIX - consumers.amount, np.float32))
+            limit = emitter.constant_like(x, f"{name}/relu6_limit", np.asarray(SIX - consumers.amount))
             return emitter.node("Min", f"{name}/relu6", [x, limit])
         return x
     if spec.activation == "relu6":
         limits = [
-            store(f"{name}/relu6_{k}", np.asarray(v, np.float32)) for k, v in (("min", 0), ("max", SIX))
+            emitter.constant_like(x, f"{name}/relu6_{k}", np.asarray(v))
+            for k, v in (("min", 0), ("max", SIX))
         ]
         return emitter.node("Clip", f"{name}/relu6", [x, *limits])
     return x if spec.activation == "none" else emitter.node("Relu", f"{name}/relu", [x])
@@ -271,8 +271,8 @@ def _emit_activation(
 def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str) -> str:
     gate = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
     for part, layer, op in (("reduce", se.reduce, "Relu"), ("expand", se.expand, "Sigmoid")):
-        weight = emitter.real(f"{name}/{part}/weight", layer.weight.detach().numpy())
-        bias = emitter.real(f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
+        weight = emitter.constant_like(x, f"{name}/{part}/weight", layer.weight.detach().numpy())
+        bias = emitter.constant_like(x, f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
         gate = emitter.node("Conv", f"{name}/{part}", [gate, weight, bias], kernel_shape=(1, 1))
         gate = emitter.node(op, f"{name}/{part}/{op.lower()}", [gate])
     return emitter.node("Mul", f"{name}/gate", [x, gate])

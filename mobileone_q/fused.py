@@ -22,8 +22,14 @@ class Block(nn.Module):
     """
 
     spec: BlockSpec
+    weight: Tensor
     bias: Tensor
     se: SqueezeExcite | None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the block computes on real numbers, not on codes."""
+        return True
 
     def gather(self, x: Tensor) -> Tensor:
         return x.mean(dim=(2, 3)) if self.spec.pool else x

@@ -1,4 +1,4 @@
-"""Options of commands that build engines, named after the fields of BuildOptions.
+"""Options that commands share: of calibration, and of building engines (fields of BuildOptions).
 
 click alone is imported here, so that ``mobileone-q --help`` answers at once.
 """
@@ -6,9 +6,58 @@ click alone is imported here, so that ``mobileone-q --help`` answers at once.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
+
+ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
+FACES = ("", "face", "face-gdc", "face-conv")
+FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
+TARGETS = ("auto", "tensorrt", "onnxruntime", "dla")
+METHODS = ("minmax", "percentile", "entropy", "mse")
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
+MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
+LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
+ROUNDINGS = ("nearest", "compensated")
+FILE = click.Path(path_type=Path)
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+class ArchitectureName(click.ParamType):
+    """s0 to s4, a face variant of one, or a YAML file."""
+
+    name = "ARCH"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        base, _, variant = value.partition("-")
+        if value.endswith((".yaml", ".yml")) or (base in ARCHITECTURES and variant in FACES):
+            return value
+        self.fail(
+            f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file", param, ctx
+        )
+
+
+ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
+
+
+def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Make a YAML file's values the defaults of the command's options."""
+    if path is not None:
+        from mobileone_q.config import read_config
+
+        names = {p.name for p in ctx.command.params if p.name and p.name != "config"}
+        ctx.default_map = read_config(path, names)
+
+
+def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:
+    """Download public weights given by name; a path stays as it is."""
+    if weights is None:
+        return None
+    from mobileone_q.download import fetch, is_name
+
+    return fetch(str(weights)) if is_name(str(weights)) else weights
 
 
 def batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
@@ -22,6 +71,48 @@ def batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int,
         raise click.BadParameter(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
     return least, typical, most
 
+
+CALIBRATION_OPTIONS = (
+    click.option(
+        "--config", type=FILE, is_eager=True, expose_value=False, callback=_load_config,
+        help="YAML file of options; those on the command line win.",
+    ),
+    click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP),
+    click.option(
+        "--weights", type=FILE, callback=fetch_weights,
+        help="Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174; a file, or "
+        "a public name such as apple:s0 or timm:mobileone_s0.apple_in1k.  [default: bundled sample]",
+    ),
+    click.option(
+        "--data", type=FILE,
+        help="Folder of calibration images, or an .npz of arrays.  [default: bundled sample]",
+    ),
+    click.option(
+        "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
+    ),
+    click.option("--images", type=click.IntRange(min=1), help="Calibration images to draw.  [default: 200]"),
+    click.option(
+        "--image-size", type=click.IntRange(min=32),
+        help="Side of the network's input, pixels.  [default: the architecture's, 224 for s0 to s4]",
+    ),
+    click.option(
+        "--target", type=click.Choice(TARGETS), default="auto", show_default=True,
+        help="Runtime whose integer grids to use.",
+    ),
+    click.option(
+        "--method", type=click.Choice(METHODS), default="mse", show_default=True,
+        help="How activation ranges are chosen.",
+    ),
+    click.option(
+        "--rounding", type=click.Choice(ROUNDINGS), default="compensated", show_default=True,
+        help="How weights are rounded.",
+    ),
+    click.option(
+        "--keep-float", multiple=True, metavar="BLOCK",
+        help="Leave a block, such as stage1.0.dw, in floating point; repeatable.",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images."),
+)  # fmt: skip
 
 ENGINE_OPTIONS = (
     click.option(
@@ -62,8 +153,15 @@ ENGINE_OPTIONS = (
 )  # fmt: skip
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options, in the order in which they stand."""
-    for option in reversed(ENGINE_OPTIONS):
-        command = option(command)
-    return command
+def _all(options: tuple[Decorator, ...]) -> Decorator:
+    """Adds the options to a command, in the order in which they stand."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+calibration_options, engine_options = _all(CALIBRATION_OPTIONS), _all(ENGINE_OPTIONS)

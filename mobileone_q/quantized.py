@@ -1,12 +1,14 @@
 """The quantized network: INT8 weights and inputs, as codes and scales, simulated in float32.
 
 Assumptions: weights are symmetric per output channel, codes in [-127, 127]; each block's input is
-quantised once, per tensor, on a grid with zero-point 0; biases and SE stay float32. The ONNX
-emitter turns the same values into Q/DQ nodes for a target.
+quantised once, per tensor, on a grid with zero-point 0; biases and SE stay float32, and so do
+whole blocks where one asks for it (mixed precision). The ONNX emitter turns the same values into
+Q/DQ nodes for a target.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,32 @@ NON_NEGATIVE = ("relu", "relu6")
 
 # Codes of each activation grid: lowest, highest. Both have zero-point 0.
 GRIDS: dict[str, tuple[int, int]] = {"int8": (-128, 127), "uint8": (0, 255)}
+FLOAT = "float"  # the "grid" of a block that stays in floating point
 
 
-def input_grids(arch: Architecture, target: str) -> dict[str, str]:
-    """Which grid each block's input is quantised on, by block name.
+def input_grids(arch: Architecture, target: str, keep_float: Collection[str] = ()) -> dict[str, str]:
+    """Which grid each block's input is quantised on, by block name; ``float`` for those kept so.
 
     Inputs that are never negative want uint8. ONNX Runtime has it; TensorRT has int8 alone, and
     takes a uint8 grid only where :func:`int8_form` can write it as one. Elsewhere, and on
     ``dla``, the grid is int8 and such inputs use half of it.
 
     Raises:
-        CalibrationError: unknown target.
+        CalibrationError: unknown target or block.
     """
     if target not in TARGETS:
         raise CalibrationError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
+    unknown = set(keep_float) - {block.name for block in arch.blocks}
+    if unknown:
+        raise CalibrationError(
+            f"{arch.name} has no block {min(unknown)!r} to keep in floating point; "
+            f"its blocks are stem, stage1.0.dw, stage1.0.pw, ... head (`mobileone-q sensitivity` lists them)"
+        )
     grids = {arch.blocks[0].name: "int8"}  # normalised images have both signs
     for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
         fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
         grids[consumer.name] = "uint8" if fits and producer.activation in NON_NEGATIVE else "int8"
-    return grids
+    return grids | dict.fromkeys(keep_float, FLOAT)
 
 
 def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
@@ -84,7 +93,8 @@ class QuantizedBlock(Block):
 
     ``weight`` is int8 with the fused kernel's shape, ``weight_scale`` and ``bias`` float32
     (C_out,), ``input_scale`` a float32 scalar: real value = scale * code. A classifier with
-    ``quantize_map`` also rounds the map that it pools, to uint8 on ``pool_scale``.
+    ``quantize_map`` also rounds the map that it pools, to uint8 on ``pool_scale``. On the grid
+    ``float`` nothing is rounded: "codes" are the values, ``weight`` is float32, all scales are 1.
     """
 
     weight: Tensor
@@ -95,13 +105,18 @@ class QuantizedBlock(Block):
     def __init__(self, spec: BlockSpec, grid: str, quantize_map: bool = False) -> None:
         super().__init__()
         self.spec, self.grid, self.quantize_map = spec, grid, quantize_map
-        self.register_buffer("weight", torch.zeros(kernel_shape(spec), dtype=torch.int8))
+        dtype = torch.float32 if self.is_float else torch.int8
+        self.register_buffer("weight", torch.zeros(kernel_shape(spec), dtype=dtype))
         self.register_buffer("weight_scale", torch.ones(spec.out_channels))
         self.register_buffer("bias", torch.zeros(spec.out_channels))
         self.register_buffer("input_scale", torch.ones(()))
         if quantize_map:
             self.register_buffer("pool_scale", torch.ones(()))
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
+
+    @property
+    def is_float(self) -> bool:
+        return self.grid == FLOAT
 
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map:
@@ -110,7 +125,7 @@ class QuantizedBlock(Block):
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of a gathered input, as floats."""
-        return to_codes(x, self.input_scale, self.grid)
+        return x if self.is_float else to_codes(x, self.input_scale, self.grid)
 
     def linear(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x))
@@ -124,19 +139,27 @@ class QuantizedBlock(Block):
 
 
 class QuantizedModel(Chain[QuantizedBlock]):
-    """A chain of quantized blocks for one target."""
+    """A chain of quantized blocks for one target; those named in ``keep_float`` stay in float32."""
 
-    def __init__(self, arch: Architecture, target: str) -> None:
-        self.target, self.grids = target, input_grids(arch, target)
+    def __init__(self, arch: Architecture, target: str, keep_float: Collection[str] = ()) -> None:
+        self.target, self.grids = target, input_grids(arch, target, keep_float)
+        super().__init__(arch, self._make)
+        self.requires_grad_(False).eval()
+
+    def _make(self, spec: BlockSpec) -> QuantizedBlock:
+        grid = self.grids[spec.name]
         # ONNX Runtime has no integer convolution with a float output: the block before the pool
         # runs in INT8 only if a QuantizeLinear follows it. The pool averages its error away.
-        maps = target == "onnxruntime"
-        super().__init__(arch, lambda s: QuantizedBlock(s, self.grids[s.name], maps and s.pool))
-        self.requires_grad_(False).eval()
+        return QuantizedBlock(spec, grid, self.target == "onnxruntime" and spec.pool and grid != FLOAT)
+
+    @property
+    def keep_float(self) -> tuple[str, ...]:
+        """Names of the blocks that stay in floating point, in the order of the chain."""
+        return tuple(name for name, block in self.blocks() if block.is_float)
 
     def save(self, path: Path, **description: Any) -> None:
         """Write codes, scales, architecture and target to one safetensors file."""
-        facts = {"architecture": self.arch.to_dict(), "target": self.target}
+        facts = {"architecture": self.arch.to_dict(), "target": self.target, "keep_float": self.keep_float}
         save_tensors(path, self.state_dict(), "quantized", facts | description)
 
     @classmethod
@@ -147,6 +170,7 @@ class QuantizedModel(Chain[QuantizedBlock]):
             CheckpointError: missing, damaged, or not a quantized model.
         """
         tensors, description = load_tensors(path, "quantized")
-        model = cls(Architecture.from_dict(description["architecture"]), description["target"])
+        arch = Architecture.from_dict(description["architecture"])
+        model = cls(arch, description["target"], description.get("keep_float", ()))
         model.load_state_dict(tensors)
         return model

@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from mobileone_q.checkpoints import load_model, read_checkpoint, save_model
+from mobileone_q.checkpoints import load_model, read_checkpoint, save_model, stored_image_size
 from mobileone_q.errors import CheckpointError
 from mobileone_q.fuse import fuse
 from mobileone_q.fused import FusedModel
@@ -168,3 +168,12 @@ def test_backbone_without_classifier(good):
     path, state = good
     torch.save({k: v for k, v in state.items() if not k.startswith("linear")}, path)
     assert "no classifier" in refusal(path)
+
+
+def test_our_own_files_record_their_input_size(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_model(random_model(small()), path)
+    assert stored_image_size(path) == (32, 32)
+    assert load_model(path, "s0")[0].arch.image_size == (32, 32)
+    assert load_model(path, "s0", image_size=64)[0].arch.image_size == (64, 64)
+    assert stored_image_size(tmp_path / "nothing.safetensors") is None

@@ -83,7 +83,25 @@ def test_columns_are_seen_through_groups():
     spec = BlockSpec("b", 4, 6, groups=2)
     block = FusedBlock(spec).requires_grad_(False)
     block.weight.copy_(torch.tensor([[1.0, 2], [1, 2], [1, 2], [4, 1], [4, 1], [4, 1]])[..., None, None])
-    assert torch.allclose(column_strength(block), torch.tensor([0.5, 1.0, 1.0, 0.25]).double())
+    everything = torch.ones(4, dtype=torch.bool)
+    assert torch.allclose(column_strength(block, everything), torch.tensor([0.5, 1.0, 1.0, 0.25]).double())
+    # Beside a dead channel, its rows are measured by what else they read.
+    dead = torch.tensor([True, True, False, True])
+    assert torch.allclose(column_strength(block, dead), torch.tensor([0.5, 1.0, 4.0, 1.0]).double())
+
+
+def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
+    """Trained networks read channels that are never alive with weights hundreds of times the usual."""
+    model = fuse(random_model(small()))
+    producer, consumer = model.block("stage2.1.dw"), model.block("stage2.1.pw")
+    producer.weight[5], producer.bias[5] = 0, -1  # dead behind its ReLU
+    consumer.weight[:, 5] *= 300
+    after, _ = equalised(model)
+    weight = after.block("stage2.1.pw").weight.flatten(1).abs()
+    others = torch.cat([weight[:, :5], weight[:, 6:]], 1)
+    assert (weight[:, 5] <= others.amax(1)).double().mean() > 0.9
+    x = random_images(model.arch)
+    assert relative_error(model(x), after(x)) < 1e-5
 
 
 def test_expected_error_is_what_rounding_does():

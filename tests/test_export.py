@@ -155,10 +155,11 @@ def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
         y = consumer.gather(block.activate(block.linear(x)))
         ours = to_codes(y, consumer.input_scale, consumer.grid).numpy()
         difference = np.abs(ours - (expected.reshape(ours.shape).astype(np.float32) + next_shift))
-        assert difference.max() <= 1, consumer.spec.name
+        # ONNX Runtime's integer kernels round the float bias to steps of their int32 sums.
+        bias_step = (block.input_scale * block.weight_scale).max() / consumer.input_scale
+        assert difference.max() <= (1 + bias_step / 2 if optimise else 1), consumer.spec.name
         wrong += int((difference > 0).sum())
         total += difference.size
-    # ONNX Runtime's integer kernels round the float bias to int32 steps, which may move a tie.
     assert wrong / total < (5e-3 if optimise else 1e-4)
 
 
@@ -211,3 +212,38 @@ def test_an_interrupted_write_keeps_the_old_file(fused, tmp_path, monkeypatch):
         export_onnx(fused, path)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+MIXED = ("stem", "stage1.0.pw", "stage2.1.dw", "head")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_blocks_kept_in_floating_point(fused, target, dtype):
+    """They have no Q/DQ and real weights, in the graph's floating type; the others change nothing."""
+    recipe = Recipe(target=target, keep_float=MIXED)
+    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
+    assert quantized.keep_float == MIXED
+    proto = to_onnx(quantized, dtype=dtype)
+    types = {c.name: c.data_type for c in proto.graph.initializer}
+    nodes = {node.name for node in proto.graph.node}
+    floating = onnx.TensorProto.FLOAT if dtype == "float32" else onnx.TensorProto.FLOAT16
+    for block in fused.arch.blocks:
+        is_kept = block.name in MIXED
+        assert (f"{block.name}/input_quantize" in nodes) != is_kept
+        assert types.get(f"{block.name}/weight", onnx.TensorProto.INT8) == (
+            floating if is_kept else onnx.TensorProto.INT8
+        )
+    x = random_images(fused.arch, 4)
+    engine = torch.from_numpy(run(proto, x, optimise=False)[0])
+    assert relative_error(quantized(x), engine) < 0.02
+    assert relative_error(fused(x), quantized(x)) < 0.12
+
+
+def test_mixed_model_survives_its_file(fused, tmp_path):
+    recipe = Recipe(keep_float=MIXED)
+    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
+    quantized.save(tmp_path / "mixed.safetensors")
+    loaded = QuantizedModel.load(tmp_path / "mixed.safetensors")
+    x = random_images(fused.arch, 2)
+    assert torch.equal(loaded(x), quantized(x))

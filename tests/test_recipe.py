@@ -1,4 +1,3 @@
-import copy
 from itertools import pairwise
 
 import pytest
@@ -7,7 +6,7 @@ from torchao.quantization.quant_primitives import MappingType, choose_qparams_af
 
 from calibrate.correct import UNSEEN, _importance, correct, images_held
 from calibrate.equalise import _exchange
-from calibrate.recipe import Recipe, calibrate, prepare, quantize, tensors, weight_scales
+from calibrate.recipe import Recipe, calibrate, finish, prepare, quantize, weight_scales
 from calibrate.statistics import collect
 from mobileone_q.architecture import VARIANTS, architecture
 from mobileone_q.errors import CalibrationError
@@ -59,9 +58,12 @@ def test_each_step_of_the_recipe_pays():
 
 def test_compensated_rounding_pays_where_there_are_samples_enough(fused):
     """Stage 1's 16×16 maps give its 64 channels samples enough; each block on its own inputs."""
-    fused, plain = prepare(fused, batches(fused.arch), Recipe())
-    compensated = copy.deepcopy(plain)
-    correct(fused, compensated, tensors(batches(fused.arch)))
+    images = batches(fused.arch)
+    fused, statistics = prepare(fused, images, Recipe())
+    plain, compensated = (
+        finish(fused, statistics, images, Recipe(rounding=rounding))
+        for rounding in ("nearest", "compensated")
+    )
     x = random_images(fused.arch, 32, seed=99)
     for name in ("stem", "stage1.0.dw"):
         x = fused.block(name)(x)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from mobileone_q.report.terminal import console
 
 
 def print_roofline(bound: dict[str, Any]) -> None:
     """A table from :func:`mobileone_q.roofline.to_dict`."""
-    console = Console(highlight=False)
+    out = console()
     device = bound["device"]
     height, width = bound["image_size"]
-    console.print(
+    out.print(
         f"least time per block, MobileOne-{bound['arch']} at {height}x{width}, batch {bound['batch']}, on "
         f"{device['title']}: {bound['kind']}"
     )
@@ -36,9 +37,9 @@ def print_roofline(bound: dict[str, Any]) -> None:
             row["name"], f"{row['macs'] / 1e6:.2f}", *cells, row["int8"]["bound_by"],
             f"{row['speedup_at_most']:.2f}x",
         )  # fmt: skip
-    console.print(table)
-    console.print(bound["reading"])
-    console.print(
+    out.print(table)
+    out.print(bound["reading"])
+    out.print(
         f"rates: {device['int8_tops']} dense INT8 TOPS, {device['fp16_tflops']} dense FP16 TFLOPS, "
         f"{device['bandwidth_gb_s']} GB/s. {device['source']}"
     )
@@ -46,8 +47,8 @@ def print_roofline(bound: dict[str, Any]) -> None:
 
 def print_parity(parity: dict[str, Any]) -> None:
     """Every engine against its reference, from :func:`mobileone_q.parity.measure_parity`."""
-    console = Console(highlight=False)
-    console.print(f"logits of every engine at hand on the same {parity['images']} images")
+    out = console()
+    out.print(f"logits of every engine at hand on the same {parity['images']} images")
     table = Table()
     for heading in (
         "engine",
@@ -65,6 +66,6 @@ def print_parity(parity: dict[str, Any]) -> None:
             f"{100 * row['relative']:.2f} %", f"{100 * row['agreement']:.2f} %", f"{row['kl']:.4f}",
             "no labels" if row["top1"] is None else f"{100 * row['top1']:.2f}",
         )  # fmt: skip
-    console.print(table)
+    out.print(table)
     for name, reason in parity["not_run"].items():
-        console.print(f"not run: {name}: {reason}")
+        out.print(f"not run: {name}: {reason}")

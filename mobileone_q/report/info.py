@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from mobileone_q.report.terminal import console
 
 COLUMNS = {
     "gflop": ("GFLOP", ".6f"),
@@ -18,9 +19,9 @@ COLUMNS = {
 
 def print_info(info: dict[str, Any]) -> None:
     """One network, by operator type."""
-    console = Console(highlight=False)
+    out = console()
     height, width = info["image_size"]
-    console.print(
+    out.print(
         f"{info['arch']} at {height}x{width}: {info['parameters']:,} parameters fused, "
         f"{info['parameters_with_branches']:,} with branches, {info['gflop']:.6f} GFLOP"
     )
@@ -35,12 +36,12 @@ def print_info(info: dict[str, Any]) -> None:
     for row in rows:
         cells = ("" if row[key] is None else format(row[key], COLUMNS[key][1]) for key in columns)
         table.add_row(row["operator"], *cells)
-    console.print(table)
+    out.print(table)
 
 
 def print_variants(rows: list[dict[str, Any]], notes: tuple[str, ...]) -> None:
     """S0 to S4 side by side, and who counts what."""
-    console = Console(highlight=False)
+    out = console()
     table = Table()
     for title in ("variant", "parameters", "with branches", "GFLOP", "published top-1 %"):
         table.add_column(title, justify="left" if title == "variant" else "right")
@@ -52,6 +53,6 @@ def print_variants(rows: list[dict[str, Any]], notes: tuple[str, ...]) -> None:
             f"{row['gflop']:.6f}",
             f"{row['published_top1']:.1f}",
         )
-    console.print(table)
+    out.print(table)
     for note in notes:
-        console.print(f"- {note}")
+        out.print(f"- {note}")

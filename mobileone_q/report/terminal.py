@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+FILE_COLUMNS = 140
+
+
+def console() -> Console:
+    """A terminal as wide as it is; a file or a pipe as wide as our widest table."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_COLUMNS)
+
 
 def print_accuracy(report: dict[str, Any]) -> None:
     """Accuracy of FP32 and INT8 and what lies between, from a report with an accuracy section."""
     accuracy, images = report["accuracy"], report["images"]
-    console = Console(highlight=False)
-    console.print(f"{report['model']}: accuracy on {images['evaluation']} images, in {accuracy['engine']}")
+    out = console()
+    out.print(f"{report['model']}: accuracy on {images['evaluation']} images, in {accuracy['engine']}")
     if accuracy.get("cosine"):
         cosine = accuracy["cosine"]
-        console.print(
-            f"cosine          {cosine['mean']:.5f} mean, {cosine['lowest']:.5f} lowest, INT8 with FP32"
-        )
+        out.print(f"cosine          {cosine['mean']:.5f} mean, {cosine['lowest']:.5f} lowest, INT8 with FP32")
     else:
-        _print_classes(console, report)
+        _print_classes(out, report)
+    if floats := report.get("float_blocks", {}).get("all"):
+        out.print(f"floating point  {len(floats)} blocks: {', '.join(floats)}")
+        for block in report["float_blocks"]["chosen"]:
+            out.print(
+                f"                {block['name']}: INT8 there would make the drop "
+                f"{block['drop_without_pts']:+.2f} points; alone it costs KL {block['kl']:.4f}"
+            )
     if images["skipped"]:
         name, reason = next(iter(images["skipped"].items()))
-        console.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
+        out.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
     if images["evaluated_on"] == "calibration":
-        console.print(
+        out.print(
             "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
         )
 
 
-def _print_classes(console: Console, report: dict[str, Any]) -> None:
+def _print_classes(out: Console, report: dict[str, Any]) -> None:
     accuracy = report["accuracy"]
     table = Table()
     for heading in ("", "top-1 %", "top-5 %"):
@@ -39,21 +52,21 @@ def _print_classes(console: Console, report: dict[str, Any]) -> None:
         shares = accuracy[precision]
         cells = ["no labels"] * 2 if shares is None else [f"{100 * shares[k]:.2f}" for k in ("top1", "top5")]
         table.add_row(title, *cells)
-    console.print(table)
+    out.print(table)
     if accuracy["drop_pts"] is not None:
         low, high = accuracy["drop_ci95_pts"]
-        console.print(
+        out.print(
             f"accuracy drop   {accuracy['drop_pts']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
         )
-    console.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
-    console.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
+    out.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
+    out.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
 
 
 def print_latency(latency: dict[str, Any]) -> None:
     """FP32 fused and INT8 side by side, per block and end to end."""
-    console = Console(highlight=False)
+    out = console()
     threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
-    console.print(
+    out.print(
         f"latency per block, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}"
     )
     table = Table(show_footer=True)
@@ -74,31 +87,31 @@ def print_latency(latency: dict[str, Any]) -> None:
         if fp16_sum is not None:
             cells.append("INT8 is slower" if row["slower_than_fp16"] else "")
         table.add_row(*cells)
-    console.print(table)
+    out.print(table)
     if any(row.get("shared") for row in latency["layers"]):
-        console.print("* fused with other blocks into one layer, whose time is shared equally among them")
+        out.print("* fused with other blocks into one layer, whose time is shared equally among them")
     reformats = {key: ms for key, ms in latency.get("reformat_ms", {}).items() if ms}
     if reformats:
         parts = ", ".join(f"{key.upper()} {ms:.3f} ms" for key, ms in reformats.items())
-        console.print(f"of which layout changes (reformat layers): {parts}")
+        out.print(f"of which layout changes (reformat layers): {parts}")
     timings = [(key, latency[key]) for key in ("fp32", "fp16", "int8") if latency.get(key)]
     if timings:
         parts = ", ".join(
             f"{key.upper()} {timing['median_ms']:.3f} ms (p95 {timing['p95_ms']:.3f})"
             for key, timing in timings
         )
-        console.print(
+        out.print(
             f"end to end: {parts}, speed-up {latency['speedup']:.2f}x; "
             f"medians of {latency['runs']} {'recorded' if latency.get('recorded') else 'interleaved'} runs"
         )
     if note := latency.get("note"):
-        console.print(f"note: {note}")
+        out.print(f"note: {note}")
 
 
 def print_sensitivity(ranking: Sequence[Any], images: int) -> None:
     """Blocks by what quantising each alone costs, the costliest first."""
-    console = Console(highlight=False)
-    console.print(f"each block quantised alone, {images} images; KL in nats, drop in top-1 points")
+    out = console()
+    out.print(f"each block quantised alone, {images} images; KL in nats, drop in top-1 points")
     table = Table()
     table.add_column("block", no_wrap=True)
     for heading in ("KL inputs", "KL weights", "drop inputs", "drop weights"):
@@ -117,4 +130,4 @@ def print_sensitivity(ranking: Sequence[Any], images: int) -> None:
             ", ".join(channels),
             ", ".join(map(str, result.weight_channels)),
         )
-    console.print(table)
+    out.print(table)

@@ -1,0 +1,1 @@
+"""One training loop: MobileOne from nothing, and the fine-tuning of a quantized chain."""
