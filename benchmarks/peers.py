@@ -1,0 +1,296 @@
+"""Side by side: this project and other post-training quantizers on MobileOne-S0.
+
+    python benchmarks/peers.py --weights mobileone_s0_fused.pth --data calib/ --eval-data val/
+
+Same weights, calibration images, evaluation images and scorer (ONNX Runtime on the CPU) for all.
+Each peer runs in its own environment, made under ``--cache`` from the pins in
+``benchmarks/peers/TOOL.txt`` (Python 3.11 or 3.12); ``PIP_EXTRA_INDEX_URL`` set to PyTorch's index
+of CPU wheels spares CUDA's packages. Prints a Markdown table; ``--output`` keeps it, with a JSON
+file beside it. A peer that fails has a row that says why.
+
+Seconds run from the FP32 model's file and images in memory to the written INT8 graph, on
+``--threads`` threads, one tool at a time; reading images and importing libraries are left out.
+"TensorRT form" is read from the graph, see :func:`tensorrt_form`. "RTX builds it" says only that
+TensorRT for RTX accepts the graph: it reads unsigned codes as signed ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from calibrate.data import Batches, ImageFolder
+from mobileone_q import __version__
+from mobileone_q.checkpoints import load_model
+from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.errors import MobileOneQError
+from mobileone_q.evaluate import collect_logits, compare
+from mobileone_q.export import export_onnx
+from mobileone_q.files import write_json, write_text
+from mobileone_q.fuse import fuse
+from mobileone_q.preprocess import Preprocessing
+
+SCRIPTS = Path(__file__).parent / "peers"
+OWN = "mobileone_q"
+SETTINGS = {
+    OWN: ("tensorrt", "onnxruntime"),
+    "onnxruntime": ("minmax", "best-symmetric", "best-asymmetric"),
+    "nncf": ("full-correction", "rescaled-by-hand"),
+    "modelopt": ("entropy",),
+    "esp_ppq": ("corrected", "corrected-layerwise"),
+    "torchao": ("xnnpack", "x86", "symmetric"),
+}
+HEADER = ("tool", "setting", "top-1", "agreement", "KL, nats", "seconds", "TensorRT form", "RTX builds it")
+NONE = "–"
+INSTALL_TIMEOUT_S, TIMEOUT_S = 3600, 1800
+OPTIONS = BuildOptions(compute_capabilities=(86,))
+
+
+class PeerError(Exception):
+    """Why a peer has no figures, in one line."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; a figure that was not measured is None."""
+
+    tool: str
+    setting: str
+    top1: float | None = None
+    agreement: float | None = None
+    kl: float | None = None
+    seconds: float | None = None
+    tensorrt_form: str = NONE
+    rtx_builds: str = NONE
+    failure: str | None = None
+
+    def markdown(self) -> str:
+        if self.failure:
+            return line([self.tool, self.setting, f"failed: {self.failure}", *[NONE] * (len(HEADER) - 3)])
+        figures = [
+            NONE if value is None else f"{value:.{digits}f}"
+            for value, digits in ((self.top1, 4), (self.agreement, 4), (self.kl, 4), (self.seconds, 1))
+        ]
+        builds = self.rtx_builds.split(":")[0]  # the JSON file has TensorRT's reason
+        return line([self.tool, self.setting, *figures, self.tensorrt_form, builds])
+
+
+def line(cells: list[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def label(tool: str) -> str:
+    """The tool and its version, which the first pin of its requirements gives."""
+    if tool == OWN:
+        return f"mobileone-q {__version__}"
+    return (SCRIPTS / f"{tool}.txt").read_text().split()[0].replace("==", " ")
+
+
+def execute(command: list[str], environment: dict[str, str], timeout_s: int) -> str:
+    """Standard output of a command."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, env=environment)
+    except subprocess.TimeoutExpired:
+        raise PeerError(f"no result within {timeout_s} s") from None
+    if done.returncode:
+        lines = [text.strip() for text in (done.stderr or done.stdout).splitlines() if text.strip()]
+        raise PeerError(lines[-1][:160] if lines else f"exit code {done.returncode}")
+    return done.stdout
+
+
+def variables(own: bool, threads: int) -> dict[str, str]:
+    """The process's environment on ``threads`` threads; only this project's tools get its import path."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    values = {**os.environ, **dict.fromkeys(names, str(threads))}
+    values.pop("PYTHONPATH", None)
+    return {**values, "PYTHONPATH": str(SCRIPTS.parents[1])} if own else values
+
+
+def environment(tool: str, cache: Path) -> Path:
+    """Python of the tool's own environment, made again when its requirements change."""
+    if tool == OWN:
+        return Path(sys.executable)
+    requirements = SCRIPTS / f"{tool}.txt"
+    folder = cache / tool
+    python, stamp = folder / "bin" / "python", folder / "installed.txt"
+    if not stamp.is_file() or stamp.read_text() != requirements.read_text():
+        print(f"installing {label(tool)} in {folder}", file=sys.stderr)
+        install = [str(python), "-m", "pip", "install", "-q", "-r", str(requirements)]
+        for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
+            execute(command, variables(False, 1), INSTALL_TIMEOUT_S)
+        stamp.write_text(requirements.read_text())
+    return python
+
+
+class Graph:
+    """Producers and constants of an ONNX graph, by tensor name."""
+
+    def __init__(self, path: Path) -> None:
+        graph = onnx.load(str(path)).graph
+        self.nodes = list(graph.node)
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
+        for node in self.nodes:
+            if node.op_type == "Constant":
+                self.constants[node.output[0]] = node.attribute[0].t
+        self.producer = {name: node for node in self.nodes for name in node.output}
+
+    def is_dequantized(self, name: str) -> bool:
+        """Whether a tensor comes from a DequantizeLinear, through at most a change of shape."""
+        node = self.producer.get(name)
+        while node is not None and node.op_type in ("Transpose", "Reshape", "Flatten"):
+            node = self.producer.get(node.input[0])
+        return node is not None and node.op_type == "DequantizeLinear"
+
+    def grid_fault(self, node: onnx.NodeProto) -> str | None:
+        """What is wrong with the grid of a QuantizeLinear or DequantizeLinear."""
+        quantizes = node.op_type == "QuantizeLinear"
+        source, scale, zero = [*node.input, ""][:3]
+        typed_by = zero or ("" if quantizes else source)
+        if scale not in self.constants or (zero and zero not in self.constants):
+            return "computed scales"
+        if typed_by and typed_by not in self.constants:
+            return None  # codes from a QuantizeLinear, which is judged itself
+        kind = self.constants[typed_by].data_type if typed_by else TensorProto.UINT8  # ONNX's default
+        if kind != TensorProto.INT8:
+            return f"{TensorProto.DataType.Name(kind).lower()} codes"
+        if zero and numpy_helper.to_array(self.constants[zero]).any():
+            return "zero-points"
+        is_weight = source in self.constants
+        if quantizes and not is_weight and numpy_helper.to_array(self.constants[scale]).size > 1:
+            return "per-channel activations"
+        return None
+
+
+def tensorrt_form(path: Path) -> str:
+    """``yes``, or ``no`` and the first thing that TensorRT would not take as it is meant.
+
+    The form: int8 codes with zero-point 0 throughout, one scale per activation tensor, both inputs
+    of every convolution and matrix product quantized, and biases in float.
+    """
+    graph = Graph(path)
+    for node in graph.nodes:
+        if node.op_type.startswith("QLinear") or node.op_type.endswith("Integer"):
+            return f"no: {node.op_type} operators"
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            fault = graph.grid_fault(node)
+            if fault:
+                return f"no: {fault}"
+    kernels = [node for node in graph.nodes if node.op_type in ("Conv", "Gemm", "MatMul")]
+    bare = sum(not all(map(graph.is_dequantized, node.input[:2])) for node in kernels)
+    if bare or not kernels:
+        return f"no: {bare} of {len(kernels)} layers are not INT8"
+    if any(graph.is_dequantized(name) for node in kernels for name in node.input[2:]):
+        return "no: quantized biases"
+    return "yes"
+
+
+def rtx_builds(path: Path) -> str:
+    """``yes``, or why TensorRT for RTX does not build the graph."""
+    try:
+        backend("tensorrt-rtx").build(path, path.with_suffix(".rtx"), OPTIONS)
+    except MobileOneQError as error:
+        return f"no: {' '.join(str(error).replace(str(path), path.name).split())[:200]}"
+    return "yes"
+
+
+class Benchmark:
+    """The network, its images and the common scorer, with their files in ``folder``."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args, self.folder, self.graph = args, folder, folder / "fp32.onnx"
+        fused = fuse(load_model(args.weights, "s0")[0])
+        fused.save(self.graph.with_suffix(".safetensors"))
+        export_onnx(fused, self.graph)
+        calibration = Batches.choose(ImageFolder(args.data), Preprocessing(), args.images, args.seed)
+        np.save(folder / "images.npy", np.concatenate([pixels for pixels, _ in calibration]))
+        self.evaluation = Batches.choose(ImageFolder(args.eval_data), Preprocessing())
+        self.fp32, self.labels = self.logits(self.graph)
+
+    def logits(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
+        factory, engine = backend("onnxruntime"), path.with_suffix(".engine.onnx")
+        factory.build(path, engine, BuildOptions(threads=self.args.threads))
+        loaded = factory.load(engine, threads=self.args.threads)
+        (values,), labels = collect_logits([loaded], self.evaluation)
+        return values, labels
+
+    def run(self, tool: str, setting: str) -> tuple[Path, float]:
+        """(quantized graph, seconds)."""
+        python, output = environment(tool, self.args.cache), self.folder / f"{tool}-{setting}.onnx"
+        paths = [SCRIPTS / f"{tool}_peer.py", setting, self.graph, self.folder / "images.npy", output]
+        command = [str(python), *map(str, paths)]
+        printed = execute(command, variables(tool == OWN, self.args.threads), TIMEOUT_S)
+        if not output.is_file():
+            raise PeerError("it wrote no graph")
+        return output, json.loads(printed.splitlines()[-1])["seconds"]
+
+    def row(self, tool: str, setting: str) -> Row:
+        try:
+            path, seconds = self.run(tool, setting)
+            figures = self.figures(self.logits(path)[0])
+        except (PeerError, MobileOneQError) as error:
+            return Row(label(tool), setting, failure=" ".join(str(error).split()))
+        form, builds = tensorrt_form(path), rtx_builds(path)
+        return Row(label(tool), setting, **figures, seconds=seconds, tensorrt_form=form, rtx_builds=builds)
+
+    def figures(self, logits: np.ndarray) -> dict[str, float | None]:
+        result = compare(self.fp32, logits, self.labels)
+        top1 = result.int8.top1 if result.int8 else None
+        return {"top1": top1, "agreement": result.agreement, "kl": result.kl}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name in ("weights", "data", "eval-data"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=200, help="calibration images")
+    parser.add_argument("--seed", type=int, default=0, help="which of the images")
+    parser.add_argument("--threads", type=int, default=1, help="that each tool may use")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mobileone-q-peers")
+    parser.add_argument("--output", type=Path, help="Markdown file to write, and a JSON file beside it")
+    parser.add_argument("--only", choices=SETTINGS, help="run one tool")
+    args = parser.parse_args()
+    args.cache = args.cache.resolve()
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    lines, rows = [line(list(HEADER)), line(["---"] * len(HEADER))], []
+
+    def add(row: Row) -> None:
+        rows.append(row)
+        lines.append(row.markdown())
+        print(lines[-1], flush=True)
+
+    with TemporaryDirectory() as folder:
+        benchmark = Benchmark(args, Path(folder))
+        print(*lines, sep="\n")
+        add(Row("none", "FP32", **benchmark.figures(benchmark.fp32)))
+        for tool, settings in SETTINGS.items():
+            for setting in settings if args.only in (None, tool) else ():
+                add(benchmark.row(tool, setting))
+    if args.output:
+        engine = backend("onnxruntime")
+        facts = {
+            "device": engine.device(),
+            "scorer": engine.runtime(),
+            "threads": args.threads,
+            "seed": args.seed,
+            "images": {"calibration": args.images, "evaluation": len(benchmark.labels)},
+        }
+        write_text(args.output, "\n".join(lines) + "\n")
+        write_json(args.output.with_suffix(".json"), {**facts, "rows": [asdict(row) for row in rows]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""This project at its default settings; the setting is the target. The FP32 model lies beside the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import common
+import numpy as np
+
+from calibrate.recipe import Recipe, calibrate
+from mobileone_q.export import export_onnx
+from mobileone_q.fused import FusedModel
+
+
+def quantize(setting: str, fp32: Path, images: np.ndarray, output: Path) -> None:
+    fused = FusedModel.load(fp32.with_suffix(".safetensors"))
+    batches = [(batch, np.full(len(batch), -1)) for batch in common.batches(images)]
+    export_onnx(calibrate(fused, batches, Recipe(target=setting)), output)
+
+
+if __name__ == "__main__":
+    common.main(quantize)
