@@ -56,7 +56,7 @@ class ArrayBatches:
 
     source: ArrayFile
     indices: Sequence[int]
-    batch_size: int = 25
+    batch_size: int = 10
     skipped: dict[str, str] = field(default_factory=dict)
 
     @classmethod

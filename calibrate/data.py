@@ -125,7 +125,7 @@ class Batches:
     source: ImageSource
     indices: Sequence[int]
     preprocessing: Preprocessing
-    batch_size: int = 25
+    batch_size: int = 10
     skipped: dict[str, str] = field(default_factory=dict)
     _cache: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
 
@@ -136,7 +136,7 @@ class Batches:
         preprocessing: Preprocessing,
         count: int | None = None,
         seed: int = 0,
-        batch_size: int = 25,
+        batch_size: int = 10,
     ) -> Batches:
         """``count`` images drawn without replacement by ``seed``, or all of them in order.
 
