@@ -14,6 +14,7 @@ weight's code before rounding; ``shift`` moves a bias like one more weight, of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from mobileone_q.model import Chain, SqueezeExcite, apply_kernel
 from mobileone_q.quantized import GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
 TYPICAL_CODE = 64.0
+IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
+REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real numbers
 
 
 class _Codes(torch.autograd.Function):
@@ -39,10 +42,11 @@ class _Codes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         ratio, scale = ctx.saved_tensors
-        codes = ratio.round()
-        grad = (grads[0] / scale).masked_fill_((codes < ctx.low) | (codes > ctx.high), 0)
+        # What rounds to a code of the grid passes: hardtanh's gradient, in one sweep of memory.
+        inside = torch.ops.aten.hardtanh_backward(grads[0], ratio, ctx.low - 0.5, ctx.high + 0.5)
+        grad = inside / scale
         # The other half of LSQ's gradient is that of the product of codes and scale.
-        scale_grad = -(grad.flatten() @ ratio.flatten()) if ctx.needs_input_grad[1] else None
+        scale_grad = -(grad * ratio).sum() if ctx.needs_input_grad[1] else None
         return grad, scale_grad, None, None
 
 
@@ -127,12 +131,29 @@ class FakeQuantBlock(Block):
 class FakeQuantModel(Chain[FakeQuantBlock]):
     """A chain of trainable quantized blocks for one target."""
 
-    def __init__(self, quantized: QuantizedModel) -> None:
-        super().__init__(quantized.arch, lambda spec: FakeQuantBlock(quantized.block(spec.name)))
+    def __init__(
+        self, quantized: QuantizedModel, make: Callable[[QuantizedBlock], FakeQuantBlock] = FakeQuantBlock
+    ) -> None:
+        super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
         self.target = quantized.target
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: groups with ``share``, their part of a learning rate given in codes.
+
+        Nothing decays: training starts where it should be.
+        """
+        in_codes: list[nn.Parameter] = []
+        real: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (in_codes if name.rpartition(".")[2] in IN_CODES else real).append(parameter)
+        groups = [
+            {"params": in_codes, "share": 1.0, "decays": False},
+            {"params": real, "share": REAL_SHARE, "decays": False},
+        ]
+        return [group for group in groups if group["params"]]
+
     def to_quantized(self) -> QuantizedModel:
-        """The model as it ships: its codes are those that the forward pass of this one uses."""
+        """The model as it ships, on the CPU: its codes are those that this one's forward pass uses."""
         quantized = QuantizedModel(self.arch, self.target)
         for name, block in self.blocks():
             block.write_to(quantized.block(name))
