@@ -16,7 +16,7 @@ import click
 
 from mobileone_q import __version__
 from mobileone_q.errors import MobileOneQError
-from mobileone_q.options import engine_options
+from mobileone_q.options import engine_options, training_options
 
 if TYPE_CHECKING:
     from mobileone_q.run import Run
@@ -208,7 +208,7 @@ def calibrate(
         run,
         arch=model.arch.name,
         weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
-        images={"source": inputs.calibration.source.name, "sha256": inputs.calibration.fingerprint()},
+        images=inputs.identify(),
         preprocessing=preprocessing,
         classes=inputs.names_for(model.arch),
         task=model.arch.task,
@@ -377,6 +377,56 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+
+
+@main.command()
+@config_option
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@click.option(
+    "--branches",
+    type=click.Choice(("fused", "live")),
+    default="fused",
+    show_default=True,
+    help="Train the fused convolutions, or the branches, folded in every forward pass.",
+)
+@click.option("--data", type=FILE, help="Training images; labels are optional.  [default: the run's]")
+@click.option("--eval-data", type=FILE, help="Folder of labelled images.  [default: the run's]")
+@click.option("--images", type=click.IntRange(min=1), help="Images to draw.  [default: as many as the run's]")
+@click.option(
+    "--labels",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of the loss that is the labels'; the rest is KL to the FP32 network.",
+)
+@click.option(
+    "--held-out",
+    type=click.FloatRange(0, 0.5),
+    default=0.1,
+    show_default=True,
+    help="Share of the images that choose the weights to keep.",
+)
+@click.option(
+    "--bn-epochs",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Epochs until batch statistics are frozen (--branches live).",
+)
+@click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/RUN-qat, numbered]")
+@training_options(crop=0.35, flip=0.5, jitter=0.3)
+def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
+    """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
+    from calibrate.finetune import fine_tune
+    from mobileone_q.report import print_accuracy
+    from mobileone_q.run import Run
+
+    made = fine_tune(Run.find(run_path), output, **options)
+    if made is not None:
+        run, report = made
+        print_accuracy(report)
+        click.echo(f"fine-tuned in   {report['seconds']['qat']:.1f} s, {report['qat']['steps']} steps")
+        click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
 
 
 @main.command()

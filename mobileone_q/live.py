@@ -29,7 +29,7 @@ class LiveBlock(FakeQuantBlock):
 
     columns: Tensor
     rows: Tensor
-    start_codes: Tensor
+    start_latent: Tensor
     start_kernel: Tensor
     start_folded_bias: Tensor
 
@@ -37,6 +37,7 @@ class LiveBlock(FakeQuantBlock):
         self, q: QuantizedBlock, branches: MultiBranchBlock | Classifier, columns: Tensor, rows: Tensor
     ) -> None:
         super().__init__(q)
+        self.register_buffer("start_latent", self.latent.detach())
         del self.latent, self.shift
         self.branches = copy.deepcopy(branches).float().requires_grad_(True)
         if isinstance(self.branches, MultiBranchBlock):
@@ -47,7 +48,6 @@ class LiveBlock(FakeQuantBlock):
         self.updates_statistics = False
         self.register_buffer("columns", columns)
         self.register_buffer("rows", rows)
-        self.register_buffer("start_codes", q.weight.float())
         with torch.no_grad():
             kernel, bias = self.fold()
         self.register_buffer("start_kernel", kernel)
@@ -63,7 +63,7 @@ class LiveBlock(FakeQuantBlock):
         kernel, bias = self.fold()
         change = scaled(kernel - self.start_kernel, self.columns, self.rows * self.start_weight_scale)
         return (
-            round_through(self.start_codes + change),
+            round_through(self.start_latent + change),
             self.start_bias + (bias - self.start_folded_bias) / self.rows,
         )
 

@@ -1,4 +1,4 @@
-"""Options of commands that build engines, named after the fields of BuildOptions.
+"""Options that several commands share: BuildOptions', and those of training, by field name.
 
 click alone is imported here, so that ``mobileone-q --help`` answers at once.
 """
@@ -67,3 +67,52 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(ENGINE_OPTIONS):
         command = option(command)
     return command
+
+
+FRACTION = click.FloatRange(0, 1)
+POSITIVE = click.IntRange(min=1)
+COUNT = click.IntRange(min=0)
+
+# Name, type, default and help, named after the fields of Settings and Augmentation.
+TRAINING_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("epochs", POSITIVE, 30, "Passes over the data."),
+    ("batch", POSITIVE, 16, "Inputs per step, over all processes and passes."),
+    ("accumulate", POSITIVE, 1, "Passes whose gradients are summed into one step."),
+    ("optimizer", click.Choice(("adamw", "sgd")), "adamw", "Which optimizer."),
+    ("lr", float, 0.01, "Highest learning rate; it falls along a cosine."),
+    ("final-lr", float, 0.0, "Lowest learning rate, at the end."),
+    ("warmup-steps", COUNT, 20, "Steps in which the learning rate rises."),
+    ("momentum", FRACTION, 0.9, "Of SGD, or AdamW's first beta."),
+    ("weight-decay", float, 0.0, "Weight decay at the start; it follows a cosine of its own."),
+    ("final-weight-decay", float, 0.0, "Weight decay at the end."),
+    ("clip-norm", float, 0.0, "Largest norm of the gradient; 0 for any."),
+    ("label-smoothing", FRACTION, 0.0, "Share of a label that is spread over all classes."),
+    ("ema", FRACTION, 0.99, "Decay of the averaged weights, which are what is kept."),
+    ("precision", click.Choice(("no", "bf16", "fp16")), "no", "Mixed precision."),
+    ("evaluate-every", POSITIVE, 1, "Epochs between evaluations."),
+    ("patience", COUNT, 0, "Evaluations without a better one that end the run; 0 for never."),
+    ("checkpoint-every", POSITIVE, 200, "Steps between checkpoints."),
+    ("log-every", POSITIVE, 10, "Steps between lines of metrics.jsonl."),
+    ("workers", COUNT, 0, "Processes that load data, beside each that trains."),
+    ("seed", int, 0, "Of order, augmentation and first weights."),
+    ("device", click.Choice(("auto", "cpu")), "auto", "GPU where there is one, or the CPU."),
+    ("crop", FRACTION, 1.0, "Least share of an image's area that a random crop takes."),
+    ("shift", FRACTION, 0.0, "Largest random shift, as a share of the side."),
+    ("flip", FRACTION, 0.0, "Share of inputs that are mirrored."),
+    ("jitter", FRACTION, 0.0, "Largest relative change of colours, or of an array's amplitude."),
+    ("noise", float, 0.0, "Standard deviation of noise added to arrays."),
+    ("mixup", float, 0.0, "Beta distribution's parameter for blending two inputs; 0 for none."),
+)
+
+
+def training_options(**defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds the options; ``defaults`` replace those of the table."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, kind, default, text in reversed(TRAINING_OPTIONS):
+            value = defaults.get(name.replace("-", "_"), default)
+            option = click.option(f"--{name}", type=kind, default=value, show_default=True, help=text)
+            command = option(command)
+        return click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")(command)
+
+    return add

@@ -8,12 +8,14 @@ and the tests hold these against it; it returns real values, and a convolution o
 differently from one of codes.
 
 Everything that trains is in units of a code, so that one learning rate fits all: ``latent`` is a
-weight's code before rounding; ``shift`` moves a bias like one more weight, of an input with code
+weight's code before rounding, spread over the code's interval at the start, since weights that all
+began at its middle would all leave it at the same step; ``shift`` moves a bias like one more weight, of an input with code
 64; a gain of 1 changes a scale by 1/127, which moves the largest code by one.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +27,7 @@ from mobileone_q.model import Chain, SqueezeExcite, apply_kernel
 from mobileone_q.quantized import GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
 TYPICAL_CODE = 64.0
+SPREAD = 0.49
 IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
 REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real numbers
 
@@ -55,6 +58,12 @@ def fake_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
     return _Codes.apply(x, scale, *GRIDS[grid])
 
 
+def spread(codes: Tensor, seed: int) -> Tensor:
+    """Values that round to these weight codes, evenly spread between their neighbours."""
+    noise = torch.rand(codes.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+    return (codes + 2 * SPREAD * noise).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
+
+
 def round_through(latent: Tensor) -> Tensor:
     """Weight codes as floats; the gradient passes as if nothing had been rounded."""
     clamped = latent.clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
@@ -74,7 +83,7 @@ class FakeQuantBlock(Block):
         self.spec, self.grid, self.quantize_map = q.spec, q.grid, q.quantize_map
         for name in ("bias", "weight_scale", "input_scale", *["pool_scale"] * q.quantize_map):
             self.register_buffer(f"start_{name}", getattr(q, name).clone())
-        self.latent = nn.Parameter(q.weight.float())
+        self.latent = nn.Parameter(spread(q.weight, zlib.crc32(q.spec.name.encode())))
         self.shift = nn.Parameter(torch.zeros_like(q.bias))
         self.weight_gain = nn.Parameter(torch.zeros_like(q.bias))
         self.input_gain = nn.Parameter(torch.zeros_like(q.input_scale))

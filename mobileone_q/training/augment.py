@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ class Augmentation:
     jitter: float = 0.0
     noise: float = 0.0
     mixup: float = 0.0
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
 
     def image(self, image: Image.Image, size: int, random: np.random.Generator) -> NDArray[np.uint8]:
         """A random view of an RGB image, uint8 (3, size, size)."""

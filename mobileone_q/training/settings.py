@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mobileone_q.errors import TrainingError
+from mobileone_q.training.augment import Augmentation
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,9 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def take_settings(options: dict[str, Any]) -> tuple[Settings, Augmentation]:
+    """Both from a command's options, which lose theirs."""
+    settings = Settings(**{field.name: options.pop(field.name) for field in fields(Settings)})
+    return settings, Augmentation(**{field.name: options.pop(field.name) for field in fields(Augmentation)})
