@@ -430,6 +430,31 @@ def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=_load_config)
+@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
+@click.option("--weights", type=FILE, callback=_fetch_weights, help="Checkpoint with branches to begin from.")
+@click.option(
+    "--data", required=True, help="Folder with one folder per class, .npz, or .tar shards {000..099}."
+)
+@click.option("--eval-data", type=FILE, required=True, help="The same for evaluation; no shards.")
+@click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.  [default: 224]")
+@click.option("--resolutions", type=int, multiple=True, help="Sides to train at in turn, pixels; repeatable.")
+@click.option("--epoch-images", type=click.IntRange(min=1), help="Images per epoch, for shards.")
+@click.option("--output", type=FILE, help="Folder, new or empty.  [default: runs/train-ARCH, numbered]")
+@training_options(optimizer="sgd", lr=0.1, ema=0.999)
+def train(**options: Any) -> None:
+    """Train MobileOne on labelled inputs as a recipe says, such as configs/sample.yaml."""
+    from calibrate.train import train_model
+
+    made = train_model(**options)
+    if made is not None:
+        path, outcome = made
+        top1, top5 = (100 * outcome.figures[key] for key in ("top1", "top5"))
+        click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
+        click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def sensitivity(as_json: bool, arch: str, target: str, method: str, **options: Any) -> None:
     """Rank blocks by what quantising each alone costs, inputs and weights apart."""

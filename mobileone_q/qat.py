@@ -9,8 +9,8 @@ differently from one of codes.
 
 Everything that trains is in units of a code, so that one learning rate fits all: ``latent`` is a
 weight's code before rounding, spread over the code's interval at the start, since weights that all
-began at its middle would all leave it at the same step; ``shift`` moves a bias like one more weight, of an input with code
-64; a gain of 1 changes a scale by 1/127, which moves the largest code by one.
+began at its middle would all leave it at the same step; ``shift`` moves a bias like one more weight,
+of an input with code 64; a gain of 1 changes a scale by 1/127, which moves the largest code by one.
 """
 
 from __future__ import annotations

@@ -44,7 +44,9 @@ class Batch:
         return len(self.names)
 
     def to(self, device: torch.device) -> Batch:
-        x, y, y2, share = (t.to(device, non_blocking=True) for t in (self.x, self.y, self.y2, self.share))
+        """The batch on a device, channels last, which convolutions run fastest on."""
+        y, y2, share = (t.to(device, non_blocking=True) for t in (self.y, self.y2, self.share))
+        x = self.x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
         return Batch(x, y, y2, share, self.names)
 
 

@@ -95,7 +95,7 @@ class Training:
         if not self.steps_per_epoch:
             raise TrainingError(f"fewer inputs than one batch of {settings.batch}; lower --batch")
         self.steps = self.steps_per_epoch * settings.epochs
-        model.to(self.engine.device)
+        model.to(self.engine.device, memory_format=torch.channels_last)
         self.model = model
         self.average = averaged(model, settings.ema)
         self.wrapped, self.optimizer = self.engine.prepare(model, make_optimizer(model, settings))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ def schedule(optimizer: Optimizer, settings: Settings, step: int, steps: int) ->
         group["lr"] = lr * group["share"]
         group["weight_decay"] = decay if group["decays"] else 0.0
     return lr
+
+
+def sizes(resolutions: Sequence[int], epochs: int) -> Callable[[int], int]:
+    """The side of the input, pixels, in each epoch: each resolution has an equal part of them."""
+    return lambda epoch: resolutions[min(epoch * len(resolutions) // epochs, len(resolutions) - 1)]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
