@@ -95,7 +95,8 @@ class Training:
         if not self.steps_per_epoch:
             raise TrainingError(f"fewer inputs than one batch of {settings.batch}; lower --batch")
         self.steps = self.steps_per_epoch * settings.epochs
-        model.to(self.engine.device, memory_format=torch.channels_last)
+        # Channels last is what convolutions run fastest on; torch's stubs do not know it of modules.
+        model.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.average = averaged(model, settings.ema)
         self.wrapped, self.optimizer = self.engine.prepare(model, make_optimizer(model, settings))
