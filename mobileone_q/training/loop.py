@@ -152,8 +152,7 @@ class Training:
             loss = self.engine.reduce(torch.stack(losses).mean(), "mean").item()
             rate = settings.batch / max(time.monotonic() - last, 1e-9)
             losses, last = [], time.monotonic()
-            name = "KL" if self.objective.monitor == "kl" else "loss"
-            advance(1, f"{name} {loss:.4f}, {rate:.0f} inputs/s")
+            advance(1, f"{self.objective.title} {loss:.4f}, {rate:.0f} inputs/s")
             if position.step % settings.log_every == 0:
                 lr = self.optimizer.param_groups[0]["lr"]
                 journal.write(position.step, epoch=epoch, loss=loss, lr=lr, inputs_per_s=rate)

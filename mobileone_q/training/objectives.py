@@ -24,6 +24,11 @@ class Objective(Protocol):
     monitor: str
     higher_is_better: bool
 
+    @property
+    def title(self) -> str:
+        """What the loss is called."""
+        ...
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
     def judge(self, model: nn.Module, batch: Batch) -> Sums: ...
 
@@ -51,6 +56,7 @@ class Classification:
     smoothing: float = 0.0
     monitor: str = "top1"
     higher_is_better: bool = True
+    title: str = "loss"
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return label_loss(model(batch.x), batch, self.smoothing)
@@ -71,30 +77,35 @@ class Distillation:
     teacher: nn.Module
     labels: float = 0.0
     smoothing: float = 0.0
-    monitor: str = "kl"
+    monitor: str = "loss"
     higher_is_better: bool = False
 
+    @property
+    def title(self) -> str:
+        return "loss" if self.labels else "KL"
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(batch.x)
-        loss = self._divergence(logits, batch.x).mean()
-        if self.labels:
-            loss = (1 - self.labels) * loss + self.labels * label_loss(logits, batch, self.smoothing)
-        return loss
+        with torch.no_grad():
+            teacher = self.teacher(batch.x)
+        return self._blend(model(batch.x), teacher, batch)
 
     def judge(self, model: nn.Module, batch: Batch) -> Sums:
-        logits = model(batch.x)
-        teacher = self.teacher(batch.x)
-        same = (logits.argmax(1) == teacher.argmax(1)).sum()
-        sums = {"kl": _divergence(teacher, logits).sum(), "agreement": same}
+        logits, teacher = model(batch.x), self.teacher(batch.x)
+        sums = {
+            "loss": len(batch) * self._blend(logits, teacher, batch),
+            "kl": divergence(teacher, logits).sum(),
+            "agreement": (logits.argmax(1) == teacher.argmax(1)).sum(),
+        }
         return sums | hits(logits, batch.y) if bool((batch.y >= 0).all()) else sums
 
-    def _divergence(self, logits: Tensor, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            teacher = self.teacher(x)
-        return _divergence(teacher, logits)
+    def _blend(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        loss = divergence(teacher, logits).mean()
+        if not self.labels:
+            return loss
+        return (1 - self.labels) * loss + self.labels * label_loss(logits, batch, self.smoothing)
 
 
-def _divergence(teacher: Tensor, student: Tensor) -> Tensor:
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL (N,) of softmax over the last dimension, computed in float32 at least."""
     p, q = teacher.float().log_softmax(1), student.float().log_softmax(1)
     return (p.exp() * (p - q)).sum(1)

@@ -12,7 +12,6 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +22,7 @@ from mobileone_q.preprocess import Preprocessing
 from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.data import UNREADABLE, Batch, Renderer, Row, collate
 
+Sample = tuple[Callable[[], Image.Image], int, str]
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 BUFFER = 1000  # samples to shuffle among
 
@@ -91,44 +91,50 @@ class _Stream(IterableDataset):
         order = np.random.default_rng((self.feed.seed, self.epoch)).permutation(len(self.feed.urls))
         urls = [self.feed.urls[k] for k in order[part % len(order) :: parts]] or [self.feed.urls[order[0]]]
         random = np.random.default_rng((self.feed.seed, self.epoch, part))
-        samples = _shuffled(_samples(urls), random)
+        samples = itertools.chain.from_iterable(_passes(urls, random))
         wanted = itertools.islice(samples, seen * self.share, len(mine) * self.share)
         for count, (image, label, name) in enumerate(wanted, seen * self.share):
             generator = np.random.default_rng((self.feed.seed, self.epoch, part, count))
             yield self.feed.render(image(), self.epoch, generator), label, label, 1.0, name
 
 
-def _samples(urls: list[str]) -> Iterator[tuple[Callable[[], Image.Image], int, str]]:
-    """(opener, label, name) of every sample, for ever.
+def _passes(urls: list[str], random: np.random.Generator) -> Iterator[Iterator[Sample]]:
+    """All samples, shuffled, again and again."""
+    while True:
+        yield _shuffled(_samples(urls), random)
+
+
+def _samples(urls: list[str]) -> Iterator[Sample]:
+    """(opener, label, name) of every sample, once.
 
     Raises:
         DataError: shards that cannot be read, or without a usable sample.
     """
     from webdataset.tariterators import tarfile_samples
 
-    while True:
-        found = False
-        try:
-            for sample in tarfile_samples({"url": url} for url in urls):
-                content = next((sample[s] for s in SUFFIXES if s in sample), None)
-                if content is None or "cls" not in sample:
-                    continue
-                found = True
-                yield _opener(content), int(sample["cls"]), f"{sample['__url__']}:{sample['__key__']}"
-        except UNREADABLE as error:
-            raise DataError(f"cannot read {urls[0]} or a shard after it: {error}") from None
-        if not found:
-            raise DataError(f"{urls[0]} has no sample with an image ({', '.join(SUFFIXES)}) and a cls")
+    found = False
+    try:
+        for sample in tarfile_samples({"url": url} for url in urls):
+            content = next((sample[s] for s in SUFFIXES if s in sample), None)
+            if content is None or "cls" not in sample:
+                continue
+            found = True
+            yield _opener(content), int(sample["cls"]), f"{sample['__url__']}:{sample['__key__']}"
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {urls[0]} or a shard after it: {error}") from None
+    if not found:
+        raise DataError(f"{urls[0]} has no sample with an image ({', '.join(SUFFIXES)}) and a cls")
 
 
 def _opener(content: bytes) -> Callable[[], Image.Image]:
     return lambda: Image.open(io.BytesIO(content))
 
 
-def _shuffled(samples: Iterator[Any], random: np.random.Generator) -> Iterator[Any]:
-    """Drawn from a buffer that is always full."""
+def _shuffled(samples: Iterator[Sample], random: np.random.Generator) -> Iterator[Sample]:
+    """Drawn from a buffer that is kept full, then emptied."""
     buffer = list(itertools.islice(samples, BUFFER))
     for sample in samples:
         place = int(random.integers(len(buffer)))
-        buffer[place], sample = sample, buffer[place]
-        yield sample
+        buffer[place], drawn = sample, buffer[place]
+        yield drawn
+    yield from (buffer[k] for k in random.permutation(len(buffer)))
