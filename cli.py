@@ -27,6 +27,9 @@ from mobileone_q.options import (
     calibration_options,
     engine_options,
     fetch_weights,
+    load_config,
+    qat_options,
+    training_options,
 )
 
 if TYPE_CHECKING:
@@ -142,7 +145,7 @@ def calibrate(
         run,
         arch=model.arch.name,
         weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
-        images={"source": inputs.calibration.source.name, "sha256": inputs.calibration.fingerprint()},
+        images=inputs.identify(),
         preprocessing=preprocessing,
         classes=inputs.names_for(model.arch),
         task=model.arch.task,
@@ -311,6 +314,49 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
     parameters = sum(p.numel() for p in fused.parameters())
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+
+
+@main.command()
+@qat_options
+@click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/RUN-qat, numbered]")
+@training_options(epochs=50, lr=0.003, crop=0.35, flip=0.5, jitter=0.3)
+def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
+    """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
+    from calibrate.finetune import fine_tune
+    from mobileone_q.report import print_accuracy
+    from mobileone_q.run import Run
+
+    made = fine_tune(Run.find(run_path), output, **options)
+    if made is not None:
+        run, report = made
+        print_accuracy(report)
+        click.echo(f"fine-tuned in   {report['seconds']['qat']:.1f} s, {report['qat']['steps']} steps")
+        click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
+
+
+@main.command()
+@click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=load_config)
+@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
+@click.option("--weights", type=FILE, callback=fetch_weights, help="Checkpoint with branches to begin from.")
+@click.option(
+    "--data", required=True, help="Folder with one folder per class, .npz, or .tar shards {000..099}."
+)
+@click.option("--eval-data", type=FILE, required=True, help="The same for evaluation; no shards.")
+@click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.  [default: 224]")
+@click.option("--resolutions", type=int, multiple=True, help="Sides to train at in turn, pixels; repeatable.")
+@click.option("--epoch-images", type=click.IntRange(min=1), help="Images per epoch, for shards.")
+@click.option("--output", type=FILE, help="Folder, new or empty.  [default: runs/train-ARCH, numbered]")
+@training_options(optimizer="sgd", lr=0.1, ema=0.999)
+def train(**options: Any) -> None:
+    """Train MobileOne on labelled inputs as a recipe says, such as configs/sample.yaml."""
+    from calibrate.train import train_model
+
+    made = train_model(**options)
+    if made is not None:
+        path, outcome = made
+        top1, top5 = (100 * outcome.figures[key] for key in ("top1", "top5"))
+        click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
+        click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
 
 
 @main.command()

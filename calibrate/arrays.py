@@ -46,6 +46,12 @@ class ArrayFile:
     def __len__(self) -> int:
         return len(self.x)
 
+    def identity(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def label(self, index: int) -> int:
+        return int(self.y[index])
+
 
 @dataclass
 class ArrayBatches:

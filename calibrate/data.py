@@ -95,8 +95,15 @@ class ImageFolder:
 class ImageArray:
     """Images in memory, uint8 (N, H, W) or (N, H, W, 3), with labels (N,)."""
 
-    def __init__(self, name: str, images: NDArray[np.uint8], labels: NDArray[np.integer]) -> None:
+    def __init__(
+        self,
+        name: str,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer],
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
         self.name, self._images, self._labels = name, images, labels
+        self.preprocessing = preprocessing
 
     def __len__(self) -> int:
         return len(self._images)

@@ -54,6 +54,11 @@ class Inputs:
         """What accuracy is measured on: the calibration images where there are no others."""
         return self.evaluation or self.calibration
 
+    def identify(self) -> dict[str, str]:
+        """Which images served: a manifest entry."""
+        seen, judged = self.calibration.source, self.judged.source
+        return {"source": seen.name, "evaluation": judged.name, "sha256": self.calibration.fingerprint()}
+
     def describe(self) -> dict[str, Any]:
         """How many images served for what, and which could not be read: a report section."""
         return {

@@ -8,6 +8,8 @@
     ├── DataError             images: missing, unreadable, too few
     ├── CalibrationError      statistics or settings from which no grid can be made
     ├── ExportError           a model that the ONNX contract cannot hold
+    ├── TrainingError         settings that cannot be trained by, or a training run gone wrong
+    │   └── Interrupted       stopped by the user; saved, and can be resumed
     ├── EngineError           building, loading or running an engine
     │   └── BackendMissing    the runtime is not installed here
     └── RunError              a run folder: missing, unwritable, incomplete
@@ -47,6 +49,14 @@ class CalibrationError(MobileOneQError):
 
 class ExportError(MobileOneQError):
     """A model that the ONNX contract cannot hold."""
+
+
+class TrainingError(MobileOneQError):
+    """Settings that cannot be trained by, or a training run gone wrong."""
+
+
+class Interrupted(TrainingError):
+    """Training was stopped by the user; it is saved and can be resumed."""
 
 
 class EngineError(MobileOneQError):

@@ -72,14 +72,12 @@ def switch_to_deploy(chain: Chain) -> None:
         chain.get_submodule(path).add_module(leaf, fused.block(name).train(chain.training))
 
 
-@torch.no_grad()
 def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
-    """(kernel, bias) of the convolution that equals the block's sum of branches."""
+    """(kernel, bias) of the convolution that equals the block's sum of branches; differentiable."""
     kernels, biases = zip(*branch_kernels(block).values())
     return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
 
 
-@torch.no_grad()
 def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
     """(kernel, bias) of each branch by name: ``kxk.0``, ..., ``scale``, ``identity``.
 
@@ -94,12 +92,11 @@ def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
         kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
         folded["scale"] = at_centre_tap(spec, kernel), bias
     if block.identity is not None:
-        kernel, bias = fold_batch_norm(identity_kernel(spec), block.identity)
+        kernel, bias = fold_batch_norm(identity_kernel(spec).to(block.identity.weight), block.identity)
         folded["identity"] = at_centre_tap(spec, kernel), bias
     return folded
 
 
-@torch.no_grad()
 def fold_head(head: Classifier) -> tuple[Tensor, Tensor]:
     """(kernel, bias) of a head, its final batch norm absorbed."""
     if head.bn is None:

@@ -1,4 +1,4 @@
-"""Options that commands share: of calibration, and of building engines (fields of BuildOptions).
+"""Options of commands by what they set: calibration, engines (BuildOptions), training; by field name.
 
 click alone is imported here, so that ``mobileone-q --help`` answers at once.
 """
@@ -42,7 +42,7 @@ class ArchitectureName(click.ParamType):
 ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
 
 
-def _load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make a YAML file's values the defaults of the command's options."""
     if path is not None:
         from mobileone_q.config import read_config
@@ -72,11 +72,13 @@ def batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int,
     return least, typical, most
 
 
+CONFIG = click.option(
+    "--config", type=FILE, is_eager=True, expose_value=False, callback=load_config,
+    help="YAML file of options; those on the command line win.",
+)  # fmt: skip
+
 CALIBRATION_OPTIONS = (
-    click.option(
-        "--config", type=FILE, is_eager=True, expose_value=False, callback=_load_config,
-        help="YAML file of options; those on the command line win.",
-    ),
+    CONFIG,
     click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP),
     click.option(
         "--weights", type=FILE, callback=fetch_weights,
@@ -153,6 +155,81 @@ ENGINE_OPTIONS = (
 )  # fmt: skip
 
 
+QAT_OPTIONS = (
+    CONFIG,
+    click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]"),
+    click.option(
+        "--branches", type=click.Choice(("fused", "live")), default="fused", show_default=True,
+        help="Train the fused convolutions, or the branches, folded in every forward pass.",
+    ),
+    click.option("--data", type=FILE, help="Training images; labels are optional.  [default: the run's]"),
+    click.option("--eval-data", type=FILE, help="Folder of labelled images.  [default: the run's]"),
+    click.option(
+        "--images", type=click.IntRange(min=1), help="Images to draw.  [default: as many as the run's]"
+    ),
+    click.option(
+        "--labels", type=click.FloatRange(0, 1), default=0.0, show_default=True,
+        help="Share of the loss that is the labels'; the rest is KL to the FP32 network.",
+    ),
+    click.option(
+        "--held-out", type=click.FloatRange(0, 0.5), default=0.1, show_default=True,
+        help="Share of the images that choose the weights to keep.",
+    ),
+    click.option(
+        "--bn-epochs", type=click.IntRange(min=0), default=0, show_default=True,
+        help="Epochs until batch statistics are frozen (--branches live).",
+    ),
+)  # fmt: skip
+
+FRACTION = click.FloatRange(0, 1)
+POSITIVE = click.IntRange(min=1)
+COUNT = click.IntRange(min=0)
+
+# Name, type, default and help, named after the fields of Settings and Augmentation.
+TRAINING_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
+    ("epochs", POSITIVE, 30, "Passes over the data."),
+    ("batch", POSITIVE, 16, "Inputs per step, over all processes and passes."),
+    ("accumulate", POSITIVE, 1, "Passes whose gradients are summed into one step."),
+    ("optimizer", click.Choice(("adamw", "sgd")), "adamw", "Which optimizer."),
+    ("lr", float, 0.01, "Highest learning rate; it falls along a cosine."),
+    ("final-lr", float, 0.0, "Lowest learning rate, at the end."),
+    ("warmup-steps", COUNT, 20, "Steps in which the learning rate rises."),
+    ("momentum", FRACTION, 0.9, "Of SGD, or AdamW's first beta."),
+    ("weight-decay", float, 0.0, "Weight decay at the start; it follows a cosine of its own."),
+    ("final-weight-decay", float, 0.0, "Weight decay at the end."),
+    ("clip-norm", float, 0.0, "Largest norm of the gradient; 0 for any."),
+    ("label-smoothing", FRACTION, 0.0, "Share of a label that is spread over all classes."),
+    ("ema", FRACTION, 0.99, "Decay of the averaged weights, which are what is kept."),
+    ("precision", click.Choice(("no", "bf16", "fp16")), "no", "Mixed precision."),
+    ("evaluate-every", POSITIVE, 1, "Epochs between evaluations."),
+    ("patience", COUNT, 0, "Evaluations without a better one that end the run; 0 for never."),
+    ("checkpoint-every", POSITIVE, 200, "Steps between checkpoints."),
+    ("log-every", POSITIVE, 10, "Steps between lines of metrics.jsonl."),
+    ("workers", COUNT, 0, "Processes that load data, beside each that trains."),
+    ("seed", int, 0, "Of order, augmentation and first weights."),
+    ("device", click.Choice(("auto", "cpu")), "auto", "GPU where there is one, or the CPU."),
+    ("crop", FRACTION, 1.0, "Least share of an image's area that a random crop takes."),
+    ("shift", FRACTION, 0.0, "Largest random shift, as a share of the side."),
+    ("flip", FRACTION, 0.0, "Share of inputs that are mirrored."),
+    ("jitter", FRACTION, 0.0, "Largest relative change of colours, or of an array's amplitude."),
+    ("noise", float, 0.0, "Standard deviation of noise added to arrays."),
+    ("mixup", float, 0.0, "Beta distribution's parameter for blending two inputs; 0 for none."),
+)
+
+
+def training_options(**defaults: Any) -> Decorator:
+    """A decorator that adds the options; ``defaults`` replace those of the table."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name, kind, default, text in reversed(TRAINING_OPTIONS):
+            value = defaults.get(name.replace("-", "_"), default)
+            option = click.option(f"--{name}", type=kind, default=value, show_default=True, help=text)
+            command = option(command)
+        return click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")(command)
+
+    return add
+
+
 def _all(options: tuple[Decorator, ...]) -> Decorator:
     """Adds the options to a command, in the order in which they stand."""
 
@@ -164,4 +241,5 @@ def _all(options: tuple[Decorator, ...]) -> Decorator:
     return add
 
 
-calibration_options, engine_options = _all(CALIBRATION_OPTIONS), _all(ENGINE_OPTIONS)
+calibration_options, qat_options = _all(CALIBRATION_OPTIONS), _all(QAT_OPTIONS)
+engine_options = _all(ENGINE_OPTIONS)

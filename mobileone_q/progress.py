@@ -4,44 +4,66 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 LINE_EVERY_S = 5.0
 
 
-@contextmanager
-def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on standard error; the value is a function to call with steps just done."""
-    if sys.stderr.isatty():
-        with _bar(title, total) as advance:
-            yield advance
-    else:
-        with _lines(title, total) as advance:
-            yield advance
+class Advance(Protocol):
+    """Tells of steps just done; ``note`` is shown beside them until there is another."""
+
+    def __call__(self, steps: int, note: str = "") -> None: ...
 
 
 @contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Show progress on standard error; the value is a function to call with steps just done.
+
+    ``done`` of ``total`` were done before.
+    """
+    with (_bar if sys.stderr.isatty() else _lines)(title, total, done) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda steps: bar.advance(task, steps)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, completed=done, note="")
+
+        def advance(steps: int, note: str = "") -> None:
+            bar.advance(task, steps)
+            if note:
+                bar.update(task, note=note)
+
+        yield advance
 
 
 @contextmanager
-def _lines(title: str, total: int) -> Iterator[Callable[[int], None]]:
+def _lines(title: str, total: int, done: int) -> Iterator[Advance]:
     started = last = time.monotonic()
-    done = 0
+    first, shown = done, ""
 
-    def advance(steps: int) -> None:
-        nonlocal done, last
-        done += steps
-        if time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
-            print(f"{title}: {done} of {total}", file=sys.stderr, flush=True)
+    def advance(steps: int, note: str = "") -> None:
+        nonlocal done, last, shown
+        done, shown = done + steps, note or shown
+        now = time.monotonic()
+        if now - last >= LINE_EVERY_S:
+            last = now
+            left_s = (now - started) * (total - done) / max(done - first, 1)
+            beside = f", {shown}" if shown else ""
+            print(f"{title}: {done} of {total}, {left_s:.0f} s left{beside}", file=sys.stderr, flush=True)
 
     yield advance
     print(f"{title}: {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)

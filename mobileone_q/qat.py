@@ -8,12 +8,16 @@ and the tests hold these against it; it returns real values, and a convolution o
 differently from one of codes.
 
 Everything that trains is in units of a code, so that one learning rate fits all: ``latent`` is a
-weight's code before rounding; ``shift`` moves a bias like one more weight, of an input with code
-64; a gain of 1 changes a scale by 1/127, which moves the largest code by one.
+weight's code before rounding, spread over the code's interval at the start, since weights that all
+began at its middle would all leave it at the same step; ``shift`` moves a bias like one more weight,
+of an input with code 192; a gain of 1 moves a channel's largest weight by ten codes. Of these units
+the last two were found by trial on Apple's S0.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +27,11 @@ from mobileone_q.fused import Block
 from mobileone_q.model import Chain, SqueezeExcite, apply_kernel
 from mobileone_q.quantized import GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
-TYPICAL_CODE = 64.0
+SHIFT_CODE = 192.0
+GAIN_CODES = 10.0
+SPREAD = 0.49
+IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
+REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real numbers
 
 
 class _Codes(torch.autograd.Function):
@@ -39,16 +47,23 @@ class _Codes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         ratio, scale = ctx.saved_tensors
-        codes = ratio.round()
-        grad = (grads[0] / scale).masked_fill_((codes < ctx.low) | (codes > ctx.high), 0)
+        # What rounds to a code of the grid passes: hardtanh's gradient, in one sweep of memory.
+        inside = torch.ops.aten.hardtanh_backward(grads[0], ratio, ctx.low - 0.5, ctx.high + 0.5)
+        grad = inside / scale
         # The other half of LSQ's gradient is that of the product of codes and scale.
-        scale_grad = -(grad.flatten() @ ratio.flatten()) if ctx.needs_input_grad[1] else None
+        scale_grad = -(grad * ratio).sum() if ctx.needs_input_grad[1] else None
         return grad, scale_grad, None, None
 
 
 def fake_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
     """Codes of ``x`` as floats, differentiable by ``x`` and by the scalar ``scale``."""
     return _Codes.apply(x, scale, *GRIDS[grid])
+
+
+def spread(codes: Tensor, seed: int) -> Tensor:
+    """Values that round to these weight codes, evenly spread between their neighbours."""
+    noise = torch.rand(codes.shape, generator=torch.Generator().manual_seed(seed)) - 0.5
+    return (codes + 2 * SPREAD * noise).clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
 
 
 def round_through(latent: Tensor) -> Tensor:
@@ -70,7 +85,7 @@ class FakeQuantBlock(Block):
         self.spec, self.grid, self.quantize_map = q.spec, q.grid, q.quantize_map
         for name in ("bias", "weight_scale", "input_scale", *["pool_scale"] * q.quantize_map):
             self.register_buffer(f"start_{name}", getattr(q, name).clone())
-        self.latent = nn.Parameter(q.weight.float())
+        self.latent = nn.Parameter(spread(q.weight, zlib.crc32(q.spec.name.encode())))
         self.shift = nn.Parameter(torch.zeros_like(q.bias))
         self.weight_gain = nn.Parameter(torch.zeros_like(q.bias))
         self.input_gain = nn.Parameter(torch.zeros_like(q.input_scale))
@@ -83,19 +98,19 @@ class FakeQuantBlock(Block):
 
     @property
     def weight_scale(self) -> Tensor:
-        return self.start_weight_scale * (self.weight_gain / WEIGHT_STEPS).exp()
+        return self.start_weight_scale * (self.weight_gain * (GAIN_CODES / WEIGHT_STEPS)).exp()
 
     @property
     def input_scale(self) -> Tensor:
-        return self.start_input_scale * (self.input_gain / WEIGHT_STEPS).exp()
+        return self.start_input_scale * (self.input_gain * (GAIN_CODES / WEIGHT_STEPS)).exp()
 
     @property
     def pool_scale(self) -> Tensor:
-        return self.start_pool_scale * (self.pool_gain / WEIGHT_STEPS).exp()
+        return self.start_pool_scale * (self.pool_gain * (GAIN_CODES / WEIGHT_STEPS)).exp()
 
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         """Weight codes as floats, of the kernel's shape, and the bias (C_out,)."""
-        unit = TYPICAL_CODE * self.start_input_scale * self.start_weight_scale
+        unit = SHIFT_CODE * self.start_input_scale * self.start_weight_scale
         return round_through(self.latent), self.start_bias + self.shift * unit
 
     def gather(self, x: Tensor) -> Tensor:
@@ -127,12 +142,29 @@ class FakeQuantBlock(Block):
 class FakeQuantModel(Chain[FakeQuantBlock]):
     """A chain of trainable quantized blocks for one target."""
 
-    def __init__(self, quantized: QuantizedModel) -> None:
-        super().__init__(quantized.arch, lambda spec: FakeQuantBlock(quantized.block(spec.name)))
+    def __init__(
+        self, quantized: QuantizedModel, make: Callable[[QuantizedBlock], FakeQuantBlock] = FakeQuantBlock
+    ) -> None:
+        super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
         self.target = quantized.target
 
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: groups with ``share``, their part of a learning rate given in codes.
+
+        Nothing decays: training starts where it should be.
+        """
+        in_codes: list[nn.Parameter] = []
+        real: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (in_codes if name.rpartition(".")[2] in IN_CODES else real).append(parameter)
+        groups = [
+            {"params": in_codes, "share": 1.0, "decays": False},
+            {"params": real, "share": REAL_SHARE, "decays": False},
+        ]
+        return [group for group in groups if group["params"]]
+
     def to_quantized(self) -> QuantizedModel:
-        """The model as it ships: its codes are those that the forward pass of this one uses."""
+        """The model as it ships, on the CPU: its codes are those that this one's forward pass uses."""
         quantized = QuantizedModel(self.arch, self.target)
         for name, block in self.blocks():
             block.write_to(quantized.block(name))

@@ -1,0 +1,140 @@
+"""Images streamed from tar shards (WebDataset), for sets beyond one disk.
+
+A sample is an image (``jpg``, ``jpeg``, ``png`` or ``webp``) and its label as text (``cls``). Each
+epoch shuffles the shards by the seed and the epoch, deals them to all workers of all processes, and
+shuffles within a buffer; a worker that runs out begins its shards again. A resumed run reads past
+what it has seen, so it goes on exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from mobileone_q.errors import BackendMissing, DataError
+from mobileone_q.preprocess import Preprocessing
+from mobileone_q.training.augment import Augmentation
+from mobileone_q.training.data import UNREADABLE, Batch, Renderer, Row, collate
+
+Sample = tuple[Callable[[], Image.Image], int, str]
+SUFFIXES = ("jpg", "jpeg", "png", "webp")
+BUFFER = 1000  # samples to shuffle among
+
+
+def is_shards(data: str) -> bool:
+    """Whether a place names tar files, as ``train-{000..099}.tar`` or a URL of such."""
+    return data.endswith(".tar")
+
+
+class Shards:
+    """A :class:`mobileone_q.training.data.Feed` of ``images`` samples an epoch.
+
+    Raises:
+        BackendMissing: webdataset is not installed.
+    """
+
+    def __init__(
+        self,
+        pattern: str,
+        images: int,
+        preprocessing: Preprocessing,
+        augmentation: Augmentation,
+        size: Callable[[int], int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        try:
+            from webdataset.shardlists import expand_urls
+        except ImportError:
+            raise BackendMissing(
+                "streaming shards needs webdataset: pip install mobileone-q[train]"
+            ) from None
+        self.urls: list[str] = expand_urls(pattern)
+        self.images, self.seed = images, seed
+        self.render = Renderer(preprocessing, augmentation, size)
+
+    def passes(self, size: int) -> int:
+        return self.images // size
+
+    def loader(
+        self, epoch: int, first: int, share: int, rank: int, world: int, workers: int
+    ) -> Iterable[Batch]:
+        stream = _Stream(self, epoch, first, self.passes(share * world), share, rank, world)
+        return DataLoader(stream, batch_size=share, collate_fn=collate, num_workers=workers)
+
+
+@dataclass
+class _Stream(IterableDataset):
+    """One process's samples of an epoch, from batch ``first`` to ``last``."""
+
+    feed: Shards
+    epoch: int
+    first: int
+    last: int
+    share: int
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[Row]:
+        info = get_worker_info()
+        number, workers = (info.id, info.num_workers) if info else (0, 1)
+        # The loader takes a batch from each worker in turn, always beginning with its first.
+        worker = (number + self.first) % workers
+        mine = range(worker, self.last, workers)
+        seen = sum(batch < self.first for batch in mine)
+        part, parts = self.rank * workers + worker, self.world * workers
+        order = np.random.default_rng((self.feed.seed, self.epoch)).permutation(len(self.feed.urls))
+        urls = [self.feed.urls[k] for k in order[part % len(order) :: parts]] or [self.feed.urls[order[0]]]
+        random = np.random.default_rng((self.feed.seed, self.epoch, part))
+        samples = itertools.chain.from_iterable(_passes(urls, random))
+        wanted = itertools.islice(samples, seen * self.share, len(mine) * self.share)
+        for count, (image, label, name) in enumerate(wanted, seen * self.share):
+            generator = np.random.default_rng((self.feed.seed, self.epoch, part, count))
+            yield self.feed.render(image(), self.epoch, generator), label, label, 1.0, name
+
+
+def _passes(urls: list[str], random: np.random.Generator) -> Iterator[Iterator[Sample]]:
+    """All samples, shuffled, again and again."""
+    while True:
+        yield _shuffled(_samples(urls), random)
+
+
+def _samples(urls: list[str]) -> Iterator[Sample]:
+    """(opener, label, name) of every sample, once.
+
+    Raises:
+        DataError: shards that cannot be read, or without a usable sample.
+    """
+    from webdataset.tariterators import tarfile_samples
+
+    found = False
+    try:
+        for sample in tarfile_samples({"url": url} for url in urls):
+            content = next((sample[s] for s in SUFFIXES if s in sample), None)
+            if content is None or "cls" not in sample:
+                continue
+            found = True
+            yield _opener(content), int(sample["cls"]), f"{sample['__url__']}:{sample['__key__']}"
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {urls[0]} or a shard after it: {error}") from None
+    if not found:
+        raise DataError(f"{urls[0]} has no sample with an image ({', '.join(SUFFIXES)}) and a cls")
+
+
+def _opener(content: bytes) -> Callable[[], Image.Image]:
+    return lambda: Image.open(io.BytesIO(content))
+
+
+def _shuffled(samples: Iterator[Sample], random: np.random.Generator) -> Iterator[Sample]:
+    """Drawn from a buffer that is kept full, then emptied."""
+    buffer = list(itertools.islice(samples, BUFFER))
+    for sample in samples:
+        place = int(random.integers(len(buffer)))
+        buffer[place], drawn = sample, buffer[place]
+        yield drawn
+    yield from (buffer[k] for k in random.permutation(len(buffer)))

@@ -1,0 +1,35 @@
+"""A network and a data set small enough to train within a test."""
+
+from pathlib import Path
+
+import numpy as np
+
+ARCHITECTURE = """
+model_name: tiny
+input_channels: 1
+input_size: [64]
+num_classes: 3
+input_filters: 8
+input_kernel_size: 5
+input_strides: 2
+input_padding: 2
+blocks:
+  - {filters: 16, depth: 1, kernel_size: 5, strides: 2, padding: 2, num_conv_branches: 2}
+"""
+
+
+def write_architecture(folder: Path) -> Path:
+    path = folder / "tiny.yaml"
+    path.write_text(ARCHITECTURE)
+    return path
+
+
+def write_signals(folder: Path, count: int = 96, name: str = "signals.npz", seed: int = 0) -> Path:
+    """Sines of three frequencies in noise; the frequency is the label."""
+    random = np.random.default_rng(seed)
+    y = np.arange(count) % 3
+    phase = random.uniform(0, 2 * np.pi, (count, 1))
+    time = np.arange(64)[None] / 64
+    x = np.sin(2 * np.pi * (3 + 5 * y[:, None]) * time + phase) + 0.3 * random.standard_normal((count, 64))
+    np.savez(folder / name, x=x[:, None].astype(np.float32), y=y)
+    return folder / name
