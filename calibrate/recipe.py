@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibrate.correct import correct
+from calibrate.correct import correct, images_held
 from calibrate.equalise import equalise
+from calibrate.learn import EPOCHS, learn_rounding
 from calibrate.ranges import METHODS, clip_ranges, input_range
 from calibrate.statistics import Statistics, collect, map_of
 from mobileone_q.errors import CalibrationError
@@ -35,16 +36,17 @@ class Images(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-ROUNDINGS = ("nearest", "compensated")
+ROUNDINGS = ("nearest", "compensated", "learned")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of post-training quantization.
 
-    ``rounding`` is how pointwise weights are rounded: each to the nearest code, or so that errors
-    make up for each other (:mod:`calibrate.rounding`). ``keep_float`` names blocks that stay in
-    floating point.
+    ``rounding`` is how values are rounded: weights each to the nearest code; or, in pointwise
+    blocks, so that errors make up for each other (:mod:`calibrate.rounding`); or with scales and
+    biases trained besides, for at most ``rounding_seconds`` (:mod:`calibrate.learn`).
+    ``keep_float`` names blocks that stay in floating point.
 
     Raises:
         CalibrationError: a setting out of range, all of them listed at once.
@@ -55,6 +57,7 @@ class Recipe:
     equalise: bool = True
     correct: bool = True
     rounding: str = "compensated"
+    rounding_seconds: float = 240.0
     keep_float: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -79,8 +82,10 @@ class Recipe:
         return asdict(self)
 
     def steps(self, fused: FusedModel, images: int) -> int:
-        """How far :func:`calibrate` advances: once per image, then once per block."""
-        return images + (len(fused.arch.blocks) if self.correct else 0)
+        """How far :func:`calibrate` advances: once per image, once per block, once per image learned on."""
+        held = min(images, images_held(fused.arch))
+        learning = EPOCHS * held if self.rounding == "learned" else 0
+        return images + (len(fused.arch.blocks) if self.correct else 0) + learning
 
 
 def calibrate(
@@ -131,7 +136,9 @@ def finish(
     """The second half: choose grids, round, correct."""
     quantized = quantize(equalised, statistics, recipe.target, recipe.method, recipe.keep_float)
     if recipe.correct:
-        correct(equalised, quantized, tensors(images), recipe.rounding == "compensated", advance)
+        correct(equalised, quantized, tensors(images), recipe.rounding != "nearest", advance)
+    if recipe.rounding == "learned":
+        learn_rounding(equalised, quantized, tensors(images), recipe.rounding_seconds, advance=advance)
     return quantized
 
 

@@ -19,7 +19,7 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
 LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
-ROUNDINGS = ("nearest", "compensated")
+ROUNDINGS = ("nearest", "compensated", "learned")
 FILE = click.Path(path_type=Path)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -107,7 +107,11 @@ CALIBRATION_OPTIONS = (
     ),
     click.option(
         "--rounding", type=click.Choice(ROUNDINGS), default="compensated", show_default=True,
-        help="How weights are rounded.",
+        help="How weights are rounded; learned trains scales and biases besides, and takes minutes.",
+    ),
+    click.option(
+        "--rounding-seconds", type=click.FloatRange(min=1), default=240, show_default=True,
+        help="Time budget of --rounding learned.",
     ),
     click.option(
         "--keep-float", multiple=True, metavar="BLOCK",

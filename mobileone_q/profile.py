@@ -52,7 +52,9 @@ class Latency:
     """FP32 fused baseline, INT8 and, where it was built, FP16.
 
     ``layer_sum_ms`` is (FP32, INT8) of the profiled runs, ``reformat_ms`` what of it went into
-    layout changes, by precision.
+    layout changes, by precision. ``fp32``, ``fp16`` and ``int8`` are end to end, copies from and to
+    the host included; ``graph`` holds the same by precision for a CUDA graph without copies, where
+    the runtime has one.
     """
 
     runtime: str
@@ -68,6 +70,7 @@ class Latency:
     fp16: Timing | None = None
     fp16_sum_ms: float | None = None
     reformat_ms: Mapping[str, float] = field(default_factory=dict)
+    graph: Mapping[str, Timing] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -126,11 +129,10 @@ def profile_engines(
     ``batch`` is the input (N, 3, H, W); ``advance(1)`` is called after every round.
     """
     engines = {"fp32": fp32, "int8": int8} | ({"fp16": fp16} if fp16 else {})
-    whole = _interleave([partial(engine.run, batch) for engine in engines.values()], runs, advance)
-    timings = {
-        key: Timing(statistics.median(times), float(np.percentile(times, 95)))
-        for key, times in zip(engines, whole)
-    }
+    timings = _time({key: partial(engine.run, batch) for key, engine in engines.items()}, runs, advance)
+    recorded = {key: engine.captured(batch) for key, engine in engines.items()}
+    graphs = {key: replay for key, replay in recorded.items() if replay is not None}
+    graph = _time(graphs, runs) if graphs else {}
     profilers = {key: engine.layer_profiler() for key, engine in engines.items()}
     with ExitStack() as stack:
         for profiler in profilers.values():
@@ -152,8 +154,20 @@ def profile_engines(
         layer_sum_ms=(layers["fp32"].sum_ms, layers["int8"].sum_ms),
         fp16_sum_ms=layers["fp16"].sum_ms if fp16 else None,
         reformat_ms={key: each.reformat_ms() for key, each in layers.items()},
+        graph=graph,
         layers=compare_blocks(layers, block_names),
     )
+
+
+def _time(
+    actions: Mapping[str, Callable[[], object]], runs: int, advance: Callable[[int], None] = lambda _: None
+) -> dict[str, Timing]:
+    """Each action's latency in ``runs`` interleaved rounds."""
+    times = _interleave(list(actions.values()), runs, advance)
+    return {
+        key: Timing(statistics.median(each), float(np.percentile(each, 95)))
+        for key, each in zip(actions, times)
+    }
 
 
 def _interleave(

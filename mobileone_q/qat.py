@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mobileone_q.fused import Block
 from mobileone_q.model import Chain, SqueezeExcite, apply_kernel
-from mobileone_q.quantized import GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
+from mobileone_q.quantized import FLOAT, GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
 SHIFT_CODE = 192.0
 GAIN_CODES = 10.0
@@ -57,7 +57,7 @@ class _Codes(torch.autograd.Function):
 
 def fake_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
     """Codes of ``x`` as floats, differentiable by ``x`` and by the scalar ``scale``."""
-    return _Codes.apply(x, scale, *GRIDS[grid])
+    return x if grid == FLOAT else _Codes.apply(x, scale, *GRIDS[grid])
 
 
 def spread(codes: Tensor, seed: int) -> Tensor:
@@ -79,13 +79,16 @@ class FakeQuantBlock(Block):
     start_weight_scale: Tensor
     start_input_scale: Tensor
     start_pool_scale: Tensor
+    bias_unit: Tensor
 
     def __init__(self, q: QuantizedBlock) -> None:
         super().__init__()
         self.spec, self.grid, self.quantize_map = q.spec, q.grid, q.quantize_map
         for name in ("bias", "weight_scale", "input_scale", *["pool_scale"] * q.quantize_map):
             self.register_buffer(f"start_{name}", getattr(q, name).clone())
-        self.latent = nn.Parameter(spread(q.weight, zlib.crc32(q.spec.name.encode())))
+        self.register_buffer("bias_unit", SHIFT_CODE * q.input_scale * q.weight_scale)
+        start = q.weight.clone() if q.is_float else spread(q.weight, zlib.crc32(q.spec.name.encode()))
+        self.latent = nn.Parameter(start)
         self.shift = nn.Parameter(torch.zeros_like(q.bias))
         self.weight_gain = nn.Parameter(torch.zeros_like(q.bias))
         self.input_gain = nn.Parameter(torch.zeros_like(q.input_scale))
@@ -95,6 +98,10 @@ class FakeQuantBlock(Block):
         if q.se is not None:
             self.se = SqueezeExcite(q.spec.out_channels, q.spec.se_channels)
             self.se.load_state_dict(q.se.state_dict())
+
+    @property
+    def is_float(self) -> bool:
+        return self.grid == FLOAT
 
     @property
     def weight_scale(self) -> Tensor:
@@ -110,8 +117,8 @@ class FakeQuantBlock(Block):
 
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         """Weight codes as floats, of the kernel's shape, and the bias (C_out,)."""
-        unit = SHIFT_CODE * self.start_input_scale * self.start_weight_scale
-        return round_through(self.latent), self.start_bias + self.shift * unit
+        weight = self.latent if self.is_float else round_through(self.latent)
+        return weight, self.start_bias + self.shift * self.bias_unit
 
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map:
@@ -146,7 +153,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         self, quantized: QuantizedModel, make: Callable[[QuantizedBlock], FakeQuantBlock] = FakeQuantBlock
     ) -> None:
         super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
-        self.target = quantized.target
+        self.target, self.keep_float = quantized.target, quantized.keep_float
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer: groups with ``share``, their part of a learning rate given in codes.
@@ -165,7 +172,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
 
     def to_quantized(self) -> QuantizedModel:
         """The model as it ships, on the CPU: its codes are those that this one's forward pass uses."""
-        quantized = QuantizedModel(self.arch, self.target)
+        quantized = QuantizedModel(self.arch, self.target, self.keep_float)
         for name, block in self.blocks():
             block.write_to(quantized.block(name))
         return quantized

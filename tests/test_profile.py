@@ -4,7 +4,7 @@ import pytest
 from mobileone_q.engines.base import EngineInfo
 from mobileone_q.layers import Inspection
 from mobileone_q.profile import block_times, owner, profile_engines
-from mobileone_q.report import write_html
+from mobileone_q.report import print_latency, write_html
 
 BLOCKS = ["stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "head"]
 
@@ -54,6 +54,9 @@ class FakeEngine:
 
     def layer_profiler(self):
         return self
+
+    def captured(self, batch):
+        return None
 
     def inspection(self):
         return Inspection()
@@ -111,3 +114,24 @@ def test_fp16_stands_beside_them_and_slower_int8_blocks_are_flagged(tmp_path):
     html = (tmp_path / "r.html").read_text()
     assert "FP16 ms" in html
     assert html.count("INT8 is slower than FP16") == 1
+
+
+def test_a_recorded_launch_is_timed_beside_the_plain_run(tmp_path, capsys):
+    log = []
+
+    class Recorded(FakeEngine):
+        def captured(self, batch):
+            return lambda: self.log.append(f"{self.name} graph")
+
+    layers = {"stem": 1.0, "stage1.0.dw": 1.0, "head": 1.0}
+    engines = [Recorded(key, log, layers) for key in ("fp32", "int8")]
+    latency = profile_engines(*engines, BLOCKS, np.zeros((1, 3), np.float32), runs=5).to_dict()
+    assert set(latency["graph"]) == {"fp32", "int8"}
+    graphs = [entry for entry in log if entry.endswith("graph")]
+    assert graphs == ["fp32 graph", "int8 graph"] * (len(graphs) // 2)
+    print_latency(latency)
+    assert "as a CUDA graph, without copies: FP32" in capsys.readouterr().out
+    report = {"model": "m", "target": "tensorrt", "images": {"calibration": 1, "evaluation": 1}}
+    report["images"]["evaluated_on"] = "evaluation"
+    write_html(report | {"latency": latency}, tmp_path / "r.html")
+    assert "CUDA graph, no copies" in (tmp_path / "r.html").read_text()

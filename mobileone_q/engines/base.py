@@ -162,6 +162,13 @@ class Engine(ABC):
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits of a batch."""
 
+    def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
+        """Runs the engine on ``batch`` as one recorded launch, no copies to or from the host.
+
+        None where the runtime has no such thing.
+        """
+        return None
+
     def inspection(self) -> Inspection:
         """What the runtime says of its layers beyond their names; nothing where it cannot."""
         return Inspection()

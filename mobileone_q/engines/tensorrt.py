@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -116,6 +117,9 @@ class TensorRTEngine(Engine):
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         return execute(self._context, batch)
 
+    def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
+        return capture(self._engine.create_execution_context(), batch)
+
     def inspection(self) -> Inspection:
         try:
             return read_inspection(self.layer_information())
@@ -162,16 +166,48 @@ def execute(context: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
     """Run a context on one batch through CUDA buffers that torch allocates."""
     import torch
 
+    _, logits = _bind(context, batch)
+    _launch(context)
+    torch.cuda.current_stream().synchronize()
+    return logits.cpu().numpy()
+
+
+def capture(context: Any, batch: NDArray[np.float32]) -> Callable[[], object]:
+    """A CUDA graph of one run of ``context`` on ``batch``: replays it and waits for its end."""
+    import torch
+
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        buffers = _bind(context, batch)
+        _launch(context)  # what a context sets up on its first run cannot be captured
+        stream.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            _launch(context)
+
+    def replay(_alive: object = (buffers, context)) -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
+
+
+def _bind(context: Any, batch: NDArray[np.float32]) -> tuple[Any, Any]:
+    """The batch and room for its logits on the GPU, made known to the context."""
+    import torch
+
     x = torch.from_numpy(np.ascontiguousarray(batch)).cuda()
     context.set_input_shape("input", tuple(x.shape))
     logits = torch.empty(tuple(context.get_tensor_shape("logits")), device="cuda")
     context.set_tensor_address("input", x.data_ptr())
     context.set_tensor_address("logits", logits.data_ptr())
-    stream = torch.cuda.current_stream()
-    if not context.execute_async_v3(stream.cuda_stream):
+    return x, logits
+
+
+def _launch(context: Any) -> None:
+    import torch
+
+    if not context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
         raise EngineError("the engine failed to run; its batch range may exclude this batch size")
-    stream.synchronize()
-    return logits.cpu().numpy()
 
 
 class TensorRTProfiler(LayerProfiler):

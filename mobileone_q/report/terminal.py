@@ -94,18 +94,23 @@ def print_latency(latency: dict[str, Any]) -> None:
     if reformats:
         parts = ", ".join(f"{key.upper()} {ms:.3f} ms" for key, ms in reformats.items())
         out.print(f"of which layout changes (reformat layers): {parts}")
-    timings = [(key, latency[key]) for key in ("fp32", "fp16", "int8") if latency.get(key)]
-    if timings:
-        parts = ", ".join(
-            f"{key.upper()} {timing['median_ms']:.3f} ms (p95 {timing['p95_ms']:.3f})"
-            for key, timing in timings
-        )
+    if latency.get("fp32"):
+        plain = {key: latency[key] for key in ("fp32", "fp16", "int8") if latency.get(key)}
         out.print(
-            f"end to end: {parts}, speed-up {latency['speedup']:.2f}x; "
+            f"end to end: {_timings(plain)}, speed-up {latency['speedup']:.2f}x; "
             f"medians of {latency['runs']} {'recorded' if latency.get('recorded') else 'interleaved'} runs"
         )
+    if latency.get("graph"):
+        out.print(f"as a CUDA graph, without copies: {_timings(latency['graph'])}")
     if note := latency.get("note"):
         out.print(f"note: {note}")
+
+
+def _timings(by_precision: dict[str, Any]) -> str:
+    return ", ".join(
+        f"{key.upper()} {timing['median_ms']:.3f} ms (p95 {timing['p95_ms']:.3f})"
+        for key, timing in by_precision.items()
+    )
 
 
 def print_sensitivity(ranking: Sequence[Any], images: int) -> None:
