@@ -25,7 +25,7 @@ from mobileone_q.quantized import WEIGHT_STEPS, QuantizedModel
 LEARNED = ("shift", "weight_gain", "input_gain")
 EPOCHS = 5
 BATCH = 10
-RATE = 4e-4  # Adam; a scale's step is 3e-5 of it
+RATE = 6e-4  # Adam; a scale's step is 3e-5 of it
 WARMUP_STEPS = 10
 MEMORY = 0.98  # of the average of the weights
 

@@ -179,8 +179,8 @@ def quantize(
         steps = grid_steps(result.grid)
         result.input_scale.fill_(input_range(block.spec, histograms[name], method, steps) / steps or 1.0)
         if result.quantize_map:
-            limit = clip_ranges(histograms[map_of(name)].pooled(), method, 255).item()
-            result.pool_scale.fill_(limit / 255 or 1.0)
+            limit = clip_ranges(histograms[map_of(name)].pooled(), method, steps).item()
+            result.pool_scale.fill_(limit / steps or 1.0)
     return quantized
 
 

@@ -64,12 +64,15 @@ def tensor_scales(model: QuantizedModel) -> Iterator[tuple[str, float]]:
     """(tensor's name in the graph, scale) of every quantised tensor, in execution order.
 
     A convolution's output gets the scale of its ReLU's: TensorRT fuses the two, and what lies
-    below zero is cut either way. Behind an SE gate only the gated tensor has a scale, and the map
-    that the head pools has none: those layers run in FP16. So do the logits.
+    below zero is cut either way. Behind an SE gate only the gated tensor has a scale: those layers
+    run in FP16. So do the logits.
     """
     tensor = ["input"]
     for name, block in model.blocks():
         spec = block.spec
+        if block.quantize_map:
+            for each in tensor:
+                yield each, float(block.pool_scale)
         if spec.pool:
             tensor = [f"{name}/pool:0"]
         for each in tensor:

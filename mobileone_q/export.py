@@ -39,6 +39,7 @@ from mobileone_q.quantized import QuantizedBlock, QuantizedModel, int8_form
 OPSET = 17
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
 SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
+CODES: dict[str, type] = {"int8": np.int8, "uint8": np.uint8}
 SIX = 6.0  # where ReLU6 cuts
 TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
 
@@ -190,7 +191,8 @@ def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> 
     if block.is_float:
         x = emitter.to_half(name, x)
     if isinstance(block, QuantizedBlock) and block.quantize_map:
-        x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), block.pool_scale.numpy(), np.uint8)
+        dtype = CODES[block.grid]
+        x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), block.pool_scale.numpy(), dtype)
     if block.spec.pool:
         x = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
     if is_matrix:
@@ -201,7 +203,7 @@ def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> 
     if shift and shift.form == "offset":
         amount = emitter.constant(f"{name}/shift", np.float32(-shift.amount))
         x = emitter.node("Add", f"{name}/offset", [x, amount])
-    dtype = np.uint8 if block.grid == "uint8" and not shift else np.int8
+    dtype = np.int8 if shift else CODES[block.grid]
     return emitter.quantize(f"{name}/input", x, block.input_scale.numpy(), dtype)
 
 

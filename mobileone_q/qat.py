@@ -122,7 +122,7 @@ class FakeQuantBlock(Block):
 
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map:
-            x = fake_codes(x, self.pool_scale, "uint8") * self.pool_scale
+            x = fake_codes(x, self.pool_scale, self.grid) * self.pool_scale
         return super().gather(x)
 
     def linear(self, x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class QuantizedBlock(Block):
 
     ``weight`` is int8 with the fused kernel's shape, ``weight_scale`` and ``bias`` float32
     (C_out,), ``input_scale`` a float32 scalar: real value = scale * code. A classifier with
-    ``quantize_map`` also rounds the map that it pools, to uint8 on ``pool_scale``. On the grid
+    ``quantize_map`` also rounds the map that it pools, on the same grid with ``pool_scale``. On the grid
     ``float`` nothing is rounded: "codes" are the values, ``weight`` is float32, all scales are 1.
     """
 
@@ -120,7 +120,7 @@ class QuantizedBlock(Block):
 
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map:
-            x = to_codes(x, self.pool_scale, "uint8") * self.pool_scale
+            x = to_codes(x, self.pool_scale, self.grid) * self.pool_scale
         return super().gather(x)
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -149,8 +149,10 @@ class QuantizedModel(Chain[QuantizedBlock]):
     def _make(self, spec: BlockSpec) -> QuantizedBlock:
         grid = self.grids[spec.name]
         # ONNX Runtime has no integer convolution with a float output: the block before the pool
-        # runs in INT8 only if a QuantizeLinear follows it. The pool averages its error away.
-        return QuantizedBlock(spec, grid, self.target == "onnxruntime" and spec.pool and grid != FLOAT)
+        # runs in INT8 only if a QuantizeLinear follows it; nor has DLA one without an output scale.
+        # The pool averages the error away.
+        is_mapped = self.target in ("onnxruntime", "dla") and spec.pool and grid != FLOAT
+        return QuantizedBlock(spec, grid, is_mapped)
 
     @property
     def keep_float(self) -> tuple[str, ...]:

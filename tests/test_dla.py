@@ -28,6 +28,7 @@ def test_the_cache_byte_by_byte(tmp_path):
     for number, (_, block) in enumerate(quantized.blocks()):
         bits = 0x3C008912 if number % 2 == 0 else 0x3C88EDFC
         block.input_scale.copy_(torch.tensor(struct.unpack(">f", bits.to_bytes(4, "big"))[0]))
+    quantized.block("head").pool_scale.copy_(block.input_scale / 2)
     path = tmp_path / "int8.calib"
     dla.write_cache(quantized, path, "7.0.0")
     data = path.read_bytes()
@@ -39,8 +40,13 @@ def test_the_cache_byte_by_byte(tmp_path):
         b"stage1.0.dw:0: 3c008912\n"
         b"stage1.0.dw/relu:0: 3c008912\n"
     )
-    assert data.endswith(b"stage4.0.dw/relu:0: 3c008912\nhead/pool:0: 3c88edfc\n")
-    assert len(data.splitlines()) == 1 + 1 + 2 * 42 + 1
+    assert data.endswith(
+        b"stage4.0.dw/relu:0: 3c008912\n"
+        b"stage4.0.pw:0: 3c08edfc\n"
+        b"stage4.0.pw/relu:0: 3c08edfc\n"
+        b"head/pool:0: 3c88edfc\n"
+    )
+    assert len(data.splitlines()) == 1 + 1 + 2 * 43 + 1
 
 
 @pytest.mark.parametrize(

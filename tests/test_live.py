@@ -82,7 +82,7 @@ def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
 def test_what_equalization_moved_is_read_off_the_weights(bundled, method):
     _, fused, images = bundled
     equalised, quantized = fit(fused, images, Recipe(method=method))
-    statistics = collect(fused, tensors(images), hold=48)
+    statistics = collect(fused, tensors(images))
     reference, _ = equalise(fused, statistics, "tensorrt", method)
     for name, (columns, rows) in exchanged(fused, quantized).items():
         ours = scaled(fused.block(name).weight, columns, rows)
