@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -59,6 +60,25 @@ def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
     assert sum(percents) == 100
     assert bool(info.warnings) == log_path(path).is_file()
     assert not info.warnings or str(log_path(path)) in info.warnings
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["s0", "s4"])
+def test_rtx_builds_mixed_precision(rtx, tmp_path, name, dtype):
+    """Blocks kept in floating point: first, last, before and behind every form of input."""
+    arch = small(name)
+    kept = ("stem", "stage2.1.dw", "stage3.0.pw", "stage4.0.pw")
+    recipe = Recipe(target="tensorrt", keep_float=kept)
+    for each in (recipe, replace(recipe, keep_float=("stage1.0.dw", "stage2.1.pw", "head"))):
+        quantized = calibrate(fuse(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each)
+        export_onnx(quantized, tmp_path / "int8.onnx", dtype=dtype)
+        remainder = "fp16" if dtype == "float16" else "fp32"
+        options = BuildOptions("int8", remainder=remainder, compute_capabilities=(86,))
+        backend("tensorrt-rtx").build(tmp_path / "int8.onnx", tmp_path / "engine", options)
+        half = {
+            n for n, kind in layer_types(rtx, tmp_path / "int8.onnx").items() if kind == rtx.DataType.HALF
+        }
+        assert set(each.keep_float) <= half or dtype == "float32"
 
 
 @pytest.mark.slow
