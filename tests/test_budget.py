@@ -88,3 +88,4 @@ def test_from_the_command_line(spoilt, tmp_path):
     assert 1 <= len(chosen) < 10
     assert all(block["drop_without_pts"] > 1 for block in mixed["float_blocks"]["chosen"])
     assert f"floating point  {len(chosen)} blocks" in output
+    assert chosen[0] in (tmp_path / "mixed/report.html").read_text()
