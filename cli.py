@@ -19,10 +19,14 @@ from mobileone_q.errors import MobileOneQError
 from mobileone_q.options import (
     ARCH_HELP,
     ARCHITECTURES,
+    AS_JSON,
     BACKENDS,
+    BATCH,
     FILE,
     LAYOUTS,
     MODULES,
+    RUN,
+    THREADS,
     ArchitectureName,
     calibration_options,
     engine_options,
@@ -166,7 +170,7 @@ def calibrate(
     help="FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
 )
 @click.option("--fp32", "wants_fp32", is_flag=True, help="The FP32 baseline; by itself, that alone.")
-@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@RUN
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -221,7 +225,7 @@ def build_engine(
 
 
 @main.command()
-@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@RUN
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -236,11 +240,9 @@ def build_engine(
     show_default=True,
     help="Interleaved runs to take medians of.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
+@BATCH
 @click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
-@click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads (onnxruntime)."
-)
+@THREADS
 def profile(
     run_path: Path | None, backend: str, runs: int, batch: int, recorded: Path | None, threads: int
 ) -> None:
@@ -259,7 +261,7 @@ def profile(
 
 
 @main.command()
-@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@RUN
 def report(run_path: Path | None) -> None:
     """Print a run's report again."""
     from mobileone_q.report import print_accuracy, print_latency
@@ -361,7 +363,7 @@ def train(**options: Any) -> None:
 
 @main.command()
 @calibration_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, **options: Any) -> None:
     """Rank blocks by what quantising each alone costs, inputs and weights apart."""
     from calibrate.inputs import choose_inputs
@@ -394,7 +396,7 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
 @main.command()
 @click.option("--arch", type=ArchitectureName(), help=f"{ARCH_HELP}  [default: a table of s0 to s4]")
 @click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.")
-@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@AS_JSON
 @click.option(
     "--runs",
     type=click.IntRange(min=0),
@@ -402,7 +404,7 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
     show_default=True,
     help="Timed runs in ONNX Runtime; 0 for none.",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@THREADS
 def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
     from mobileone_q.choose import choose_architecture
@@ -420,7 +422,7 @@ def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, thr
 
 
 @main.command()
-@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@RUN
 @click.option("--engine", type=FILE, help="Engine file in a run folder, instead of --run.")
 @click.option(
     "--precision",
@@ -460,11 +462,11 @@ def predict(
 
 
 @main.command()
-@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+@RUN
 @click.option("--engines", is_flag=True, required=True, help="Compare the logits of every engine at hand.")
 @click.option("--data", type=FILE, help="Folder of images.  [default: the bundled sample's, for its run]")
 @click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@THREADS
 def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
     """Compare simulation, ONNX Runtime and TensorRT on the same images."""
     from calibrate.data import Batches, ImageFolder
@@ -493,8 +495,8 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
 @click.option("--device", type=click.Choice(MODULES), required=True, help="Jetson module.")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
-@click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@BATCH
+@AS_JSON
 def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
     """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
     from mobileone_q.architecture import architecture
@@ -509,7 +511,7 @@ def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool)
 
 
 @main.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def doctor(as_json: bool) -> None:
     """Say what is installed, what will work, and how to mend the rest."""
     from mobileone_q.doctor import gather, judge, to_dict

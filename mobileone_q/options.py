@@ -72,6 +72,15 @@ def batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int,
     return least, typical, most
 
 
+RUN = click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+BATCH = click.option(
+    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
+)
+THREADS = click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True,
+    help="CPU threads (onnxruntime).",
+)  # fmt: skip
 CONFIG = click.option(
     "--config", type=FILE, is_eager=True, expose_value=False, callback=load_config,
     help="YAML file of options; those on the command line win.",
@@ -152,16 +161,13 @@ ENGINE_OPTIONS = (
         "--compute-capability", "compute_capabilities", type=int, multiple=True,
         help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
     ),
-    click.option(
-        "--threads", type=click.IntRange(min=1), default=1, show_default=True,
-        help="CPU threads (onnxruntime).",
-    ),
+    THREADS,
 )  # fmt: skip
 
 
 QAT_OPTIONS = (
     CONFIG,
-    click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]"),
+    RUN,
     click.option(
         "--branches", type=click.Choice(("fused", "live")), default="fused", show_default=True,
         help="Train the fused convolutions, or the branches, folded in every forward pass.",
