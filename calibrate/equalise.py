@@ -17,18 +17,21 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from calibrate.ranges import channel_ranges, input_range, quantization_error
+from calibrate.ranges import HEADROOM, channel_ranges, input_range, quantization_error
 from calibrate.statistics import ChannelHistogram, Statistics, map_of
 from mobileone_q.fused import FusedBlock, FusedModel
-from mobileone_q.quantized import WEIGHT_STEPS, grid_steps, input_grids
+from mobileone_q.quantized import (
+    WEIGHT_STEPS,
+    grid_steps,
+    input_grids,
+    quantize_weight,
+    weight_scales,
+)
 
 # A channel weaker than this share of its tensor's strongest is treated as if it were this strong:
 # without a floor, a near-dead channel's factor explodes, and with it a bias.
 FLOOR = 1e-3
 ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
-# The expected error misjudges the classifier, whose outputs compete: it would pick 0.6, which on
-# Apple's S0 gives KL 0.021; anything from 0.15 to 0.3 gives 0.018.
-CLASSIFIER_ALPHAS = (0.3,)
 TINY = torch.finfo(torch.float64).tiny
 
 
@@ -41,24 +44,29 @@ def equalise(
     Into a depthwise block every channel is divided by its own range: its weights are quantised
     per channel, so the exchange is free. Into any other, a power alpha between 0 (all weight
     columns alike) and 1 (all channels alike) shares the burden; each block gets the alpha with
-    the least expected error on the images seen.
+    the least expected error on the images seen, and the classifier, whose outputs compete, the one
+    with the least KL of its logits there.
     """
     model = copy.deepcopy(model)
-    histograms = dict(statistics.histograms)
+    histograms, features = dict(statistics.histograms), statistics.features
     grids = input_grids(model.arch, target)
     chain = [block for _, block in model.blocks()]
     for producer, consumer in pairwise(chain):
         if producer.spec.activation == "relu6":
             continue  # min(x / c, 6) is not min(x, 6) / c: nothing can be exchanged through it
         name = consumer.spec.name
-        factor = _factor(histograms[name], consumer, method, grid_steps(grids[name]))
+        factor = _factor(histograms[name], features, consumer, method, grid_steps(grids[name]))
         _exchange(producer, consumer, factor)
         for key in {name, map_of(name)} & histograms.keys():
             histograms[key] = histograms[key].scaled(1 / factor)
-    return model, Statistics(histograms, statistics.images)
+        if consumer.spec.pool:
+            features = features / factor.float()
+    return model, Statistics(histograms, statistics.images, features)
 
 
-def _factor(histogram: ChannelHistogram, consumer: FusedBlock, method: str, steps: int) -> Tensor:
+def _factor(
+    histogram: ChannelHistogram, features: Tensor, consumer: FusedBlock, method: str, steps: int
+) -> Tensor:
     """float64 (C,): what each channel between two blocks is divided by."""
     ranges = channel_ranges(consumer.spec, histogram, method, steps)
     alive = ranges > 0
@@ -79,8 +87,9 @@ def _factor(histogram: ChannelHistogram, consumer: FusedBlock, method: str, step
     if consumer.spec.is_depthwise:
         factor = ranges / ranges[alive].log().mean().exp()
         return torch.where(alive, factor, 1.0)
-    alphas = CLASSIFIER_ALPHAS if consumer.spec.pool else ALPHAS
-    candidates = [share(alpha) for alpha in alphas]
+    candidates = [share(alpha) for alpha in ALPHAS]
+    if consumer.spec.pool:
+        return min(candidates, key=lambda f: logit_error(features, consumer, f, steps))
     return min(candidates, key=lambda f: expected_error(histogram, consumer, f, method, steps))
 
 
@@ -104,6 +113,24 @@ def expected_error(
     weight_error = (largest / WEIGHT_STEPS) ** 2 / 12 * (reads.double() @ energy)
     signal = (squared @ energy).clamp(min=TINY)
     return ((squared @ input_error + weight_error) / signal).clamp(min=TINY).log().mean().item()
+
+
+def logit_error(features: Tensor, head: FusedBlock, factor: Tensor, steps: int) -> float:
+    """KL(FP32 to INT8), in nats, that quantising a classifier alone costs on ``features`` (N, C).
+
+    Features of other images reach beyond those seen, and clipping the largest is what costs most.
+    So the grid ends short of these by as much as :func:`~calibrate.ranges.input_range` will give it
+    headroom. The mean error is taken out, as correction will do.
+    """
+    x, weight = features / factor, head.weight * factor
+    limit = (x.abs().max() / HEADROOM).clamp(min=TINY)
+    codes = (x * (steps / limit)).round().clamp(-steps, steps)
+    scale = weight_scales(weight)
+    logits = codes @ quantize_weight(weight, scale).to(x.dtype).T * (scale * limit / steps)
+    reference = features.to(x.dtype) @ head.weight.to(x.dtype).T
+    logits += (reference - logits).mean(0)
+    p, q = ((y + head.bias).log_softmax(1) for y in (reference, logits))
+    return (p.exp() * (p - q)).sum(1).mean().item()
 
 
 def column_strength(block: FusedBlock, alive: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from mobileone_q.errors import CalibrationError
 from mobileone_q.fused import FusedModel
 from mobileone_q.quantized import (
     TARGETS,
-    WEIGHT_STEPS,
     QuantizedModel,
     grid_steps,
     quantize_weight,
+    weight_scales,
 )
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -182,9 +182,3 @@ def quantize(
             limit = clip_ranges(histograms[map_of(name)].pooled(), method, steps).item()
             result.pool_scale.fill_(limit / steps or 1.0)
     return quantized
-
-
-def weight_scales(weight: Tensor) -> Tensor:
-    """float32 (C_out,): each output channel's largest weight on code 127; 1 for an empty channel."""
-    largest = weight.flatten(1).abs().amax(1)
-    return torch.where(largest > 0, largest / WEIGHT_STEPS, 1.0)

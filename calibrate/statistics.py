@@ -18,6 +18,7 @@ from mobileone_q.errors import CalibrationError
 from mobileone_q.fused import FusedModel
 
 BINS = 1024
+FEATURES = 256  # images whose pooled features are kept, up to a batch more
 POSITIONS = 256  # per image and channel; maxima are taken over all positions
 
 
@@ -135,11 +136,13 @@ class Statistics:
     """What one FP32 pass leaves behind.
 
     ``histograms`` holds every block's input by block name (``head`` is pooled, ``head/pool`` not
-    yet), of ``images`` images.
+    yet), of ``images`` images; ``features`` the pooled input of a classifier, (N, C) of the first
+    ones, or nothing.
     """
 
     histograms: dict[str, ChannelHistogram]
     images: int
+    features: Tensor
 
 
 @torch.no_grad()
@@ -155,15 +158,17 @@ def collect(
         for name, block in model.blocks()
         for key in ((name, map_of(name)) if block.spec.pool else (name,))
     }
-    images = 0
+    images, features = 0, [torch.empty(0, model.arch.blocks[-1].in_channels)]
     for x in batches:
         count = len(x)
         for k, (name, block) in enumerate(model.blocks()):
             if block.spec.pool:
                 histograms[map_of(name)].update(x, by_energy=True)
             x = block.gather(x)
+            if block.spec.pool and images < FEATURES:
+                features.append(x)
             histograms[name].update(x, by_energy=k > 0)  # a bright pixel is no massive activation
             x = block.activate(block.linear(x))
         images += count
         advance(count)
-    return Statistics(histograms, images)
+    return Statistics(histograms, images, torch.cat(features))

@@ -82,6 +82,12 @@ def to_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
     return (x / scale).round().clamp(*GRIDS[grid])
 
 
+def weight_scales(weight: Tensor) -> Tensor:
+    """float32 (C_out,): each output channel's largest weight on code 127; 1 for an empty channel."""
+    largest = weight.flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest / WEIGHT_STEPS, 1.0)
+
+
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     """Round to the nearest code, ties to even: float (C_out, ...), (C_out,) to int8."""
     columns = scale.reshape(-1, *[1] * (weight.ndim - 1))

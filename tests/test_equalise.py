@@ -2,14 +2,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibrate.equalise import FLOOR, column_strength, equalise, expected_error
+from calibrate.equalise import FLOOR, column_strength, equalise, expected_error, logit_error
 from calibrate.ranges import clip_ranges
-from calibrate.recipe import weight_scales
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.architecture import VARIANTS, BlockSpec
 from mobileone_q.fuse import fuse
 from mobileone_q.fused import FusedBlock, FusedModel
-from mobileone_q.quantized import quantize_weight
+from mobileone_q.quantized import quantize_weight, weight_scales
 from tests.conftest import random_images, random_model, relative_error, small
 
 
@@ -123,3 +122,22 @@ def test_expected_error_is_what_rounding_does():
         energy = F.conv2d(x.square(), block.weight.square())
         measured = (error.square().mean((0, 2, 3)) / energy.mean((0, 2, 3))).log().mean()
         assert expected == pytest.approx(measured.item(), abs=0.35)  # within a factor of 1.4
+
+
+def test_the_classifier_s_alpha_is_the_one_with_the_least_kl():
+    """Features with a few wide channels that decide, and weights that even out what alpha leaves."""
+    torch.manual_seed(0)
+    head = FusedBlock(BlockSpec("head", 64, 10, activation="none", pool=True)).requires_grad_(False)
+    head.weight.normal_()
+    features = torch.rand(100, 64) * torch.logspace(-1, 1, 64)
+    steps, plain, even = 127, torch.ones(64).double(), torch.logspace(-1, 1, 64).double()
+    costs = [logit_error(features, head, factor, steps) for factor in (plain, even)]
+    assert all(cost > 0 for cost in costs)
+    exact = logit_error(features, head, plain, 1 << 20)  # weights alone, and the clipping
+    assert exact < costs[0]
+    model = fuse(random_model(small()))
+    statistics = collect(model, [random_images(model.arch, 32)])
+    assert statistics.features.shape == (32, 1024)
+    _, after = equalise(model, statistics, "tensorrt")
+    ratio = (statistics.features / after.features)[:, statistics.features.amin(0) > 0]
+    assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-4)  # one factor per channel

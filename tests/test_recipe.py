@@ -6,12 +6,12 @@ from torchao.quantization.quant_primitives import MappingType, choose_qparams_af
 
 from calibrate.correct import UNSEEN, _importance, correct, images_held
 from calibrate.equalise import _exchange
-from calibrate.recipe import Recipe, calibrate, finish, prepare, quantize, weight_scales
+from calibrate.recipe import Recipe, calibrate, finish, prepare, quantize
 from calibrate.statistics import collect
 from mobileone_q.architecture import VARIANTS, architecture
 from mobileone_q.errors import CalibrationError
 from mobileone_q.fuse import fuse
-from mobileone_q.quantized import QuantizedModel, quantize_weight
+from mobileone_q.quantized import QuantizedModel, quantize_weight, weight_scales
 from tests.conftest import random_images, random_model, relative_error, small
 
 

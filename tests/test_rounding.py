@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from calibrate.recipe import weight_scales
 from calibrate.rounding import round_compensated
+from mobileone_q.quantized import weight_scales
 
 
 def correlated(samples: int = 4000, channels: int = 24) -> torch.Tensor:
