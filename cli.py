@@ -402,9 +402,9 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
 @click.option(
     "--held-out",
     type=click.FloatRange(0, 0.5),
-    default=0.1,
+    default=0.0,
     show_default=True,
-    help="Share of the images that choose the weights to keep.",
+    help="Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
 )
 @click.option(
     "--bn-epochs",

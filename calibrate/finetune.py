@@ -58,7 +58,9 @@ def fine_tune(
     if fused.arch.task != "classify":
         raise TrainingError(f"{fused.arch.name} has no classes, and KL needs some; qat is for classifiers")
     inputs = inputs_of(run, data, eval_data, images)
-    trained, judged = split(inputs.calibration, held_out, settings.seed)
+    trained, judged = inputs.calibration, None
+    if held_out:
+        trained, judged = split(trained, held_out, settings.seed)
     if labels and min(trained.source.label(index) for index in trained.indices) < 0:
         raise TrainingError(f"--labels needs labels, and {trained.source.name} has inputs without")
     model = _trainable(branches, quantized, fused, inputs)
@@ -72,11 +74,11 @@ def fine_tune(
         model,
         Distillation(fused.to(engine.device), labels, settings.label_smoothing),
         views(trained, augmentation, settings.seed),
-        views(judged),
+        views(judged) if judged else None,
         settings,
         made.path / "training",
         engine=engine,
-        keeps_best=True,
+        keeps_best=judged is not None,
         on_epoch=on_epoch,
         facts=facts,
     )
