@@ -9,7 +9,7 @@ differently from one of codes.
 
 Everything that trains is in units of a code, so that one learning rate fits all: ``latent`` is a
 weight's code before rounding, at the start the code itself: a weight leaves its code only where the
-gradients of many steps agree. A gain of 1 changes a scale by 8 %, a ``shift`` of 1 a bias by 30 %;
+gradients of many steps agree. A gain of 1 changes a scale by 1.6 %, a ``shift`` of 1 a bias by 3 %;
 these were found by trial. (Latent weights spread over their codes' intervals were tried: at once a few
 percent of them round otherwise, which undoes the compensation and takes long to mend.)
 """
@@ -26,8 +26,8 @@ from mobileone_q.fused import Block
 from mobileone_q.model import Chain, SqueezeExcite, apply_kernel
 from mobileone_q.quantized import GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
-SHIFT = 0.3
-GAIN = 0.08
+SHIFT = 0.03
+GAIN = 0.016
 IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
 REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real numbers
 
