@@ -10,7 +10,7 @@ from torch import nn
 
 from calibrate.inputs import Inputs
 from calibrate.views import inputs_of, split, views
-from mobileone_q.checkpoints import load_model
+from mobileone_q.checkpoints import fill_model, read_checkpoint
 from mobileone_q.errors import TrainingError
 from mobileone_q.export import export_onnx
 from mobileone_q.files import write_atomically
@@ -57,7 +57,7 @@ def fine_tune(
     fused, quantized = FusedModel.load(run.fused), QuantizedModel.load(run.quantized)
     if fused.arch.task != "classify":
         raise TrainingError(f"{fused.arch.name} has no classes, and KL needs some; qat is for classifiers")
-    inputs = inputs_of(run, data, eval_data, images)
+    inputs = inputs_of(run, fused.arch, data, eval_data, images)
     trained, judged = inputs.calibration, None
     if held_out:
         trained, judged = split(trained, held_out, settings.seed)
@@ -93,7 +93,7 @@ def fine_tune(
 def _trainable(branches: str, quantized: QuantizedModel, fused: FusedModel, inputs: Inputs) -> FakeQuantModel:
     if branches == "fused":
         return FakeQuantModel(quantized)
-    original, _ = load_model(inputs.weights, fused.arch.name, fused.arch.image_size)
+    original = fill_model(read_checkpoint(inputs.weights), fused.arch)
     if not isinstance(original, MobileOne):
         raise TrainingError(f"{inputs.weights} has no branches to train; use --branches fused")
     return live_model(quantized, fused, original)
