@@ -83,6 +83,7 @@ def fine_tune(
         facts=facts,
     )
     outcome = training.run("fine-tuning", resume)
+    engine.end_training()  # or processes that end first may take the others down
     if not engine.is_main_process:
         return None
     shipped = model.to("cpu").to_quantized()
