@@ -10,7 +10,7 @@ from torch import nn
 
 from calibrate.inputs import Inputs
 from calibrate.views import inputs_of, split, views
-from mobileone_q.checkpoints import load_model
+from mobileone_q.checkpoints import fill_model, read_checkpoint
 from mobileone_q.errors import TrainingError
 from mobileone_q.export import export_onnx
 from mobileone_q.files import write_atomically
@@ -57,8 +57,10 @@ def fine_tune(
     fused, quantized = FusedModel.load(run.fused), QuantizedModel.load(run.quantized)
     if fused.arch.task != "classify":
         raise TrainingError(f"{fused.arch.name} has no classes, and KL needs some; qat is for classifiers")
-    inputs = inputs_of(run, data, eval_data, images)
-    trained, judged = split(inputs.calibration, held_out, settings.seed)
+    inputs = inputs_of(run, fused.arch, data, eval_data, images)
+    trained, judged = inputs.calibration, None
+    if held_out:
+        trained, judged = split(trained, held_out, settings.seed)
     if labels and min(trained.source.label(index) for index in trained.indices) < 0:
         raise TrainingError(f"--labels needs labels, and {trained.source.name} has inputs without")
     model = _trainable(branches, quantized, fused, inputs)
@@ -72,15 +74,16 @@ def fine_tune(
         model,
         Distillation(fused.to(engine.device), labels, settings.label_smoothing),
         views(trained, augmentation, settings.seed),
-        views(judged),
+        views(judged) if judged else None,
         settings,
         made.path / "training",
         engine=engine,
-        keeps_best=True,
+        keeps_best=judged is not None,
         on_epoch=on_epoch,
         facts=facts,
     )
     outcome = training.run("fine-tuning", resume)
+    engine.end_training()  # or processes that end first may take the others down
     if not engine.is_main_process:
         return None
     shipped = model.to("cpu").to_quantized()
@@ -91,7 +94,7 @@ def fine_tune(
 def _trainable(branches: str, quantized: QuantizedModel, fused: FusedModel, inputs: Inputs) -> FakeQuantModel:
     if branches == "fused":
         return FakeQuantModel(quantized)
-    original, _ = load_model(inputs.weights, fused.arch.name, fused.arch.image_size)
+    original = fill_model(read_checkpoint(inputs.weights), fused.arch)
     if not isinstance(original, MobileOne):
         raise TrainingError(f"{inputs.weights} has no branches to train; use --branches fused")
     return live_model(quantized, fused, original)

@@ -19,13 +19,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from calibrate.correct import images_held
 from mobileone_q.fused import FusedModel
-from mobileone_q.qat import GAIN_CODES, FakeQuantModel
-from mobileone_q.quantized import WEIGHT_STEPS, QuantizedModel
+from mobileone_q.qat import GAIN, FakeQuantModel
+from mobileone_q.quantized import QuantizedModel
 
 LEARNED = ("shift", "weight_gain", "input_gain")
 EPOCHS = 5
 BATCH = 10
-RATE = 6e-4  # Adam; a scale's step is 3e-5 of it
+RATE = 0.002  # Adam; a step changes a scale by 3e-5 of it
 WARMUP_STEPS = 10
 MEMORY = 0.98  # of the average of the weights
 
@@ -41,8 +41,8 @@ def learn_rounding(
     """Train the scales and biases of ``quantized``, in place, for at most about ``seconds``.
 
     ``fused`` is the model that was quantized; of the images no more are read than
-    :func:`~calibrate.correct.images_held`, and all of those are held. The learning rate falls
-    with the steps or, where time is shorter, with the time; then the result hangs on the machine.
+    :func:`~calibrate.correct.images_held`, and all of those are held. Where time runs out, what has
+    been learned so far is kept, and hangs on the machine's speed.
     ``advance(n)`` is called ``EPOCHS`` times per image in all.
     """
     images = _first(batches, images_held(fused.arch))
@@ -60,12 +60,12 @@ def learn_rounding(
     start, step, total = time.monotonic(), 0, EPOCHS * -(-len(images) // BATCH)
     for _ in range(EPOCHS):
         for chosen in torch.randperm(len(images), generator=generator).split(BATCH):
-            done = max(step / total, (time.monotonic() - start) / seconds)
-            if done < 1:
+            if time.monotonic() - start < seconds:
                 x = images[chosen]
                 if mirrors and torch.rand((), generator=generator) < 0.5:
                     x = x.flip(3)
-                optimizer.param_groups[0]["lr"] = RATE * (1 - done) * min(1, (step + 1) / WARMUP_STEPS)
+                rate = RATE * (1 - step / total) * min(1, (step + 1) / WARMUP_STEPS)
+                optimizer.param_groups[0]["lr"] = rate
                 optimizer.zero_grad()
                 _loss(fused, model, x).backward()
                 optimizer.step()
@@ -87,7 +87,7 @@ def _set_bias_units(model: FakeQuantModel, x: Tensor) -> None:
     """
     for _, block in model.blocks():
         y = block.linear(block.gather(x))
-        block.bias_unit = y.transpose(0, 1).flatten(1).std(1) * (GAIN_CODES / WEIGHT_STEPS)
+        block.bias_unit = y.transpose(0, 1).flatten(1).std(1) * GAIN
         x = block.activate(y)
 
 

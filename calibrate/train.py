@@ -77,6 +77,7 @@ def train_model(
         facts=facts,
     )
     outcome = training.run("training", resume)
+    engine.end_training()  # or processes that end first may take the others down
     if not engine.is_main_process:
         return None
     save_model(model.to("cpu"), folder / WEIGHTS)

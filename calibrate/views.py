@@ -14,7 +14,7 @@ from calibrate.data import Batches, ImageFolder
 from calibrate.idx import is_idx_folder, read_split
 from calibrate.inputs import ARRAYS, Inputs, choose_inputs
 from mobileone_q import sample
-from mobileone_q.choose import choose_architecture
+from mobileone_q.architecture import Architecture
 from mobileone_q.errors import DataError
 from mobileone_q.preprocess import Preprocessing
 from mobileone_q.run import Run
@@ -52,12 +52,12 @@ def split(chosen: Chosen, share: float, seed: int) -> tuple[Chosen, Chosen]:
     return replace(chosen, indices=rest), replace(chosen, indices=held)
 
 
-def inputs_of(run: Run, data: Path | None, eval_data: Path | None, images: int | None) -> Inputs:
+def inputs_of(
+    run: Run, arch: Architecture, data: Path | None, eval_data: Path | None, images: int | None
+) -> Inputs:
     """What a run was calibrated and evaluated on, where options do not say otherwise."""
     manifest, report = run.read_manifest(), run.read_report()
     images = images or report["images"]["calibration"]
-    size = manifest["preprocessing"]["crop"] if manifest.get("preprocessing") else None
-    arch = choose_architecture(manifest["arch"], image_size=size)
     if report["model"] == sample.NAME and data is None and eval_data is None:
         return choose_inputs(arch, None, None, None, images, manifest["seed"])
     seen = manifest["images"]

@@ -100,10 +100,19 @@ def load_model(
         )
     if checkpoint.num_classes is None and arch.task != "features":
         raise CheckpointError(f"{path} has no classifier (head); a backbone alone cannot be evaluated")
+    return fill_model(checkpoint, arch), checkpoint
+
+
+def fill_model(checkpoint: Checkpoint, arch: Architecture) -> MobileOne | FusedModel:
+    """The network of ``arch`` with a checkpoint's weights, with branches where it has them.
+
+    Raises:
+        CheckpointError: it holds other weights.
+    """
     model: Chain = (FusedModel if checkpoint.is_fused else MobileOne)(arch)
     _check_fit(checkpoint, model)
     model.load_state_dict(checkpoint.state, strict=False)
-    return model.eval(), checkpoint  # type: ignore[return-value]
+    return model.eval()  # type: ignore[return-value]
 
 
 def stored_image_size(path: Path | None) -> Pair | None:

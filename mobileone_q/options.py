@@ -182,8 +182,8 @@ QAT_OPTIONS = (
         help="Share of the loss that is the labels'; the rest is KL to the FP32 network.",
     ),
     click.option(
-        "--held-out", type=click.FloatRange(0, 0.5), default=0.1, show_default=True,
-        help="Share of the images that choose the weights to keep.",
+        "--held-out", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
+        help="Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
     ),
     click.option(
         "--bn-epochs", type=click.IntRange(min=0), default=0, show_default=True,

@@ -25,6 +25,11 @@ def opening_command(path):
     return command, words, command.make_context(first[1], words)
 
 
+def plain(value):
+    """An option's value as YAML would hold it."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
 def is_architecture(path):
     return "blocks" in yaml.safe_load(path.read_text())
 
@@ -42,7 +47,7 @@ def test_every_config_opens_with_a_command_that_accepts_it(path):
     assert values
     given = {p.name for p in command.params if set(p.opts) & set(words)}
     left = {key: value for key, value in values.items() if key not in given}
-    assert {key: str(context.params[key]) for key in left} == {key: str(v) for key, v in left.items()}
+    assert left == {key: plain(context.params[key]) for key in left}
 
 
 def test_both_kinds_of_config_are_there():

@@ -30,13 +30,14 @@ def bundled():
     return model, fuse(model), Batches(sample_images("calibration"), range(48), sample.PREPROCESSING)
 
 
-def trained(quantized, fused, model, branches, images, steps=4):
-    """A few steps of distillation."""
+def trained(quantized, fused, model, branches, images):
+    """A step of distillation on each batch."""
     trainable = FakeQuantModel(quantized) if branches == "fused" else live_model(quantized, fused, model)
     update_statistics(trainable.train(), True)
-    groups = [{"params": g["params"], "lr": 0.01 * g["share"]} for g in trainable.parameter_groups()]
+    rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
+    groups = [{"params": g["params"], "lr": rate * g["share"]} for g in trainable.parameter_groups()]
     optimizer = torch.optim.Adam(groups)
-    for _, x in zip(range(steps), tensors(images)):
+    for x in tensors(images):
         loss = (trainable(x) - fused(x)).square().mean()
         optimizer.zero_grad()
         loss.backward()

@@ -94,7 +94,7 @@ def test_training_mends_a_poor_quantization():
     x = torch.cat(list(tensors(images)))
     target = fused(x)
     trainable = FakeQuantModel(quantized)
-    optimizer = torch.optim.Adam(trainable.parameters(), lr=0.002)
+    optimizer = torch.optim.Adam(trainable.parameters(), lr=0.02)
     for _ in range(8):
         loss = (trainable(x) - target).square().mean()
         optimizer.zero_grad()

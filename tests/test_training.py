@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -147,13 +148,14 @@ def test_two_processes_follow_one(folder, tmp_path):
         "train", recipe(folder), "--epochs", "4", "--log-every", "1", "--device", "cpu",
     ]  # fmt: skip
     invoke(*options, "--output", tmp_path / "one")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2",
-              "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
-              "--main_process_port", "0", "--module", "cli"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+              "--master_addr", "127.0.0.1", "--master_port", free_port(), "--module", "cli"]  # fmt: skip
     words = [str(word) for word in [*launch, *options, "--output", tmp_path / "two"]]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment())
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("FP32 top-1") == 1
+    saved = torch.load(tmp_path / "two" / "training" / "checkpoint.pt", weights_only=True)
+    assert json.loads(saved["settings"])["processes"] == 2
     one, two = (losses(tmp_path / name / "training") for name in ("one", "two"))
     assert list(one) == list(two)
     assert len(one) >= 20
@@ -179,6 +181,12 @@ def test_kill_9_costs_at_most_one_interval(folder, tmp_path):
     whole, resumed = (read_safetensors(path)[0] for path in files)
     assert same(whole, resumed)
     assert losses(tmp_path / "whole" / "training") == losses(journal.parent)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def environment():

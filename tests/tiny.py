@@ -13,6 +13,7 @@ input_filters: 8
 input_kernel_size: 5
 input_strides: 2
 input_padding: 2
+dropout: 0.0
 blocks:
   - {filters: 16, depth: 1, kernel_size: 5, strides: 2, padding: 2, num_conv_branches: 2}
 """
