@@ -24,7 +24,7 @@ from mobileone_q.quantized import QuantizedModel
 from mobileone_q.report import update_report
 from mobileone_q.run import Run, write_manifest
 from mobileone_q.training.folder import choose_folder
-from mobileone_q.training.loop import Training, make_engine
+from mobileone_q.training.loop import Training, end, make_engine
 from mobileone_q.training.objectives import Distillation
 from mobileone_q.training.settings import take_settings
 
@@ -83,7 +83,7 @@ def fine_tune(
         facts=facts,
     )
     outcome = training.run("fine-tuning", resume)
-    engine.end_training()  # or processes that end first may take the others down
+    end(engine)
     if not engine.is_main_process:
         return None
     shipped = model.to("cpu").to_quantized()

@@ -15,7 +15,7 @@ from mobileone_q.model import MobileOne
 from mobileone_q.training.batchnorm import synchronise
 from mobileone_q.training.data import Feed
 from mobileone_q.training.folder import TRAINING, choose_folder
-from mobileone_q.training.loop import Outcome, Training, make_engine
+from mobileone_q.training.loop import Outcome, Training, end, make_engine
 from mobileone_q.training.objectives import Classification
 from mobileone_q.training.optim import sizes
 from mobileone_q.training.settings import take_settings
@@ -77,7 +77,7 @@ def train_model(
         facts=facts,
     )
     outcome = training.run("training", resume)
-    engine.end_training()  # or processes that end first may take the others down
+    end(engine)
     if not engine.is_main_process:
         return None
     save_model(model.to("cpu"), folder / WEIGHTS)

@@ -27,6 +27,7 @@ from mobileone_q.training.objectives import Objective
 from mobileone_q.training.optim import averaged, make_optimizer, schedule
 from mobileone_q.training.settings import Settings
 
+_GROUPS: list[Any] = []  # process groups that have ended
 SHOWN = 3  # inputs named when a loss is not finite
 
 
@@ -61,6 +62,18 @@ def make_engine(settings: Settings) -> Any:
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.accumulate,
     )
+
+
+def end(engine: Any) -> None:
+    """Let processes part together: one that leaves early takes the others' connections with it.
+
+    The group outlives the training: were DDP's reducer its last owner, gloo would be taken down under
+    the interpreter's lock, for which gloo's own thread may be waiting (seen in torch 2.13).
+    """
+    engine.wait_for_everyone()
+    if torch.distributed.is_initialized():
+        _GROUPS.append(torch.distributed.group.WORLD)
+    engine.end_training()
 
 
 class Training:
