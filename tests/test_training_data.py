@@ -53,7 +53,7 @@ def test_epochs_differ_and_a_later_start_is_the_same_stream(feed):
 
 
 def test_without_augmentation_inputs_are_what_evaluation_sees():
-    batches = Batches(sample_images("evaluation"), range(20), sample.PREPROCESSING)
+    batches = Batches(sample_images("evaluation"), range(20), sample.PREPROCESSING, batch_size=20)
     ranks = [list(views(batches).in_order(6, rank, 3, 0)) for rank in range(3)]
     expected, labels = next(iter(batches))
     seen = torch.zeros(20, *expected.shape[1:])
