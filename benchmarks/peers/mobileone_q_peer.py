@@ -11,10 +11,12 @@ from calibrate.recipe import Recipe, calibrate
 from mobileone_q.export import export_onnx
 from mobileone_q.fused import FusedModel
 
+BATCH = 10  # as the command line reads them
+
 
 def quantize(setting: str, fp32: Path, images: np.ndarray, output: Path) -> None:
     fused = FusedModel.load(fp32.with_suffix(".safetensors"))
-    batches = [(batch, np.full(len(batch), -1)) for batch in common.batches(images)]
+    batches = [(batch, np.full(len(batch), -1)) for batch in common.batches(images, BATCH)]
     export_onnx(calibrate(fused, batches, Recipe(target=setting)), output)
 
 
