@@ -24,6 +24,7 @@ from mobileone_q.quantized import FLOAT, QuantizedBlock, QuantizedModel
 MOST_IMAGES = 256
 CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held; in float32 four times that
 POSITIONS = 64  # per image, for the covariance of a block's inputs
+MEAN_POSITIONS = 256  # per image, for a block's mean error
 ENOUGH = 8  # samples per channel; with fewer, compensation fits the noise of the covariance
 CODES = {"int8": torch.int8, "uint8": torch.uint8, FLOAT: torch.float32}
 UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead channel's mean defined
@@ -126,13 +127,18 @@ def _mean_error(
     count = torch.zeros_like(total)
     for i, (x, batch) in enumerate(zip(inputs, codes)):
         linear = reference.linear(reference.gather(x))
-        inputs[i] = reference.activate(linear)
-        y = linear.reshape(*linear.shape[:2], -1)
-        y_q = block.multiply(_decode(block, batch)).reshape(y.shape)
+        y, y_q = (_sampled(each) for each in (linear, block.multiply(_decode(block, batch))))
         importance = _importance(block, y, y_q)
         total += ((y - y_q) * importance).sum((0, 2)).double()
         count += importance.sum((0, 2)).double()
+        inputs[i] = reference.activate(linear)
     return (total / count).float()
+
+
+def _sampled(y: Tensor) -> Tensor:
+    """(N, C, P) of (N, C, ...), evenly spread over a map."""
+    flat = y.reshape(*y.shape[:2], -1)
+    return flat[:, :, :: -(-flat.shape[2] // MEAN_POSITIONS)]
 
 
 def _importance(block: QuantizedBlock, y: Tensor, y_q: Tensor) -> Tensor:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from calibrate.correct import images_held
 from mobileone_q.fused import FusedModel
 from mobileone_q.qat import GAIN, FakeQuantModel
 from mobileone_q.quantized import QuantizedModel
 
 LEARNED = ("shift", "weight_gain", "input_gain")
+MOST_IMAGES = 256
 EPOCHS = 5
 BATCH = 10
 RATE = 0.002  # Adam; a step changes a scale by 3e-5 of it
@@ -41,11 +41,11 @@ def learn_rounding(
     """Train the scales and biases of ``quantized``, in place, for at most about ``seconds``.
 
     ``fused`` is the model that was quantized; of the images no more are read than
-    :func:`~calibrate.correct.images_held`, and all of those are held. Where time runs out, what has
+    256, and all of those are held. Where time runs out, what has
     been learned so far is kept, and hangs on the machine's speed.
     ``advance(n)`` is called ``EPOCHS`` times per image in all.
     """
-    images = _first(batches, images_held(fused.arch))
+    images = _first(batches, MOST_IMAGES)
     model = FakeQuantModel(quantized)
     _set_bias_units(model, images[:BATCH])
     learned = []

@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibrate.correct import correct, images_held
+from calibrate.correct import correct
 from calibrate.equalise import equalise
 from calibrate.learn import EPOCHS, learn_rounding
+from calibrate.learn import MOST_IMAGES as LEARNED_IMAGES
 from calibrate.ranges import METHODS, clip_ranges, input_range
 from calibrate.statistics import Statistics, collect, map_of
 from mobileone_q.errors import CalibrationError
@@ -83,8 +84,7 @@ class Recipe:
 
     def steps(self, fused: FusedModel, images: int) -> int:
         """How far :func:`calibrate` advances: once per image, once per block, once per image learned on."""
-        held = min(images, images_held(fused.arch))
-        learning = EPOCHS * held if self.rounding == "learned" else 0
+        learning = EPOCHS * min(images, LEARNED_IMAGES) if self.rounding == "learned" else 0
         return images + (len(fused.arch.blocks) if self.correct else 0) + learning
 
 

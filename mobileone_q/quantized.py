@@ -141,7 +141,7 @@ class QuantizedBlock(Block):
         products = apply_kernel(self.spec, codes, self.weight.to(codes.dtype), None)
         shape = (1, -1) if self.spec.pool else (1, -1, 1, 1)
         gain = self.input_scale * self.weight_scale
-        return products * gain.reshape(shape) + self.bias.reshape(shape)
+        return products.mul_(gain.reshape(shape)).add_(self.bias.reshape(shape))
 
 
 class QuantizedModel(Chain[QuantizedBlock]):
