@@ -79,7 +79,7 @@ def grid_steps(grid: str) -> int:
 
 def to_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
     """Codes as floats: ties to even, saturating, as ONNX's QuantizeLinear does."""
-    return (x / scale).round().clamp(*GRIDS[grid])
+    return (x / scale).round_().clamp_(*GRIDS[grid])
 
 
 def weight_scales(weight: Tensor) -> Tensor:
