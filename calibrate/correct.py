@@ -1,9 +1,8 @@
 """One pass down the quantized chain: round pointwise weights with compensation, correct biases.
 
 Each block is fitted on the inputs that the quantized blocks before it give, so that it sees and
-mends their errors. The inputs of one block at a time are kept, in float32 for the FP32 chain and
-as 8-bit codes for the quantized one, for a number of images that does not depend on how many
-there are (:func:`images_held`).
+mends their errors. What enters and leaves one block at a time is kept, for a number of images that
+does not depend on how many there are (:func:`images_held`).
 Source of the correction: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form). There the
 mean error is taken over all positions alike; here over those that matter (:func:`_importance`).
 """
@@ -22,7 +21,7 @@ from mobileone_q.fused import FusedBlock, FusedModel
 from mobileone_q.quantized import FLOAT, QuantizedBlock, QuantizedModel
 
 MOST_IMAGES = 256
-CODE_BYTES = 256 << 20  # the widest tensor's codes, for all images held; in float32 four times that
+WIDEST_BYTES = 512 << 20  # of the widest tensor in float32, for all images held; twice that at the peak
 POSITIONS = 64  # per image, for the covariance of a block's inputs
 MEAN_POSITIONS = 256  # per image, for a block's mean error
 ENOUGH = 8  # samples per channel; with fewer, compensation fits the noise of the covariance
@@ -37,7 +36,7 @@ def images_held(arch: Architecture) -> int:
     for spec in arch.blocks:
         widest = max(widest, spec.in_channels * height * width)
         height, width = (-(-side // stride) for side, stride in zip((height, width), spec.stride))
-    return max(1, min(MOST_IMAGES, CODE_BYTES // widest))
+    return max(1, min(MOST_IMAGES, WIDEST_BYTES // (4 * widest)))
 
 
 @torch.no_grad()
@@ -63,13 +62,15 @@ def correct(
             if samples >= ENOUGH * block.spec.in_channels:
                 rounded = round_compensated(reference.weight.flatten(1), block.weight_scale, covariance)
                 block.weight.copy_(rounded.reshape(block.weight.shape))
-        block.bias += _mean_error(reference, block, inputs, codes)
+        # Each list is let go batch by batch, as the next is made from it.
+        outputs = [block.multiply(_decode(block, codes.pop(0))) for _ in inputs]
+        error = _mean_error(reference, block, inputs, outputs)
+        block.bias += error
         if k + 1 < len(chain):
             following = chain[k + 1][1]
-            # Each batch's codes are let go as soon as the next block's are made from them.
-            for i, batch in enumerate(codes):
-                y = block.activate(block.multiply(_decode(block, batch)))
-                codes[i] = _encode(following, following.gather(y))
+            for _ in inputs:
+                y = block.activate(outputs.pop(0).add_(error.reshape(1, -1, 1, 1)))
+                codes.append(_encode(following, following.gather(y)))
         advance(1)
 
 
@@ -117,17 +118,18 @@ def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int
 
 
 def _mean_error(
-    reference: FusedBlock, block: QuantizedBlock, inputs: list[Tensor], codes: list[Tensor]
+    reference: FusedBlock, block: QuantizedBlock, inputs: list[Tensor], outputs: list[Tensor]
 ) -> Tensor:
     """float32 (C_out,): mean of FP32 minus INT8 output per channel, by importance.
 
-    ``inputs`` are the FP32 block's, and become its outputs, batch by batch.
+    ``inputs`` are the FP32 block's, and become those of the next, batch by batch; ``outputs`` the
+    quantized block's, ahead of its activation.
     """
     total = torch.zeros(block.spec.out_channels, dtype=torch.float64)
     count = torch.zeros_like(total)
-    for i, (x, batch) in enumerate(zip(inputs, codes)):
-        linear = reference.linear(reference.gather(x))
-        y, y_q = (_sampled(each) for each in (linear, block.multiply(_decode(block, batch))))
+    for i, quantized in enumerate(outputs):
+        linear = reference.linear(reference.gather(inputs[i]))
+        y, y_q = _sampled(linear), _sampled(quantized)
         importance = _importance(block, y, y_q)
         total += ((y - y_q) * importance).sum((0, 2)).double()
         count += importance.sum((0, 2)).double()
