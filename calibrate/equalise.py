@@ -76,21 +76,28 @@ def _factor(
     ranges = ranges.clamp(min=FLOOR * ranges.max())
     columns = columns.clamp(min=FLOOR * columns[alive].max())
 
+    if consumer.spec.is_depthwise:
+        largest = _dense(consumer, lambda taps: taps.abs().amax(2)).amax(0)
+        return _with_dead(ranges / ranges[alive].log().mean().exp(), alive, largest)
+
     def share(alpha: float) -> Tensor:
         factor = ranges**alpha / columns ** (1 - alpha)
-        factor /= factor[alive].log().mean().exp()
-        # A dead channel is free to take. Its weights, which can be huge, must not set the scale of
-        # the rows that read it.
-        usual = (columns * factor)[alive].median()
-        return torch.where(alive, factor, (usual / columns).clamp(max=1.0))
+        return _with_dead(factor / factor[alive].log().mean().exp(), alive, columns)
 
-    if consumer.spec.is_depthwise:
-        factor = ranges / ranges[alive].log().mean().exp()
-        return torch.where(alive, factor, 1.0)
     candidates = [share(alpha) for alpha in ALPHAS]
     if consumer.spec.pool:
         return min(candidates, key=lambda f: logit_error(features, consumer, f, steps))
     return min(candidates, key=lambda f: expected_error(histogram, consumer, f, method, steps))
+
+
+def _with_dead(factor: Tensor, alive: Tensor, strength: Tensor) -> Tensor:
+    """``factor``, but for dead channels what makes their weights, of ``strength`` (C,), like any other's.
+
+    A dead channel is free to take. Its weights, which can be huge, must set neither the scale of the
+    rows that read it nor the step of an int32 bias, which ONNX Runtime makes of a float one.
+    """
+    usual = (strength * factor)[alive].median()
+    return torch.where(alive, factor, (usual / strength.clamp(min=TINY)).clamp(max=1.0))
 
 
 def expected_error(

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from calibrate.recipe import Recipe, calibrate
@@ -44,8 +45,6 @@ def test_an_engine_computes_the_model(graphs, engines):
 
 
 def test_every_block_of_the_int8_engine_runs_on_integers(engines, graphs):
-    import onnx
-
     proto = onnx.load(graphs[0] / "engines" / "int8.onnx")
     integer = [node for node in proto.graph.node if node.op_type in ("QLinearConv", "QGemm")]
     assert sorted(set(owner([n.name for n in integer], NAMES).values())) == sorted(NAMES)
@@ -121,3 +120,14 @@ def test_a_missing_runtime_is_one_line(monkeypatch):
         with pytest.raises(BackendMissing, match="is not installed") as caught:
             backend(name).runtime()
         assert "pip install" in str(caught.value)
+
+
+def test_biases_stay_float_where_tensorrt_is_measured(tmp_path, graphs):
+    """ONNX Runtime would round them to int32, in steps of the product of two scales."""
+    quantized = calibrate(graphs[1], [(random_images(ARCH, 8).numpy(), None)], Recipe(target="tensorrt"))
+    export_onnx(quantized, tmp_path / "int8.onnx")
+    engine_path = tmp_path / "engine.onnx"
+    ENGINE.build(tmp_path / "int8.onnx", engine_path, BuildOptions("int8"))
+    types = {constant.data_type for constant in onnx.load(engine_path).graph.initializer}
+    assert onnx.TensorProto.INT8 in types
+    assert onnx.TensorProto.INT32 not in types

@@ -103,6 +103,18 @@ def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
     assert relative_error(model(x), after(x)) < 1e-5
 
 
+def test_dead_channels_into_a_depthwise_block_do_not_keep_huge_weights():
+    model = fuse(random_model(small()))
+    producer, consumer = model.block("stage2.0.pw"), model.block("stage2.1.dw")
+    producer.weight[5], producer.bias[5] = 0, -1
+    consumer.weight[5] *= 300
+    after, _ = equalised(model)
+    largest = after.block("stage2.1.dw").weight.flatten(1).abs().amax(1)
+    assert largest[5] <= 1.01 * largest.median()
+    x = random_images(model.arch)
+    assert relative_error(model(x), after(x)) < 1e-5
+
+
 def test_expected_error_is_what_rounding_does():
     """Against the error measured when inputs and weights are really rounded."""
     torch.manual_seed(0)

@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Advance, BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
@@ -20,6 +23,9 @@ from mobileone_q.files import write_atomically
 
 PROVIDERS = ["CPUExecutionProvider"]
 LOG_ERRORS_ONLY = 3
+# ONNX Runtime rounds float biases of quantized convolutions to int32, in steps that are coarse where
+# weights are large. TensorRT does not, so where it stands in for TensorRT it must not either.
+BIAS_ROUNDERS = ("WeightBiasQuantization",)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -48,7 +54,7 @@ class OnnxRuntimeEngine(Engine):
         def write(temporary: Path) -> None:
             settings = _options(options.threads, optimise=True)
             settings.optimized_model_filepath = str(temporary)
-            _session(onnx_path, settings)
+            _session(onnx_path, settings, BIAS_ROUNDERS if _has_tensorrt_form(onnx_path) else ())
 
         write_atomically(engine_path, write)
         return ""
@@ -130,8 +136,23 @@ def _options(threads: int, optimise: bool) -> Any:
     return options
 
 
-def _session(path: Path, options: Any) -> Any:
+def _has_tensorrt_form(path: Path) -> bool:
+    """Whether all that a graph quantises is int8: unsigned codes are ONNX Runtime's own."""
     try:
-        return _import().InferenceSession(str(path), options, providers=PROVIDERS)
+        graph = onnx.load(path).graph
+    except (OSError, DecodeError):
+        return False  # the session will say what is wrong
+    types = {constant.name: constant.data_type for constant in graph.initializer}
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    return bool(quantizers) and all(
+        len(node.input) == 3 and types.get(node.input[2]) == onnx.TensorProto.INT8 for node in quantizers
+    )
+
+
+def _session(path: Path, options: Any, disabled: Sequence[str] = ()) -> Any:
+    try:
+        return _import().InferenceSession(
+            str(path), options, providers=PROVIDERS, disabled_optimizers=list(disabled)
+        )
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
         raise EngineError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
