@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from calibrate.rounding import round_compensated
+from calibrate.rounding import clipped_scales, round_compensated
 from calibrate.statistics import position_weights
 from mobileone_q.architecture import Architecture
 from mobileone_q.fused import FusedBlock, FusedModel
@@ -60,7 +60,9 @@ def correct(
         if compensate and _is_pointwise(block):
             covariance, samples = _covariance(block, codes)
             if samples >= ENOUGH * block.spec.in_channels:
-                rounded = round_compensated(reference.weight.flatten(1), block.weight_scale, covariance)
+                weight = reference.weight.flatten(1)
+                block.weight_scale.copy_(clipped_scales(weight, covariance.diagonal()))
+                rounded = round_compensated(weight, block.weight_scale, covariance)
                 block.weight.copy_(rounded.reshape(block.weight.shape))
         # Each list is let go batch by batch, as the next is made from it.
         outputs = [block.multiply(_decode(block, codes.pop(0))) for _ in inputs]

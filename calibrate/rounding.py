@@ -1,14 +1,33 @@
-"""Round a weight matrix so that each rounding error is made up for by the weights not yet rounded."""
+"""Round a weight matrix on grids that suit its inputs, each error made up for by weights not yet rounded."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from mobileone_q.quantized import WEIGHT_STEPS
+from mobileone_q.quantized import WEIGHT_STEPS, weight_scales
 
 DAMPING = 0.01
+# Ends of a row's grid to try, as shares of its largest weight: half octaves down to 1 / 512.
+SHARES = 2 ** -torch.linspace(0, 9, 19, dtype=torch.float64)
 COLUMNS = 64  # rounded together before the rest of the matrix is updated
+
+
+def clipped_scales(weight: Tensor, variance: Tensor) -> Tensor:
+    """float32 (C_out,): each row's scale with the least squared error of its outputs, means apart.
+
+    ``weight`` (C_out, C_in), ``variance`` (C_in,) of the inputs. An input that hardly varies may have
+    a weight hundreds of times its row's others: clipping that costs the outputs a constant, which
+    the bias takes; not clipping it costs all other weights their resolution.
+    """
+    weight, scales = weight.double(), weight_scales(weight).double()
+    candidates = scales[:, None] * SHARES
+    errors = []
+    for step in candidates.T[:, :, None]:
+        rounded = (weight / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS) * step
+        errors.append((rounded - weight).square() @ variance)
+    best = torch.stack(errors, 1).argmin(1, keepdim=True)
+    return candidates.gather(1, best).squeeze(1).float()
 
 
 def round_compensated(weight: Tensor, scale: Tensor, covariance: Tensor) -> Tensor:

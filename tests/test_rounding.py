@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibrate.rounding import round_compensated
+from calibrate.rounding import clipped_scales, round_compensated
 from mobileone_q.quantized import weight_scales
 
 
@@ -46,3 +46,26 @@ def test_codes_stay_on_the_grid():
     weight = torch.randn(16, 24)
     codes = round_compensated(weight, weight_scales(weight) / 4, x.T @ x)
     assert codes.min() >= -127
+
+
+def test_a_huge_weight_of_an_input_that_hardly_varies_is_clipped():
+    """It would take all resolution from its row; what clipping costs is a constant, for the bias."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 16).double()
+    x[:, 3] = 1 + 1e-5 * x[:, 3]
+    weight = torch.randn(8, 16)
+    weight[:, 3] *= 300
+    covariance = torch.cov(x.T)
+    scale = clipped_scales(weight, covariance.diagonal())
+    assert (scale <= weight_scales(weight)).all()
+    for steps in (scale, weight_scales(weight)):
+        codes = round_compensated(weight, steps, covariance)
+        error = x @ (codes * steps[:, None] - weight).double().T
+        spread = (error - error.mean(0)).square().mean() / (x @ weight.double().T).var(0).mean()
+        assert (spread < 1e-3) == (steps is scale)
+
+
+def test_scales_stay_where_all_inputs_count_or_none_does():
+    weight = torch.eye(6) + 0.3
+    for variance in (torch.ones(6), torch.zeros(6)):
+        assert torch.equal(clipped_scales(weight, variance.double()), weight_scales(weight))
