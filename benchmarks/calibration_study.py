@@ -22,6 +22,7 @@ import torch
 
 from calibrate import correct as correct_module
 from calibrate import equalise as equalise_module
+from calibrate import rounding as rounding_module
 from calibrate import statistics as statistics_module
 from calibrate.data import Batches, ImageFolder
 from calibrate.recipe import Recipe, calibrate
@@ -37,6 +38,7 @@ EQUAL_POSITIONS = mock.patch.object(
     statistics_module, "position_weights", lambda sample: sample.new_ones(len(sample), sample.shape[2])
 )
 EQUAL_ERRORS = mock.patch.object(correct_module, "_importance", lambda block, y, y_q: torch.ones_like(y))
+WHOLE_ROWS = mock.patch.object(rounding_module, "SHARES", rounding_module.SHARES[:1])
 ONE_ALPHA = mock.patch.object(equalise_module, "ALPHAS", (0.3,))
 # Each step adds to the one above: title, settings, and what is still switched off.
 STEPS = (
@@ -47,7 +49,8 @@ STEPS = (
     ("+ alpha chosen per block", {"rounding": "nearest"}, (EQUAL_POSITIONS, EQUAL_ERRORS)),
     ("+ massive positions count by relative error", {"rounding": "nearest"}, (EQUAL_ERRORS,)),
     ("+ bias correction by importance", {"rounding": "nearest"}, ()),
-    ("+ compensated rounding (the default)", {}, ()),
+    ("+ compensated rounding", {}, (WHOLE_ROWS,)),
+    ("+ row scales by what inputs vary (the default)", {}, ()),
     ("+ learned rounding (`--rounding learned`)", {"rounding": "learned"}, ()),
 )
 

@@ -33,6 +33,7 @@ from mobileone_q.run import Run
 COMMAND = [sys.executable, "-m", "cli"]
 POOR = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
 SAMPLE = ("--config", "configs/qat-sample.yaml")
+STARTS: dict[str, tuple[str, ...]] = {"default": (), "poor": ("--lr", "0.03")}  # a longer way to go
 HEADINGS = (
     "start", "trained", "top-1 FP32", "top-1 before", "top-1 after", "agreement before", "after",
     "KL before", "KL after", "minutes",
@@ -76,14 +77,14 @@ def table() -> None:
 def sample(folder: Path) -> None:
     """Default and poor start, branches fused and live."""
     table()
-    for start in ("default", "poor"):
+    for start, more in STARTS.items():
         run = folder / start
         command("calibrate", "--arch", "s0", "--target", "tensorrt", "--output", run)
         if start == "poor":
             spoil(Run(run))
         for branches in ("fused", "live"):
             output = folder / f"{start}-{branches}"
-            command("qat", *SAMPLE, "--run", run, "--branches", branches, "--output", output)
+            command("qat", *SAMPLE, *more, "--run", run, "--branches", branches, "--output", output)
             row(start, branches, output)
 
 

@@ -26,10 +26,15 @@ def read_split(folder: Path, split: str) -> ImageArray:
     Raises:
         DataError: a file is missing or damaged.
     """
+    return ImageArray(f"{folder} ({split})", *read_arrays(folder, split), sample.PREPROCESSING)
+
+
+def read_arrays(folder: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """As :func:`read_split`: images (N, 28, 28) and labels (N,)."""
     images, labels = (_read(folder / f"{SPLITS[split]}-{kind}.gz") for kind in KINDS)
     if len(images) != len(labels):
         raise DataError(f"{folder} has {len(images)} {split} images and {len(labels)} labels; fetch it again")
-    return ImageArray(f"{folder} ({split})", images, labels, sample.PREPROCESSING)
+    return images, labels
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
