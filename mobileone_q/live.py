@@ -18,7 +18,7 @@ from mobileone_q.fuse import fold_branches, fold_head
 from mobileone_q.fused import FusedModel
 from mobileone_q.model import Classifier, MobileOne, MultiBranchBlock
 from mobileone_q.qat import FakeQuantBlock, FakeQuantModel, round_through
-from mobileone_q.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.quantized import WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
 MOMENTUM = 0.01  # of batch statistics: they are near their end, and batches are small
 
@@ -106,16 +106,19 @@ def exchanged(fused: FusedModel, quantized: QuantizedModel) -> dict[str, tuple[T
     """What equalization moved between channels: (columns, rows) of each block by name.
 
     Read off the weights, since ``quantized`` keeps no record: rows from the ratio of norms, columns
-    from the block before. Rounding blurs it by less than a percent, which only scales how fast a
-    weight learns.
+    from the block before. Rounding blurs it by a percent or so, which scales how fast a weight
+    learns. Weights at their grid's end may have been clipped, by however much: they do not count.
     """
     factors = {}
     columns = torch.ones(fused.arch.in_channels)
     for name, block in fused.blocks():
         q = quantized.block(name)
-        kernel = scaled(block.weight, columns, torch.ones(len(block.weight)))
-        before = kernel.flatten(1).norm(dim=1)
-        after = q.weight.float().flatten(1).norm(dim=1) * q.weight_scale
+        kernel = scaled(block.weight, columns, torch.ones(len(block.weight))).flatten(1)
+        codes = q.weight.float().flatten(1)
+        inner = codes.abs() < WEIGHT_STEPS if not q.is_float else torch.ones_like(codes, dtype=torch.bool)
+        inner |= ~((codes * inner).abs() > 0).any(1, keepdim=True)  # a row with nothing else in it
+        before = (kernel * inner).norm(dim=1)
+        after = (codes * inner).norm(dim=1) * q.weight_scale
         rows = torch.where((before > 0) & (after > 0), before / after, 1.0)
         factors[name] = (columns, rows)
         columns = rows

@@ -55,6 +55,7 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     assert f"build-engine --int8 --run {made}" in output
     report, before = (json.loads((path / "report.json").read_text()) for path in (made, run))
     assert report["qat"]["before"] == before["accuracy"]
+    assert f"KL {before['accuracy']['kl']:.4f}." in (made / "report.html").read_text()
     assert report["qat"]["steps"] == 2 * (64 if branches == "live" else 48) // 16
     assert report["accuracy"]["images"] == 2000
     assert report["accuracy"]["fp32"] == before["accuracy"]["fp32"]

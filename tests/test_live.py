@@ -18,7 +18,7 @@ from mobileone_q.fuse import fuse
 from mobileone_q.live import exchanged, live_model, scaled, update_statistics
 from mobileone_q.qat import FakeQuantModel
 from mobileone_q.quantized import to_codes
-from tests.conftest import batch_norms, random_images, random_model, small
+from tests.conftest import batch_norms, random_images, random_model, relative_error, small
 from tests.test_export import run, with_codes
 from tests.test_qat import block_codes, disturb
 
@@ -140,3 +140,20 @@ def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, b
             apart += int((difference > 0).sum())
             total += difference.numel()
     assert apart <= 1e-3 * total
+
+
+def test_what_was_exchanged_is_read_off_though_weights_were_clipped():
+    fused = fuse(random_model(small()))
+    producer, consumer = fused.block("stage2.1.dw"), fused.block("stage2.1.pw")
+    producer.weight[5] *= 1e-4
+    producer.bias[5] = 0.5  # nearly a constant
+    consumer.weight[:, 5] *= 300
+    consumer.bias -= 0.5 * consumer.weight[:, 5].flatten()
+    images = [(random_images(fused.arch, 16).numpy(), None)] * 8
+    equalised, quantized = fit(fused, images, Recipe(target="tensorrt"))
+    factors = exchanged(fused, quantized)
+    widest = equalised.block("stage2.1.pw").weight.flatten(1).abs().amax(1)
+    assert (quantized.block("stage2.1.pw").weight_scale * 127 < 0.5 * widest).any()
+    for name, block in equalised.blocks():
+        moved = scaled(fused.block(name).weight, *factors[name])
+        assert relative_error(block.weight, moved) < 0.05

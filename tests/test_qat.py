@@ -95,7 +95,7 @@ def test_training_mends_a_poor_quantization():
     target = fused(x)
     trainable = FakeQuantModel(quantized)
     optimizer = torch.optim.Adam(trainable.parameters(), lr=0.02)
-    for _ in range(8):
+    for _ in range(20):
         loss = (trainable(x) - target).square().mean()
         optimizer.zero_grad()
         loss.backward()
