@@ -32,7 +32,7 @@ def kl(fused, quantized, images):
 def test_learning_pays_on_images_that_it_has_not_seen(network, monkeypatch):
     monkeypatch.setattr("calibrate.learn.RATE", 0.01)  # fewer steps than the default is for
     fused, calibration, judged = network
-    poor = {"method": "minmax", "equalise": False, "target": "tensorrt"}
+    poor = {"method": "minmax", "equalise": False, "correct": False, "target": "tensorrt"}
     plain = calibrate(fused, calibration, Recipe(**poor))
     learned = calibrate(fused, calibration, Recipe(**poor, rounding="learned"))
     assert kl(fused, learned, judged) < 0.95 * kl(fused, plain, judged)
