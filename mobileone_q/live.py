@@ -116,7 +116,7 @@ def exchanged(fused: FusedModel, quantized: QuantizedModel) -> dict[str, tuple[T
         kernel = scaled(block.weight, columns, torch.ones(len(block.weight))).flatten(1)
         codes = q.weight.float().flatten(1)
         inner = codes.abs() < WEIGHT_STEPS if not q.is_float else torch.ones_like(codes, dtype=torch.bool)
-        inner |= ~((codes * inner).abs() > 0).any(1, keepdim=True)  # a row with nothing else in it
+        inner |= ~(codes * inner).any(1, keepdim=True)  # a row with nothing else in it
         before = (kernel * inner).norm(dim=1)
         after = (codes * inner).norm(dim=1) * q.weight_scale
         rows = torch.where((before > 0) & (after > 0), before / after, 1.0)

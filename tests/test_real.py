@@ -35,7 +35,7 @@ def test_accuracy(run):
     assert accuracy["fp32"]["top1"] == pytest.approx(0.795, abs=1e-3)
     assert accuracy["fp32"]["top5"] == pytest.approx(0.940, abs=3e-3)
     assert accuracy["drop_pts"] <= 1.0
-    assert accuracy["agreement"] >= 0.935  # one draw; the mean over five is 0.95 and more
+    assert accuracy["agreement"] >= 0.945
     assert accuracy["kl"] <= 0.0185
 
 
