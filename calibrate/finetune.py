@@ -40,6 +40,7 @@ def fine_tune(
     eval_data: Path | None,
     images: int | None,
     labels: float,
+    temperature: float,
     held_out: float,
     bn_epochs: int,
     resume: bool,
@@ -69,10 +70,16 @@ def fine_tune(
     def on_epoch(model: nn.Module, epoch: int) -> None:
         update_statistics(model, epoch < bn_epochs)
 
-    facts = {"branches": branches, "labels": labels, "held_out": held_out, "bn_epochs": bn_epochs}
+    facts = {
+        "branches": branches,
+        "labels": labels,
+        "temperature": temperature,
+        "held_out": held_out,
+        "bn_epochs": bn_epochs,
+    }
     training = Training(
         model,
-        Distillation(fused.to(engine.device), labels, settings.label_smoothing),
+        Distillation(fused.to(engine.device), labels, settings.label_smoothing, temperature),
         views(trained, augmentation, settings.seed),
         views(judged) if judged else None,
         settings,

@@ -182,6 +182,10 @@ QAT_OPTIONS = (
         help="Share of the loss that is the labels'; the rest is KL to the FP32 network.",
     ),
     click.option(
+        "--temperature", type=click.FloatRange(1), default=4.0, show_default=True,
+        help="Softens both networks' answers while training, to learn from every class.",
+    ),
+    click.option(
         "--held-out", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
         help="Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
     ),

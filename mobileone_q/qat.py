@@ -40,14 +40,14 @@ class _Codes(torch.autograd.Function):
         ratio = x / scale
         ctx.save_for_backward(ratio, scale)
         ctx.low, ctx.high = low, high
-        return ratio.round().clamp(low, high)
+        return ratio.round().clamp_(low, high)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         ratio, scale = ctx.saved_tensors
         # What rounds to a code of the grid passes: hardtanh's gradient, in one sweep of memory.
         inside = torch.ops.aten.hardtanh_backward(grads[0], ratio, ctx.low - 0.5, ctx.high + 0.5)
-        grad = inside / scale
+        grad = inside.div_(scale)
         # The other half of LSQ's gradient is that of the product of codes and scale.
         scale_grad = -(grad * ratio).sum() if ctx.needs_input_grad[1] else None
         return grad, scale_grad, None, None
@@ -121,7 +121,7 @@ class FakeQuantBlock(Block):
         scale = self.input_scale
         products = apply_kernel(self.spec, fake_codes(x, scale, self.grid), weight, None)
         shape = (1, -1) if self.spec.pool else (1, -1, 1, 1)
-        return products * (scale * self.weight_scale).reshape(shape) + bias.reshape(shape)
+        return (products * (scale * self.weight_scale).reshape(shape)).add_(bias.reshape(shape))
 
     @torch.no_grad()
     def write_to(self, q: QuantizedBlock) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -82,15 +83,15 @@ def test_a_stopped_run_goes_on_exactly(folder, tmp_path, accumulate):
     whole.run("training")
     # The signal comes while a loss is computed, in the middle of the second epoch.
     stopped = training(folder, tmp_path / "stopped", accumulate=accumulate)
-    loss, signals = stopped.objective.loss, []
+    measure, signals = stopped.objective.measure, []
 
-    def loss_and_stop(model, batch):
+    def measure_and_stop(model, batch):
         if stopped.state.position.step == 8 and not signals:
             signals.append(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
-        return loss(model, batch)
+        return measure(model, batch)
 
-    stopped.objective.loss = loss_and_stop
+    stopped.objective.measure = measure_and_stop
     with pytest.raises(Interrupted, match=r"stopped at step 9 of 18 .* --resume"):
         stopped.run("training")
     resumed = training(folder, tmp_path / "stopped", accumulate=accumulate)
@@ -221,3 +222,27 @@ def test_holding_out_nothing_or_everything_is_refused(folder):
     assert sorted([*rest.indices, *held.indices]) == list(range(96))
     with pytest.raises(DataError, match="cannot be held out"):
         split(chosen, 0.001, seed=0)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
+def test_freed_memory_is_used_again():
+    """In a process of its own, since malloc's settings last."""
+    code = """
+import resource, torch
+from mobileone_q.training.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+plain = faults()
+assert keep_freed_memory()
+faults()
+print(plain, faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    plain, kept = map(int, done.stdout.split())
+    assert kept < plain / 10

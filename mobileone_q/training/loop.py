@@ -23,7 +23,8 @@ from mobileone_q.progress import progress
 from mobileone_q.training.checkpoint import Position, State
 from mobileone_q.training.data import Batch, Feed, Views
 from mobileone_q.training.journal import Journal
-from mobileone_q.training.objectives import Objective
+from mobileone_q.training.memory import keep_freed_memory
+from mobileone_q.training.objectives import Figures, Objective
 from mobileone_q.training.optim import averaged, make_optimizer, schedule
 from mobileone_q.training.settings import Settings
 
@@ -56,6 +57,7 @@ def make_engine(settings: Settings) -> Any:
         from accelerate.state import AcceleratorState
     except ImportError:
         raise BackendMissing("training needs Accelerate: pip install mobileone-q[train]") from None
+    keep_freed_memory()
     AcceleratorState._reset_state()  # or a second run in one process keeps the first one's precision
     return Accelerator(
         cpu=settings.device == "cpu",
@@ -154,21 +156,22 @@ class Training:
         loader = self.feed.loader(
             epoch, first * settings.accumulate, self.share, self.rank, self.world, settings.workers
         )
-        losses: list[Tensor] = []
+        passes: list[Figures] = []
         last = time.monotonic()
         for batch in loader:
-            losses.append(self._pass(batch.to(self.engine.device), epoch, len(losses)))
-            if len(losses) < settings.accumulate:
+            passes.append(self._pass(batch.to(self.engine.device), epoch, len(passes)))
+            if len(passes) < settings.accumulate:
                 continue
             self.average.update_parameters(self.model)
             position.step += 1
-            loss = self.engine.reduce(torch.stack(losses).mean(), "mean").item()
+            figures = self._means(passes)
             rate = settings.batch / max(time.monotonic() - last, 1e-9)
-            losses, last = [], time.monotonic()
-            advance(1, f"{self.objective.title} {loss:.4f}, {rate:.0f} inputs/s")
+            passes, last = [], time.monotonic()
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            advance(1, f"{shown}, {rate:.0f} inputs/s")
             if position.step % settings.log_every == 0:
                 lr = self.optimizer.param_groups[0]["lr"]
-                journal.write(position.step, epoch=epoch, loss=loss, lr=lr, inputs_per_s=rate)
+                journal.write(position.step, epoch=epoch, **figures, lr=lr, inputs_per_s=rate)
             is_last = position.step % self.steps_per_epoch == 0
             if is_last and (epoch + 1) % settings.evaluate_every == 0:
                 self._evaluate_and_judge(journal)
@@ -182,14 +185,20 @@ class Training:
                     "go on with the same command and --resume"
                 )
 
-    def _pass(self, batch: Batch, epoch: int, done: int) -> Tensor:
+    def _means(self, passes: list[Figures]) -> dict[str, float]:
+        """Figures of a step, over its passes and all processes."""
+        sums = torch.stack([torch.stack(list(figures.values())) for figures in passes])
+        return dict(zip(passes[0], self.engine.reduce(sums.mean(0), "mean").tolist()))
+
+    def _pass(self, batch: Batch, epoch: int, done: int) -> Figures:
         """Forward and backward of one process's share; the optimizer steps when all are summed."""
         step = self.state.position.step
         schedule(self.optimizer, self.settings, step, self.steps)
         torch.manual_seed(hash((self.settings.seed, step, done, self.rank)) % 2**63)  # dropout
         with self.engine.accumulate(self.wrapped):
             with self.engine.autocast():
-                loss = self.objective.loss(self.wrapped, batch)
+                figures = self.objective.measure(self.wrapped, batch)
+            loss = figures["loss"]
             if not torch.isfinite(loss):
                 more = f" and {len(batch) - SHOWN} more" if len(batch) > SHOWN else ""
                 raise TrainingError(
@@ -201,7 +210,7 @@ class Training:
                 self.engine.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return loss.detach()
+        return {name: figure.detach() for name, figure in figures.items()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

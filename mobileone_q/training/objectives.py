@@ -12,24 +12,21 @@ from torch import Tensor, nn
 from mobileone_q.training.data import Batch
 
 Sums = dict[str, Tensor]
+Figures = dict[str, Tensor]
 
 
 class Objective(Protocol):
     """A loss to train by and figures to judge by.
 
-    ``judge`` gives sums over a batch, with the number of inputs as ``count``; their means are the
-    figures, of which ``monitor`` decides: the higher the better, or the lower.
+    ``measure`` gives figures of a training batch, of which ``loss`` is what is minimised. ``judge``
+    gives sums over a batch; their means are the figures of an evaluation, of which ``monitor``
+    decides: the higher the better, or the lower.
     """
 
     monitor: str
     higher_is_better: bool
 
-    @property
-    def title(self) -> str:
-        """What the loss is called."""
-        ...
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
+    def measure(self, model: nn.Module, batch: Batch) -> Figures: ...
     def judge(self, model: nn.Module, batch: Batch) -> Sums: ...
 
 
@@ -56,10 +53,9 @@ class Classification:
     smoothing: float = 0.0
     monitor: str = "top1"
     higher_is_better: bool = True
-    title: str = "loss"
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return label_loss(model(batch.x), batch, self.smoothing)
+    def measure(self, model: nn.Module, batch: Batch) -> Figures:
+        return {"loss": label_loss(model(batch.x), batch, self.smoothing)}
 
     def judge(self, model: nn.Module, batch: Batch) -> Sums:
         logits = model(batch.x)
@@ -69,40 +65,44 @@ class Classification:
 
 @dataclass
 class Distillation:
-    """KL(teacher to student), in nats (Hinton et al., arXiv:1503.02531, at temperature 1).
+    """KL(teacher to student), in nats (Hinton et al., arXiv:1503.02531).
 
-    ``labels`` is the share of the loss that is cross entropy, for inputs that have a label.
+    Training softens both distributions by ``temperature`` and multiplies by its square, as there: of
+    a sure answer at temperature 1 only a class or two can be learned from, and few images are then
+    soon known by heart. Judged is the KL at temperature 1. ``labels`` is the share of the loss that
+    is cross entropy, for inputs that have a label.
     """
 
     teacher: nn.Module
     labels: float = 0.0
     smoothing: float = 0.0
+    temperature: float = 1.0
     monitor: str = "loss"
     higher_is_better: bool = False
 
-    @property
-    def title(self) -> str:
-        return "loss" if self.labels else "KL"
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def measure(self, model: nn.Module, batch: Batch) -> Figures:
         with torch.no_grad():
             teacher = self.teacher(batch.x)
-        return self._blend(model(batch.x), teacher, batch)
+        logits, t = model(batch.x), self.temperature
+        soft = t**2 * divergence(teacher / t, logits / t).mean()
+        with torch.no_grad():
+            kl = divergence(teacher, logits).mean()
+        return {"loss": self._blend(soft, logits, batch), "kl": kl}
 
     def judge(self, model: nn.Module, batch: Batch) -> Sums:
         logits, teacher = model(batch.x), self.teacher(batch.x)
+        kl = divergence(teacher, logits)
         sums = {
-            "loss": len(batch) * self._blend(logits, teacher, batch),
-            "kl": divergence(teacher, logits).sum(),
+            "loss": len(batch) * self._blend(kl.mean(), logits, batch),
+            "kl": kl.sum(),
             "agreement": (logits.argmax(1) == teacher.argmax(1)).sum(),
         }
         return sums | hits(logits, batch.y) if bool((batch.y >= 0).all()) else sums
 
-    def _blend(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        loss = divergence(teacher, logits).mean()
+    def _blend(self, kl: Tensor, logits: Tensor, batch: Batch) -> Tensor:
         if not self.labels:
-            return loss
-        return (1 - self.labels) * loss + self.labels * label_loss(logits, batch, self.smoothing)
+            return kl
+        return (1 - self.labels) * kl + self.labels * label_loss(logits, batch, self.smoothing)
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
