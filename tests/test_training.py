@@ -27,6 +27,7 @@ from tests.test_cli import invoke, refused
 from tests.tiny import write_architecture, write_signals
 
 ROOT = Path(__file__).resolve().parents[1]
+RECIPE = ROOT / "configs" / "train-imagenet-s0.yaml"
 AUGMENTATION = Augmentation(shift=0.2, flip=0.5, jitter=0.1, noise=0.05, mixup=0.2)
 
 
@@ -143,14 +144,14 @@ def test_patience_ends_a_run_that_gets_no_better(folder, tmp_path):
     assert outcome.steps < 10 * 6
 
 
-def test_two_processes_follow_one(folder, tmp_path):
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_processes_follow_one(folder, tmp_path, launcher):
     """Same global batch, batch statistics over both: the same loss to 1e-3 over 20 steps."""
     options = [
         "train", recipe(folder), "--epochs", "4", "--log-every", "1", "--device", "cpu",
     ]  # fmt: skip
     invoke(*options, "--output", tmp_path / "one")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
-              "--master_addr", "127.0.0.1", "--master_port", free_port(), "--module", "cli"]  # fmt: skip
+    launch = LAUNCHERS[launcher](free_port())
     words = [str(word) for word in [*launch, *options, "--output", tmp_path / "two"]]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment(), timeout=240)
     assert done.returncode == 0, done.stderr
@@ -182,6 +183,31 @@ def test_kill_9_costs_at_most_one_interval(folder, tmp_path):
     whole, resumed = (read_safetensors(path)[0] for path in files)
     assert same(whole, resumed)
     assert losses(tmp_path / "whole" / "training") == losses(journal.parent)
+
+
+def torchrun(port):
+    here = ["--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", port]
+    return [sys.executable, "-m", "torch.distributed.run", *here, "--module", "cli"]
+
+
+def accelerate(port):
+    """As the recipe for ImageNet says, with two processes for its eight."""
+    (line,) = (line for line in RECIPE.read_text().splitlines() if "accelerate launch" in line)
+    words = line.removeprefix("#").replace("num_processes 8", "num_processes 2").split()
+    end = words.index("cli") + 1
+    assert words[end:] == ["train", "configs/train-imagenet-s0.yaml"]
+    return [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *words[2:3],
+        "--main_process_port",
+        port,
+        *words[3:end],
+    ]
+
+
+LAUNCHERS = {"torchrun": torchrun, "accelerate": accelerate}
 
 
 def free_port():
