@@ -321,7 +321,7 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
 @main.command()
 @qat_options
 @click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/RUN-qat, numbered]")
-@training_options(epochs=60, lr=0.01, crop=0.35, flip=0.5, jitter=0.3)
+@training_options(epochs=50, lr=0.005, crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
 def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
     """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
     from calibrate.finetune import fine_tune

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from calibrate.inputs import choose_inputs
@@ -58,15 +59,17 @@ def spoil(run: Run) -> None:
     update_report(run, **measure_accuracy(run, quantized, inputs.judged))
 
 
-def row(start: str, trained: str, run: Path) -> None:
-    """One line of the table, from the report of a fine-tuned run."""
-    report = report_of(run)
-    after, before = report["accuracy"], report["qat"]["before"]
-    shares = [after["fp32"]["top1"], before["int8"]["top1"], after["int8"]["top1"]]
-    shares += [before["agreement"], after["agreement"]]
+def row(start: str, trained: str, *runs: Path) -> None:
+    """One line of the table: means over fine-tuned runs, from their reports."""
+    reports = [report_of(run) for run in runs]
+    pairs = [(report["qat"]["before"], report["accuracy"]) for report in reports]
+    shares = [fmean(after["fp32"]["top1"] for _, after in pairs)]
+    shares += [fmean(pair[k]["int8"]["top1"] for pair in pairs) for k in (0, 1)]
+    shares += [fmean(pair[k]["agreement"] for pair in pairs) for k in (0, 1)]
     cells = [start, trained, *(f"{100 * share:.2f} %" for share in shares)]
-    cells += [f"{before['kl']:.4f}", f"{after['kl']:.4f}", f"{report['seconds']['qat'] / 60:.1f}"]
-    print(f"| {' | '.join(cells)} |", flush=True)
+    cells += [f"{fmean(pair[k]['kl'] for pair in pairs):.4f}" for k in (0, 1)]
+    minutes = fmean(report["seconds"]["qat"] for report in reports) / 60
+    print(f"| {' | '.join([*cells, f'{minutes:.1f}'])} |", flush=True)
 
 
 def table() -> None:
@@ -92,14 +95,51 @@ def imagenet(folder: Path, args: argparse.Namespace) -> None:
     """S0 over the number of images, each calibrated and distilled on the same ones."""
     table()
     for images in args.images:
-        run, output = folder / f"{images}", folder / f"{images}-qat"
-        data = ["--data", args.data, "--eval-data", args.eval_data, "--images", images]
-        words = ["--arch", "s0", "--weights", args.weights, "--target", "tensorrt", *data]
-        command("calibrate", *words, "--output", run)
-        epochs = max(1, args.steps * args.batch // images)
-        settings = ["--epochs", epochs, "--batch", args.batch]
-        command("qat", "--run", run, *settings, "--output", output)
-        row(f"{images} images", "fused", output)
+        for seed in args.seeds:
+            made = distil(folder / f"{images}-{seed}", args, args.data, args.eval_data, images, seed)
+            row(f"{images} images", f"seed {seed}", made)
+    for seed in args.seeds if args.folds else ():
+        both = []
+        for fold, (data, eval_data) in enumerate(halves(args.data, args.eval_data, folder / "folds")):
+            images = sum(path.is_file() for path in data.rglob("*"))
+            both.append(distil(folder / f"fold-{fold}-{seed}", args, data, eval_data, images, seed))
+        row(f"{images} images", f"seed {seed}, two halves", *both)
+
+
+def distil(
+    folder: Path, args: argparse.Namespace, data: Path, eval_data: Path, images: int, seed: int
+) -> Path:
+    """A run that was calibrated on the images and fine-tuned on them, without labels."""
+    run, made = folder / "run", folder / "qat"
+    seen = ["--data", data, "--eval-data", eval_data, "--images", images]
+    words = ["--arch", "s0", "--weights", args.weights, "--target", "tensorrt", *seen]
+    command("calibrate", *words, "--output", run)
+    epochs = max(1, args.steps // max(1, images // args.batch))
+    settings = ["--epochs", epochs, "--batch", args.batch, "--seed", seed]
+    command("qat", "--run", run, *settings, "--output", made)
+    return made
+
+
+def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]:
+    """(training, evaluation) folders of links, twice: all of ``data`` and one half of ``eval_data``
+    to train on, the other half to judge by; so both together judge on all of ``eval_data``."""
+    judged = sorted(path for path in eval_data.rglob("*") if path.is_file())
+    pairs = []
+    for fold in (0, 1):
+        pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
+        for path in (path for path in data.rglob("*") if path.is_file()):
+            link(path, pair[0] / "data" / path.relative_to(data))
+        for number, path in enumerate(judged):
+            goal = pair[1] if number % 2 == fold else pair[0] / "more"
+            link(path, goal / path.relative_to(eval_data))
+        pairs.append(pair)
+    return pairs
+
+
+def link(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if not to.exists():
+        to.symlink_to(path.resolve())
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -109,8 +149,10 @@ def main(words: Sequence[str] | None = None) -> None:
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)
-    study.add_argument("--images", type=int, nargs="+", default=[50, 100, 200])
-    study.add_argument("--steps", type=int, default=960)
+    study.add_argument("--images", type=int, nargs="*", default=[50, 100, 200])
+    study.add_argument("--seeds", type=int, nargs="+", default=[0])
+    study.add_argument("--folds", action="store_true", help="also train on --data and half of --eval-data")
+    study.add_argument("--steps", type=int, default=600)
     study.add_argument("--batch", type=int, default=16)
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:

@@ -182,7 +182,7 @@ QAT_OPTIONS = (
         help="Share of the loss that is the labels'; the rest is KL to the FP32 network.",
     ),
     click.option(
-        "--temperature", type=click.FloatRange(1), default=4.0, show_default=True,
+        "--temperature", type=click.FloatRange(1), default=10.0, show_default=True,
         help="Softens both networks' answers while training, to learn from every class.",
     ),
     click.option(
