@@ -1,6 +1,6 @@
 """What quantization-aware training wins back: the README's tables, through the command line.
 
-    python benchmarks/qat_study.py sample
+    python benchmarks/qat_study.py sample --test /usr/share/datasets/fashion-mnist
     python benchmarks/qat_study.py imagenet --weights mobileone_s0_fused.pth --data calib/ --eval-data val/
 
 ``sample`` fine-tunes the bundled sample from the default calibration and from a deliberately poor one
@@ -17,10 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from calibrate.data import Batches
+from calibrate.idx import read_split
 from calibrate.inputs import choose_inputs
 from calibrate.recipe import Recipe
 from calibrate.recipe import calibrate as run_recipe
@@ -28,13 +31,15 @@ from mobileone_q.choose import choose_architecture
 from mobileone_q.export import export_onnx
 from mobileone_q.fused import FusedModel
 from mobileone_q.measure import measure_accuracy
+from mobileone_q.quantized import QuantizedModel
 from mobileone_q.report import update_report
 from mobileone_q.run import Run
+from mobileone_q.sample import PREPROCESSING
 
 COMMAND = [sys.executable, "-m", "cli"]
 POOR = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
 SAMPLE = ("--config", "configs/qat-sample.yaml")
-STARTS: dict[str, tuple[str, ...]] = {"default": (), "poor": ("--lr", "0.03")}  # a longer way to go
+STARTS: dict[str, tuple[str, ...]] = {"default": (), "poor": ("--lr", "0.06")}  # a longer way to go
 HEADINGS = (
     "start", "trained", "top-1 FP32", "top-1 before", "top-1 after", "agreement before", "after",
     "KL before", "KL after", "minutes",
@@ -45,8 +50,27 @@ def command(*words: Any) -> None:
     subprocess.run([*COMMAND, *map(str, words)], check=True, stdout=sys.stderr)
 
 
-def report_of(run: Path) -> dict[str, Any]:
-    return json.loads((run / "report.json").read_text())
+@dataclass(frozen=True)
+class Measured:
+    """A fine-tuned run: the accuracy of its start and its own, as in report.json, and how long it took."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+    minutes: float
+
+
+def reported(run: Path) -> Measured:
+    report = json.loads((run / "report.json").read_text())
+    return Measured(report["qat"]["before"], report["accuracy"], report["seconds"]["qat"] / 60)
+
+
+def tested(run: Path, start: Path, images: Batches) -> Measured:
+    """As :func:`reported`, measured anew on other images."""
+    before, after = (
+        measure_accuracy(made, QuantizedModel.load(made.quantized), images)["accuracy"]
+        for made in (Run(start), Run(run))
+    )
+    return Measured(before, after, reported(run).minutes)
 
 
 def spoil(run: Run) -> None:
@@ -59,17 +83,19 @@ def spoil(run: Run) -> None:
     update_report(run, **measure_accuracy(run, quantized, inputs.judged))
 
 
-def row(start: str, trained: str, *runs: Path) -> None:
-    """One line of the table: means over fine-tuned runs, from their reports."""
-    reports = [report_of(run) for run in runs]
-    pairs = [(report["qat"]["before"], report["accuracy"]) for report in reports]
+def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:
+    """One line of the table: means over fine-tuned runs; ``spread``: with extremes."""
+    pairs = [(one.before, one.after) for one in measured]
     shares = [fmean(after["fp32"]["top1"] for _, after in pairs)]
     shares += [fmean(pair[k]["int8"]["top1"] for pair in pairs) for k in (0, 1)]
     shares += [fmean(pair[k]["agreement"] for pair in pairs) for k in (0, 1)]
     cells = [start, trained, *(f"{100 * share:.2f} %" for share in shares)]
+    if spread:
+        tops = [100 * after["int8"]["top1"] for _, after in pairs]
+        cells[4] += f" ({min(tops):.2f} to {max(tops):.2f})"
     cells += [f"{fmean(pair[k]['kl'] for pair in pairs):.4f}" for k in (0, 1)]
-    minutes = fmean(report["seconds"]["qat"] for report in reports) / 60
-    print(f"| {' | '.join([*cells, f'{minutes:.1f}'])} |", flush=True)
+    cells.append(f"{fmean(one.minutes for one in measured):.1f}")
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def table() -> None:
@@ -77,8 +103,9 @@ def table() -> None:
     print("|" + "---|" * len(HEADINGS))
 
 
-def sample(folder: Path) -> None:
-    """Default and poor start, branches fused and live."""
+def sample(folder: Path, args: argparse.Namespace) -> None:
+    """Default and poor start, branches fused and live; then the same runs on all of the test images."""
+    made: dict[tuple[str, str], list[Path]] = {}
     table()
     for start, more in STARTS.items():
         run = folder / start
@@ -86,9 +113,19 @@ def sample(folder: Path) -> None:
         if start == "poor":
             spoil(Run(run))
         for branches in ("fused", "live"):
-            output = folder / f"{start}-{branches}"
-            command("qat", *SAMPLE, *more, "--run", run, "--branches", branches, "--output", output)
-            row(start, branches, output)
+            runs = made[start, branches] = [folder / f"{start}-{branches}-{seed}" for seed in args.seeds]
+            for seed, output in zip(args.seeds, runs):
+                words = ["--run", run, "--branches", branches, "--seed", seed, "--output", output]
+                command("qat", *SAMPLE, *more, *words)
+            row(start, branches, [reported(output) for output in runs], spread=True)
+    if args.test is None:
+        return
+    source = read_split(args.test, "test")
+    images = Batches.choose(source, PREPROCESSING)
+    print(f"\nOn all {len(source)} test images:\n")
+    table()
+    for (start, branches), runs in made.items():
+        row(start, branches, [tested(output, folder / start, images) for output in runs], spread=True)
 
 
 def imagenet(folder: Path, args: argparse.Namespace) -> None:
@@ -97,13 +134,14 @@ def imagenet(folder: Path, args: argparse.Namespace) -> None:
     for images in args.images:
         for seed in args.seeds:
             made = distil(folder / f"{images}-{seed}", args, args.data, args.eval_data, images, seed)
-            row(f"{images} images", f"seed {seed}", made)
+            row(f"{images} images", f"seed {seed}", [reported(made)])
     for seed in args.seeds if args.folds else ():
         both = []
         for fold, (data, eval_data) in enumerate(halves(args.data, args.eval_data, folder / "folds")):
             images = sum(path.is_file() for path in data.rglob("*"))
-            both.append(distil(folder / f"fold-{fold}-{seed}", args, data, eval_data, images, seed))
-        row(f"{images} images", f"seed {seed}, two halves", *both)
+            made = distil(folder / f"fold-{fold}-{seed}", args, data, eval_data, images, seed)
+            both.append(reported(made))
+        row(f"{images} images", f"seed {seed}, two halves", both)
 
 
 def distil(
@@ -128,12 +166,20 @@ def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]
     for fold in (0, 1):
         pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
         for path in (path for path in data.rglob("*") if path.is_file()):
-            link(path, pair[0] / "data" / path.relative_to(data))
+            link(path, pair[0] / flat(path.relative_to(data)))
         for number, path in enumerate(judged):
-            goal = pair[1] if number % 2 == fold else pair[0] / "more"
-            link(path, goal / path.relative_to(eval_data))
+            place = path.relative_to(eval_data)
+            link(path, pair[1] / place if number % 2 == fold else pair[0] / f"more-{flat(place)}")
+        for names in (eval_data / "classes.txt", eval_data.parent / "classes.txt"):
+            if names.is_file():  # which number a folder's class has, with half of the folders gone
+                link(names, pair[1].parent / names.name)
         pairs.append(pair)
     return pairs
+
+
+def flat(place: Path) -> str:
+    """One file name, outside any class folder, since nothing is labelled."""
+    return "-".join(place.parts)
 
 
 def link(path: Path, to: Path) -> None:
@@ -142,10 +188,15 @@ def link(path: Path, to: Path) -> None:
         to.symlink_to(path.resolve())
 
 
+STUDIES = {"sample": sample, "imagenet": imagenet}
+
+
 def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     studies = parser.add_subparsers(dest="study", required=True)
-    studies.add_parser("sample")
+    study = studies.add_parser("sample")
+    study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to judge on its 10,000 test images")
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)
@@ -156,7 +207,7 @@ def main(words: Sequence[str] | None = None) -> None:
     study.add_argument("--batch", type=int, default=16)
     args = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        sample(Path(folder)) if args.study == "sample" else imagenet(Path(folder), args)
+        STUDIES[args.study](Path(folder), args)
 
 
 if __name__ == "__main__":
