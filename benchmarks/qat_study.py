@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from calibrate.data import Batches
+from calibrate.data import Batches, ImageFolder
 from calibrate.idx import read_split
 from calibrate.inputs import choose_inputs
 from calibrate.recipe import Recipe
@@ -138,7 +138,7 @@ def imagenet(folder: Path, args: argparse.Namespace) -> None:
     for seed in args.seeds if args.folds else ():
         both = []
         for fold, (data, eval_data) in enumerate(halves(args.data, args.eval_data, folder / "folds")):
-            images = sum(path.is_file() for path in data.rglob("*"))
+            images = len(ImageFolder(data))
             made = distil(folder / f"fold-{fold}-{seed}", args, data, eval_data, images, seed)
             both.append(reported(made))
         row(f"{images} images", f"seed {seed}, two halves", both)
@@ -161,11 +161,11 @@ def distil(
 def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]:
     """(training, evaluation) folders of links, twice: all of ``data`` and one half of ``eval_data``
     to train on, the other half to judge by; so both together judge on all of ``eval_data``."""
-    judged = sorted(path for path in eval_data.rglob("*") if path.is_file())
+    judged = ImageFolder(eval_data).paths
     pairs = []
     for fold in (0, 1):
         pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
-        for path in (path for path in data.rglob("*") if path.is_file()):
+        for path in ImageFolder(data).paths:
             link(path, pair[0] / flat(path.relative_to(data)))
         for number, path in enumerate(judged):
             place = path.relative_to(eval_data)
