@@ -40,6 +40,7 @@ COMMAND = [sys.executable, "-m", "cli"]
 POOR = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
 SAMPLE = ("--config", "configs/qat-sample.yaml")
 STARTS: dict[str, tuple[str, ...]] = {"default": (), "poor": ("--lr", "0.06")}  # a longer way to go
+BRANCHES = ("fused", "live")
 HEADINGS = (
     "start", "trained", "top-1 FP32", "top-1 before", "top-1 after", "agreement before", "after",
     "KL before", "KL after", "minutes",
@@ -64,13 +65,11 @@ def reported(run: Path) -> Measured:
     return Measured(report["qat"]["before"], report["accuracy"], report["seconds"]["qat"] / 60)
 
 
-def tested(run: Path, start: Path, images: Batches) -> Measured:
-    """As :func:`reported`, measured anew on other images."""
-    before, after = (
-        measure_accuracy(made, QuantizedModel.load(made.quantized), images)["accuracy"]
-        for made in (Run(start), Run(run))
-    )
-    return Measured(before, after, reported(run).minutes)
+def test(path: Path, images: Batches) -> dict[str, Any]:
+    """A run's accuracy on other images than its own."""
+    run = Run(path)
+    accuracy: dict[str, Any] = measure_accuracy(run, QuantizedModel.load(run.quantized), images)["accuracy"]
+    return accuracy
 
 
 def spoil(run: Run) -> None:
@@ -104,7 +103,7 @@ def table() -> None:
 
 
 def sample(folder: Path, args: argparse.Namespace) -> None:
-    """Default and poor start, branches fused and live; then the same runs on all of the test images."""
+    """Default and poor start, branches fused and live; then the default's runs on all test images."""
     made: dict[tuple[str, str], list[Path]] = {}
     table()
     for start, more in STARTS.items():
@@ -112,7 +111,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
         command("calibrate", "--arch", "s0", "--target", "tensorrt", "--output", run)
         if start == "poor":
             spoil(Run(run))
-        for branches in ("fused", "live"):
+        for branches in BRANCHES:
             runs = made[start, branches] = [folder / f"{start}-{branches}-{seed}" for seed in args.seeds]
             for seed, output in zip(args.seeds, runs):
                 words = ["--run", run, "--branches", branches, "--seed", seed, "--output", output]
@@ -124,8 +123,11 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
     images = Batches.choose(source, PREPROCESSING)
     print(f"\nOn all {len(source)} test images:\n")
     table()
-    for (start, branches), runs in made.items():
-        row(start, branches, [tested(output, folder / start, images) for output in runs], spread=True)
+    before = test(folder / "default", images)
+    for branches in BRANCHES:
+        runs = made["default", branches]
+        tested = [Measured(before, test(output, images), reported(output).minutes) for output in runs]
+        row("default", branches, tested, spread=True)
 
 
 def imagenet(folder: Path, args: argparse.Namespace) -> None:
