@@ -6,7 +6,10 @@ and in which order is ours (:mod:`mobileone_q.training.data`), so that two proce
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +78,17 @@ def end(engine: Any) -> None:
     engine.wait_for_everyone()
     if torch.distributed.is_initialized():
         _GROUPS.append(torch.distributed.group.WORLD)
+        if not engine.is_main_process:
+            atexit.register(_leave)
     engine.end_training()
+
+
+def _leave() -> None:
+    """Exit without taking the interpreter down: gloo's threads may ask for its lock then, which
+    aborts the process (seen in torch 2.13), and the launcher would end the first one, still writing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class Training:
