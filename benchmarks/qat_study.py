@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from calibrate.data import Batches, ImageFolder
+from calibrate.data import Batches, ImageFolder, class_listing
 from calibrate.idx import read_split
 from calibrate.inputs import choose_inputs
 from calibrate.recipe import Recipe
@@ -137,9 +137,12 @@ def imagenet(folder: Path, args: argparse.Namespace) -> None:
         for seed in args.seeds:
             made = distil(folder / f"{images}-{seed}", args, args.data, args.eval_data, images, seed)
             row(f"{images} images", f"seed {seed}", [reported(made)])
-    for seed in args.seeds if args.folds else ():
+    if not args.folds:
+        return
+    folds = halves(args.data, args.eval_data, folder / "folds")
+    for seed in args.seeds:
         both = []
-        for fold, (data, eval_data) in enumerate(halves(args.data, args.eval_data, folder / "folds")):
+        for fold, (data, eval_data) in enumerate(folds):
             images = len(ImageFolder(data))
             made = distil(folder / f"fold-{fold}-{seed}", args, data, eval_data, images, seed)
             both.append(reported(made))
@@ -163,18 +166,17 @@ def distil(
 def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]:
     """(training, evaluation) folders of links, twice: all of ``data`` and one half of ``eval_data``
     to train on, the other half to judge by; so both together judge on all of ``eval_data``."""
-    judged = ImageFolder(eval_data).paths
+    trained, judged, listing = ImageFolder(data).paths, ImageFolder(eval_data).paths, class_listing(eval_data)
     pairs = []
     for fold in (0, 1):
         pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
-        for path in ImageFolder(data).paths:
+        for path in trained:
             link(path, pair[0] / flat(path.relative_to(data)))
         for number, path in enumerate(judged):
             place = path.relative_to(eval_data)
             link(path, pair[1] / place if number % 2 == fold else pair[0] / f"more-{flat(place)}")
-        for names in (eval_data / "classes.txt", eval_data.parent / "classes.txt"):
-            if names.is_file():  # which number a folder's class has, with half of the folders gone
-                link(names, pair[1].parent / names.name)
+        if listing is not None:  # half of the class folders are gone
+            link(listing, pair[1].parent / listing.name)
         pairs.append(pair)
     return pairs
 
@@ -186,8 +188,7 @@ def flat(place: Path) -> str:
 
 def link(path: Path, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
-    if not to.exists():
-        to.symlink_to(path.resolve())
+    to.symlink_to(path.resolve())
 
 
 STUDIES = {"sample": sample, "imagenet": imagenet}

@@ -38,6 +38,12 @@ class ImageSource(Protocol):
     def label(self, index: int) -> int: ...
 
 
+def class_listing(root: Path) -> Path | None:
+    """The ``classes.txt`` in a folder of images or beside it, which says what number a class has."""
+    places = (root / "classes.txt", root.resolve().parent / "classes.txt")
+    return next((place for place in places if place.is_file()), None)
+
+
 class ImageFolder:
     """``root/<class>/*.jpg``, or a flat folder of unlabelled images.
 
@@ -62,9 +68,7 @@ class ImageFolder:
 
     def _class_numbers(self, root: Path) -> dict[str, int]:
         folders = sorted({path.relative_to(root).parts[0] for path in self.paths if path.parent != root})
-        listing = next(
-            (f for f in (root / "classes.txt", root.resolve().parent / "classes.txt") if f.is_file()), None
-        )
+        listing = class_listing(root)
         if listing is None:
             self.classes = tuple(folders) or None
             return {folder: number for number, folder in enumerate(folders)}

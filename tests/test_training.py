@@ -196,15 +196,8 @@ def accelerate(port):
     words = line.removeprefix("#").replace("num_processes 8", "num_processes 2").split()
     end = words.index("cli") + 1
     assert words[end:] == ["train", "configs/train-imagenet-s0.yaml"]
-    return [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *words[2:3],
-        "--main_process_port",
-        port,
-        *words[3:end],
-    ]
+    here = ["--main_process_port", port]
+    return [sys.executable, "-m", "accelerate.commands.launch", *here, *words[2:end]]
 
 
 LAUNCHERS = {"torchrun": torchrun, "accelerate": accelerate}

@@ -200,8 +200,8 @@ class Training:
 
     def _means(self, passes: list[Figures]) -> dict[str, float]:
         """Figures of a step, over its passes and all processes."""
-        sums = torch.stack([torch.stack(list(figures.values())) for figures in passes])
-        return dict(zip(passes[0], self.engine.reduce(sums.mean(0), "mean").tolist()))
+        rows = torch.stack([torch.stack(list(figures.values())) for figures in passes])
+        return dict(zip(passes[0], self.engine.reduce(rows.mean(0), "mean").tolist()))
 
     def _pass(self, batch: Batch, epoch: int, done: int) -> Figures:
         """Forward and backward of one process's share; the optimizer steps when all are summed."""
