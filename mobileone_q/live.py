@@ -108,9 +108,11 @@ def exchanged(fused: FusedModel, quantized: QuantizedModel) -> dict[str, tuple[T
     Read off the weights, since ``quantized`` keeps no record: rows from the ratio of norms, columns
     from the block before. Rounding blurs it by a percent or so, which scales how fast a weight
     learns. Weights at their grid's end may have been clipped, by however much: they do not count.
+    After the last block there is nothing to exchange with: its rows are 1, whatever its gain.
     """
     factors = {}
     columns = torch.ones(fused.arch.in_channels)
+    last = fused.arch.blocks[-1].name
     for name, block in fused.blocks():
         q = quantized.block(name)
         kernel = scaled(block.weight, columns, torch.ones(len(block.weight))).flatten(1)
@@ -119,7 +121,7 @@ def exchanged(fused: FusedModel, quantized: QuantizedModel) -> dict[str, tuple[T
         inner |= ~(codes * inner).any(1, keepdim=True)  # a row with nothing else in it
         before = (kernel * inner).norm(dim=1)
         after = (codes * inner).norm(dim=1) * q.weight_scale
-        rows = torch.where((before > 0) & (after > 0), before / after, 1.0)
+        rows = torch.where((before > 0) & (after > 0) & (name != last), before / after, 1.0)
         factors[name] = (columns, rows)
         columns = rows
     return factors

@@ -36,7 +36,7 @@ def test_accuracy(run):
     assert accuracy["fp32"]["top5"] == pytest.approx(0.940, abs=3e-3)
     assert accuracy["drop_pts"] <= 1.0
     assert accuracy["agreement"] >= 0.945
-    assert accuracy["kl"] <= 0.0185
+    assert accuracy["kl"] <= 0.0155
 
 
 def test_every_conv_and_the_classifier_are_int8(run):
@@ -60,10 +60,10 @@ def test_latency_on_one_thread(run):
 
 
 def test_distillation_on_the_calibration_images(run, tmp_path):
-    """A quarter of the default's steps; those bring the KL down by a quarter."""
+    """A quarter of the default's steps."""
     if run[0] != "tensorrt":
         pytest.skip("once is enough")
     invoke("qat", "--run", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")
     before, after = report_of(run)["accuracy"], report_of((run[0], tmp_path / "tuned"))["accuracy"]
-    assert after["kl"] < 0.9 * before["kl"]
+    assert after["kl"] < 0.95 * before["kl"]
     assert after["agreement"] >= 0.945

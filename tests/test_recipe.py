@@ -4,14 +4,15 @@ import pytest
 import torch
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
-from calibrate.correct import UNSEEN, _importance, correct, images_held
+from calibrate.correct import UNSEEN, _best_gain, _importance, _patches, correct, images_held
 from calibrate.equalise import _exchange
 from calibrate.recipe import Recipe, calibrate, finish, prepare, quantize
 from calibrate.statistics import collect
-from mobileone_q.architecture import VARIANTS, architecture
+from mobileone_q.architecture import VARIANTS, BlockSpec, architecture
 from mobileone_q.errors import CalibrationError
 from mobileone_q.fuse import fuse
-from mobileone_q.quantized import QuantizedModel, quantize_weight, weight_scales
+from mobileone_q.model import apply_kernel, kernel_shape
+from mobileone_q.quantized import QuantizedBlock, QuantizedModel, quantize_weight, weight_scales
 from tests.conftest import random_images, random_model, relative_error, small
 
 
@@ -56,24 +57,53 @@ def test_each_step_of_the_recipe_pays():
     assert plain > 1.1 * corrected > 2 * error()
 
 
-def test_compensated_rounding_pays_where_there_are_samples_enough(fused):
-    """Stage 1's 16×16 maps give its 64 channels samples enough; each block on its own inputs."""
-    images = batches(fused.arch)
+@pytest.mark.parametrize("name", ["stem", "stage1.0.dw", "stage1.0.pw"])
+def test_compensated_rounding_pays_where_there_are_samples_enough(fused, name):
+    """The first maps have samples enough for every kernel; each block on its own inputs."""
+    images = [(smooth(8, seed).numpy(), None) for seed in range(3)]
     fused, statistics = prepare(fused, images, Recipe())
     plain, compensated = (
-        finish(fused, statistics, images, Recipe(rounding=rounding))
+        finish(fused, statistics, images, Recipe(rounding=rounding)).block(name)
         for rounding in ("nearest", "compensated")
     )
-    x = random_images(fused.arch, 32, seed=99)
-    for name in ("stem", "stage1.0.dw"):
-        x = fused.block(name)(x)
+    x = smooth(32, 99)
+    for before, block in fused.blocks():
+        if before == name:
+            break
+        x = block(x)
+    block = fused.block(name)
 
-    def error(quantized: QuantizedModel) -> float:
-        q = quantized.block("stage1.0.pw")
-        y = fused.block("stage1.0.pw").weight.flatten(1) - q.weight.flatten(1) * q.weight_scale[:, None]
-        return torch.einsum("oc,nchw->nohw", y, x).var(dim=(0, 2, 3)).sum().item()
+    def error(q: QuantizedBlock) -> float:
+        wrong = block.weight - q.weight * q.weight_scale.reshape(-1, 1, 1, 1)
+        return apply_kernel(block.spec, x, wrong, None).var(dim=(0, 2, 3)).sum().item()
 
     assert error(plain) > 1.05 * error(compensated)
+
+
+def smooth(count, seed):
+    """Images (N, 3, 32, 32) whose neighbouring pixels are alike, as a photograph's are."""
+    coarse = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"kernel": (3, 3), "padding": (1, 1), "groups": 6},
+        {"kernel": (3, 1), "padding": (2, 0), "stride": (2, 1), "dilation": (2, 1), "groups": 2},
+        {"kernel": (1, 1)},
+    ],
+)
+def test_patches_are_what_a_convolution_reads(shape):
+    spec = BlockSpec("block", 6, 12, **shape)
+    block = QuantizedBlock(spec, "int8")
+    codes = torch.randint(-128, 128, (3, 6, 7, 8), dtype=torch.int8)
+    weight = torch.randint(-127, 128, kernel_shape(spec)).float()
+    expected = apply_kernel(spec, codes.float(), weight, None)
+    patches = _patches(block, codes)  # of every position, since there are no more than POSITIONS
+    products = weight.reshape(spec.groups, -1, patches.shape[1]) @ patches
+    products = products.reshape(spec.out_channels, len(codes), *expected.shape[2:]).transpose(0, 1)
+    assert torch.equal(products, expected)
 
 
 def test_compensation_needs_samples(fused):
@@ -182,3 +212,11 @@ def test_quantized_models_round_trip(fused, tmp_path):
     x = random_images(fused.arch)
     assert loaded.target == "tensorrt"
     assert torch.equal(loaded(x), quantized(x))
+
+
+def test_logits_that_are_too_even_get_their_spread_back():
+    expected = 4 * torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    even = 0.96 * expected + torch.arange(10.0)  # means are the bias's business
+    assert _best_gain(expected, even) == pytest.approx(1 / 0.96, abs=0.01)
+    assert _best_gain(expected, expected.clone()) == 1
+    assert _best_gain(expected[:4], even[:4]) == 1  # too few to tell

@@ -26,6 +26,17 @@ def test_errors_make_up_for_each_other():
     assert (codes - nearest).abs().max() <= 3
 
 
+def test_groups_are_rounded_each_on_its_own():
+    inputs = [correlated(channels=9), correlated(channels=9).square()]
+    covariance = torch.stack([torch.cov(x.T) for x in inputs])
+    weight = torch.randn(2, 3, 9)
+    scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
+    codes = round_compensated(weight, scale, covariance)
+    for k in range(2):
+        assert torch.equal(scale[k], clipped_scales(weight[k], covariance[k].diagonal()))
+        assert torch.equal(codes[k], round_compensated(weight[k], scale[k], covariance[k]))
+
+
 def test_independent_inputs_leave_nothing_to_gain():
     weight = torch.randn(8, 70)
     scale = weight_scales(weight)
