@@ -33,24 +33,31 @@ from mobileone_q.measure import Comparison
 from mobileone_q.preprocess import Preprocessing
 
 SEEDS, COUNTS = range(5), (16, 50, 100, 200)
-BARE = {"equalise": False, "correct": False, "rounding": "nearest"}
+NEAREST = {"rounding": "nearest"}
+BARE = NEAREST | {"equalise": False, "correct": False}
 EQUAL_POSITIONS = mock.patch.object(
     statistics_module, "position_weights", lambda sample: sample.new_ones(len(sample), sample.shape[2])
 )
 EQUAL_ERRORS = mock.patch.object(correct_module, "_importance", lambda block, y, y_q: torch.ones_like(y))
+NO_GAIN = mock.patch.object(correct_module, "GAINS", [1.0])
+POINTWISE = mock.patch.object(
+    correct_module, "_is_convolution", lambda block: block.spec.kernel == (1, 1) and not block.spec.is_head
+)
 WHOLE_ROWS = mock.patch.object(rounding_module, "SHARES", rounding_module.SHARES[:1])
 ONE_ALPHA = mock.patch.object(equalise_module, "ALPHAS", (0.3,))
 # Each step adds to the one above: title, settings, and what is still switched off.
 STEPS = (
     ("minmax ranges", BARE | {"method": "minmax"}, (EQUAL_POSITIONS, EQUAL_ERRORS)),
     ("MSE ranges", BARE, (EQUAL_POSITIONS, EQUAL_ERRORS)),
-    ("+ bias correction", BARE | {"correct": True}, (EQUAL_POSITIONS, EQUAL_ERRORS)),
-    ("+ equalization, alpha 0.3", {"rounding": "nearest"}, (EQUAL_POSITIONS, EQUAL_ERRORS, ONE_ALPHA)),
-    ("+ alpha chosen per block", {"rounding": "nearest"}, (EQUAL_POSITIONS, EQUAL_ERRORS)),
-    ("+ massive positions count by relative error", {"rounding": "nearest"}, (EQUAL_ERRORS,)),
-    ("+ bias correction by importance", {"rounding": "nearest"}, ()),
-    ("+ compensated rounding", {}, (WHOLE_ROWS,)),
-    ("+ row scales by what inputs vary (the default)", {}, ()),
+    ("+ bias correction", BARE | {"correct": True}, (NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS)),
+    ("+ equalization, alpha 0.3", NEAREST, (NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS, ONE_ALPHA)),
+    ("+ alpha chosen per block", NEAREST, (NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS)),
+    ("+ massive positions count by relative error", NEAREST, (NO_GAIN, EQUAL_ERRORS)),
+    ("+ bias correction by importance", NEAREST, (NO_GAIN,)),
+    ("+ compensated rounding, pointwise", {}, (NO_GAIN, POINTWISE, WHOLE_ROWS)),
+    ("+ row scales by what inputs vary", {}, (NO_GAIN, POINTWISE)),
+    ("+ compensated rounding, depthwise and stem", {}, (NO_GAIN,)),
+    ("+ spread of the logits (the default)", {}, ()),
     ("+ learned rounding (`--rounding learned`)", {"rounding": "learned"}, ()),
 )
 

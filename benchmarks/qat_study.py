@@ -106,8 +106,8 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
     """Default and poor start, branches fused and live; then the default's runs on all test images."""
     made: dict[tuple[str, str], list[Path]] = {}
     table()
-    for start, more in STARTS.items():
-        run = folder / start
+    for start in args.starts:
+        run, more = folder / start, STARTS[start]
         command("calibrate", "--arch", "s0", "--target", "tensorrt", "--output", run)
         if start == "poor":
             spoil(Run(run))
@@ -117,7 +117,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
                 words = ["--run", run, "--branches", branches, "--seed", seed, "--output", output]
                 command("qat", *SAMPLE, *more, *words)
             row(start, branches, [reported(output) for output in runs], spread=True)
-    if args.test is None:
+    if args.test is None or "default" not in args.starts:
         return
     source = read_split(args.test, "test")
     images = Batches.choose(source, PREPROCESSING)
@@ -198,6 +198,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     studies = parser.add_subparsers(dest="study", required=True)
     study = studies.add_parser("sample")
+    study.add_argument("--starts", choices=STARTS, nargs="+", default=list(STARTS))
     study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to judge on its 10,000 test images")
     study = studies.add_parser("imagenet")

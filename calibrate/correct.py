@@ -129,7 +129,10 @@ def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int
 
 
 def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
-    """What outputs read, evenly spread over a map: (groups, K, N * P) of codes (N, C_in, H, W)."""
+    """What outputs read, evenly spread over a map: (groups, K, N * P) of codes (N, C_in, H, W).
+
+    As ``F.unfold``, which would make all positions of a map, hundreds of times as many.
+    """
     spec = block.spec
     (top, left), (down, right) = spec.padding, spec.stride
     height, width = (
