@@ -19,6 +19,7 @@ from torch import Tensor
 from calibrate.rounding import clipped_scales, round_compensated
 from calibrate.statistics import position_weights
 from mobileone_q.architecture import Architecture
+from mobileone_q.evaluate import kl_divergence
 from mobileone_q.fused import FusedBlock, FusedModel
 from mobileone_q.quantized import FLOAT, QuantizedBlock, QuantizedModel
 
@@ -66,7 +67,7 @@ def correct(
                 weight = reference.weight.reshape(len(covariance), -1, covariance.shape[-1])
                 scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
                 block.weight_scale.copy_(scale.flatten())
-                rounded = round_compensated(weight, scale, covariance)
+                rounded = round_compensated(weight, scale, covariance, quantized.target == "dla")
                 block.weight.copy_(rounded.reshape(block.weight.shape))
         # Each list is let go batch by batch, as the next is made from it.
         outputs = [block.multiply(_decode(block, codes.pop(0))) for _ in inputs]
@@ -135,13 +136,8 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     """
     spec = block.spec
     (top, left), (down, right) = spec.padding, spec.stride
-    height, width = (
-        (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for side, padding, dilation, kernel, stride in zip(
-            codes.shape[2:], spec.padding, spec.dilation, spec.kernel, spec.stride
-        )
-    )
-    place = torch.arange(0, height * width, -(-height * width // POSITIONS), device=codes.device)
+    height, width = spec.output_size((codes.shape[2], codes.shape[3]))
+    place = torch.arange(0, height * width, -(-height * width // POSITIONS))
     rows, columns = place // width * down, place % width * right
     padded = F.pad(codes, (left, left, top, top))
     taps = [
@@ -180,13 +176,8 @@ def _best_gain(expected: Tensor, logits: Tensor) -> float:
     """
     if len(logits) < ENOUGH:
         return 1.0
-    target, spread, mean = expected.log_softmax(1), logits - logits.mean(0), expected.mean(0)
-
-    def divergence(gain: float) -> float:
-        q = (mean + gain * spread).log_softmax(1)
-        return (target.exp() * (target - q)).sum(1).mean().item()
-
-    return min(GAINS, key=divergence)
+    spread, mean, target = logits - logits.mean(0), expected.mean(0), expected.numpy()
+    return min(GAINS, key=lambda gain: kl_divergence(target, (mean + gain * spread).numpy()))
 
 
 def _sampled(y: Tensor) -> Tensor:

@@ -44,9 +44,9 @@ ROUNDINGS = ("nearest", "compensated", "learned")
 class Recipe:
     """Settings of post-training quantization.
 
-    ``rounding`` is how values are rounded: weights each to the nearest code; or so
-    that errors make up for each other (:mod:`calibrate.rounding`); or with scales and biases
-    trained besides, for at most ``rounding_seconds`` (:mod:`calibrate.learn`).
+    ``rounding`` is how values are rounded: weights each to the nearest code; or so that errors make
+    up for each other (:mod:`calibrate.rounding`); or with scales and biases trained besides, for at
+    most ``rounding_seconds`` (:mod:`calibrate.learn`).
     ``keep_float`` names blocks that stay in floating point.
 
     Raises:

@@ -35,12 +35,16 @@ def clipped_scales(weight: Tensor, variance: Tensor) -> Tensor:
     return candidates.gather(-1, best).squeeze(-1).float()
 
 
-def round_compensated(weight: Tensor, scale: Tensor, covariance: Tensor) -> Tensor:
+def round_compensated(
+    weight: Tensor, scale: Tensor, covariance: Tensor, keep_largest: bool = False
+) -> Tensor:
     """int8 codes (..., R, K) that nearly minimise the output's squared error on real inputs.
 
     Columns are rounded one after the other, the strongest inputs first; each column's error moves
     the remaining ones along the inverse covariance of the inputs. ``weight`` (..., R, K),
     ``scale`` (..., R), ``covariance`` (..., K, K) of the inputs, in any one unit. Float64.
+    With ``keep_largest`` a row's largest weight is rounded as it is, to the grid's end where the
+    scale is no larger than its own: DLA's grids are read off the largest weight.
 
     Source: Frantar et al., "GPTQ" (arXiv:2210.17323), with the column order of its "act-order"
     and damping as a share of the mean variance.
@@ -57,6 +61,8 @@ def round_compensated(weight: Tensor, scale: Tensor, covariance: Tensor) -> Tens
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
     remaining = weight.double().gather(-1, by_column.expand_as(weight))
     step = scale.double()[..., None]
+    nearest = (remaining / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
+    kept = (remaining.abs() == remaining.abs().amax(-1, keepdim=True)) & keep_largest
     codes = torch.empty_like(remaining)
     for start in range(0, size, COLUMNS):
         stop = min(start + COLUMNS, size)
@@ -64,6 +70,7 @@ def round_compensated(weight: Tensor, scale: Tensor, covariance: Tensor) -> Tens
         for k in range(start, stop):
             column, row = remaining[..., k : k + 1], inverse[..., k : k + 1, :]
             code = (column / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
+            code = torch.where(kept[..., k : k + 1], nearest[..., k : k + 1], code)
             error = (column - code * step) / row[..., k : k + 1]
             remaining[..., k + 1 : stop] -= error * row[..., k + 1 : stop]
             codes[..., k : k + 1], errors[..., k - start : k - start + 1] = code, error

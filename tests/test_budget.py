@@ -62,7 +62,7 @@ def spoilt(tmp_path_factory):
         block = fused.block(name)
         block.weight[1], block.bias[1] = block.weight[0], block.bias[0]
     weight = fused.block("stage2.1.pw").weight
-    weight[:, 0] = 100 * weight.abs().amax(1)
+    weight[:, 0] = 1000 * weight.abs().amax(1)
     weight[:, 1] = -weight[:, 0]
     fused.save(folder / "w.safetensors")
     images = Batches.choose(sample_images("evaluation"), sample.PREPROCESSING, 400)
@@ -79,7 +79,7 @@ def test_from_the_command_line(spoilt, tmp_path):
     words += ["--data", spoilt / "calibration.npz", "--eval-data", spoilt / "evaluation.npz"]
     invoke(*words, "--output", tmp_path / "int8")
     plain = json.loads((tmp_path / "int8/report.json").read_text())
-    assert plain["accuracy"]["drop_pts"] > 1
+    assert plain["accuracy"]["drop_pts"] > 2
     assert plain["float_blocks"] == {"chosen": [], "all": []}
     output = invoke(*words, "--max-drop", "1", "--output", tmp_path / "mixed")
     mixed = json.loads((tmp_path / "mixed/report.json").read_text())

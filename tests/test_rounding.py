@@ -37,6 +37,16 @@ def test_groups_are_rounded_each_on_its_own():
         assert torch.equal(codes[k], round_compensated(weight[k], scale[k], covariance[k]))
 
 
+def test_the_largest_weight_can_keep_the_grids_end():
+    x, weight = correlated(), torch.randn(200, 24, generator=torch.Generator().manual_seed(1))
+    weight, scale, covariance = weight.double(), weight_scales(weight), x.T @ x / len(x)
+    free, kept = (round_compensated(weight, scale, covariance, keep) for keep in (False, True))
+    assert (kept.abs().amax(1) == 127).all()
+    assert not (free.abs().amax(1) == 127).all()
+    nearest = (weight / scale[:, None]).round()
+    assert output_error(x, weight, kept, scale) < 0.5 * output_error(x, weight, nearest, scale)
+
+
 def test_independent_inputs_leave_nothing_to_gain():
     weight = torch.randn(8, 70)
     scale = weight_scales(weight)
