@@ -78,7 +78,7 @@ def roofline(arch: Architecture, module: Module, batch: int = 1) -> list[BlockBo
 
 def block_work(spec: BlockSpec, size: Pair) -> tuple[Work, Pair]:
     """(work for one image, (height, width) of the output) of a block on a map of ``size``."""
-    out = (1, 1) if spec.pool else output_size(spec, size)
+    out = spec.output_size(size)
     positions, weights = out[0] * out[1], spec.out_channels * (spec.in_channels // spec.groups)
     weights *= spec.kernel[0] * spec.kernel[1]
     se = 2 * spec.out_channels * spec.se_channels
@@ -92,17 +92,6 @@ def block_work(spec: BlockSpec, size: Pair) -> tuple[Work, Pair]:
         outputs=positions * spec.out_channels,
     )
     return work, out
-
-
-def output_size(spec: BlockSpec, size: Pair) -> Pair:
-    """(height, width) of a convolution's output."""
-    rows, columns = (
-        (length + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-        for length, padding, dilation, kernel, stride in zip(
-            size, spec.padding, spec.dilation, spec.kernel, spec.stride
-        )
-    )
-    return rows, columns
 
 
 def _least(work: Work, module: Module, batch: int, precision: str, in_bytes: int, out_bytes: int) -> Least:

@@ -8,7 +8,7 @@ from mobileone_q.devices import MODULES, Module
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.trtexec import trtexec_line
 from mobileone_q.fused import FusedModel
-from mobileone_q.roofline import block_work, output_size, reading, roofline
+from mobileone_q.roofline import block_work, reading, roofline
 from tests.test_cli import invoke
 
 ROUND = Module("round", "a module of round numbers", 87, 2.0, 1.0, 1.0, 0, "", "made up")
@@ -47,7 +47,7 @@ def test_map_sizes_are_those_of_the_network():
     x, size = torch.zeros(1, 3, 65, 65), (65, 65)
     for _, block in model.blocks():
         if not block.spec.pool:
-            size = output_size(block.spec, size)
+            size = block.spec.output_size(size)
             x = block(x)
             assert tuple(x.shape[2:]) == size
 
