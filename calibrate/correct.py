@@ -56,7 +56,7 @@ def correct(
     ``fused`` is the model that was quantized. Of ``batches`` no more is read than is held.
     ``advance(1)`` is called after each block.
     """
-    inputs = _first_images(batches, images_held(fused.arch))
+    inputs = first_images(batches, images_held(fused.arch))
     stem = quantized.block(fused.arch.blocks[0].name)
     codes = [_encode(stem, stem.gather(x)) for x in inputs]
     chain = [(fused.block(name), block) for name, block in quantized.blocks()]
@@ -86,7 +86,7 @@ def correct(
         advance(1)
 
 
-def _first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
+def first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
     """The first ``count`` images, batch by batch."""
     kept: list[Tensor] = []
     for x in batches:

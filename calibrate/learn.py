@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from calibrate.correct import first_images
 from mobileone_q.fused import FusedModel
 from mobileone_q.qat import GAIN, FakeQuantModel
 from mobileone_q.quantized import QuantizedModel
@@ -45,7 +46,7 @@ def learn_rounding(
     been learned so far is kept, and hangs on the machine's speed.
     ``advance(n)`` is called ``EPOCHS`` times per image in all.
     """
-    images = _first(batches, MOST_IMAGES)
+    images = torch.cat(first_images(batches, MOST_IMAGES))
     model = FakeQuantModel(quantized)
     _set_bias_units(model, images[:BATCH])
     learned = []
@@ -98,12 +99,3 @@ def _loss(fused: FusedModel, model: FakeQuantModel, x: Tensor) -> Tensor:
     if fused.arch.task != "classify":
         return F.mse_loss(model(x), expected) / expected.square().mean()
     return F.kl_div(model(x).log_softmax(1), expected.log_softmax(1), reduction="batchmean", log_target=True)
-
-
-def _first(batches: Iterable[Tensor], count: int) -> Tensor:
-    kept: list[Tensor] = []
-    for x in batches:
-        kept.append(x[: count - sum(map(len, kept))])
-        if sum(map(len, kept)) == count:
-            break
-    return torch.cat(kept)

@@ -16,6 +16,7 @@ from calibrate.equalise import equalise
 from calibrate.learn import EPOCHS, learn_rounding
 from calibrate.learn import MOST_IMAGES as LEARNED_IMAGES
 from calibrate.ranges import METHODS, clip_ranges, input_range
+from calibrate.split import split
 from calibrate.statistics import Statistics, collect, map_of
 from mobileone_q.errors import CalibrationError
 from mobileone_q.fused import FusedModel
@@ -122,6 +123,7 @@ def prepare(
     if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
     if recipe.equalise:
+        fused, statistics = split(fused, statistics, tensors(images), recipe.target, recipe.method)
         return equalise(fused, statistics, recipe.target, recipe.method)
     return fused, statistics
 

@@ -84,6 +84,10 @@ class ChannelHistogram:
         """The histogram of x * factor, factor > 0 of shape (C,): only the axes change."""
         return ChannelHistogram(self.counts, self.width * factor, self.maximum * factor, self.moments())
 
+    def of_channels(self, index: Tensor) -> ChannelHistogram:
+        """The histogram of x[:, index]."""
+        return ChannelHistogram(self.counts[index], self.width[index], self.maximum[index])
+
     def moments(self) -> list[Tensor]:
         """Cumulative sums of counts * b^k, k = 0, 1, 2, b the bin's centre in bins: each (C, BINS + 1).
 

@@ -20,23 +20,61 @@ from mobileone_q.model import Classifier, MobileOne, MultiBranchBlock
 from mobileone_q.qat import FakeQuantBlock, FakeQuantModel, round_through
 from mobileone_q.quantized import WEIGHT_STEPS, QuantizedBlock, QuantizedModel
 
+UNLIKE, ALIKE = 0.95, 0.99  # cosines between rows: its own may have been clipped, a copy is but rounded
 MOMENTUM = 0.01  # of batch statistics: they are near their end, and batches are small
 
 
-class LiveBlock(FakeQuantBlock):
-    """A block with its branches. ``columns`` (C_in,) and ``rows`` (C_out,) are what calibration's
-    equalization multiplied the kernel's inputs by and divided its outputs by."""
+class Moved(nn.Module):
+    """What calibration moved between the channels of one block.
 
+    Its input i is the original's channel ``reads[i]`` over ``columns[i]``, one of as many copies as
+    ``reads`` (C_in,) has of it; its output j is ``writes[j]`` over ``rows[j]``, both (C_out,).
+    """
+
+    reads: Tensor
     columns: Tensor
+    writes: Tensor
     rows: Tensor
+
+    def __init__(self, reads: Tensor, columns: Tensor, writes: Tensor, rows: Tensor) -> None:
+        super().__init__()
+        for name, value in {"reads": reads, "columns": columns, "writes": writes, "rows": rows}.items():
+            self.register_buffer(name, value)
+
+    @property
+    def copies(self) -> Tensor:
+        """int64 (C_in,): as how many inputs each input's channel comes."""
+        return torch.bincount(self.reads, minlength=len(self.reads))[self.reads]
+
+    def kernel(self, original: Tensor) -> Tensor:
+        """The block's kernel (C_out, C_in / groups, ...) for one of the original."""
+        kernel, columns = original[self.writes], self.columns
+        groups = len(columns) // kernel.shape[1]
+        if groups == 1:
+            kernel, columns = kernel[:, self.reads], columns / self.copies
+        grouped = kernel.reshape(groups, -1, *kernel.shape[1:])
+        by_column = grouped * columns.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
+        return by_column.reshape(kernel.shape) / self.rows.reshape(-1, *[1] * (kernel.ndim - 1))
+
+    def bias(self, original: Tensor) -> Tensor:
+        return original[self.writes] / self.rows
+
+    def original_input(self, x: Tensor) -> Tensor:
+        """What the original reads for the block's input (N, C_in, H, W); of copies it is the mean."""
+        shares = (self.columns / self.copies).reshape(1, -1, 1, 1)
+        return torch.zeros_like(x).index_add_(1, self.reads, x * shares)
+
+
+class LiveBlock(FakeQuantBlock):
+    """A block with its branches, which are the original's."""
+
     start_latent: Tensor
     start_kernel: Tensor
     start_folded_bias: Tensor
 
-    def __init__(
-        self, q: QuantizedBlock, branches: MultiBranchBlock | Classifier, columns: Tensor, rows: Tensor
-    ) -> None:
+    def __init__(self, q: QuantizedBlock, branches: MultiBranchBlock | Classifier, moved: Moved) -> None:
         super().__init__(q)
+        self.moved = moved
         self.register_buffer("start_latent", self.latent.detach())
         del self.latent, self.shift
         self.branches = copy.deepcopy(branches).float().requires_grad_(True)
@@ -46,8 +84,6 @@ class LiveBlock(FakeQuantBlock):
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.momentum = MOMENTUM
         self.updates_statistics = False
-        self.register_buffer("columns", columns)
-        self.register_buffer("rows", rows)
         with torch.no_grad():
             kernel, bias = self.fold()
         self.register_buffer("start_kernel", kernel)
@@ -61,16 +97,17 @@ class LiveBlock(FakeQuantBlock):
 
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         kernel, bias = self.fold()
-        change = scaled(kernel - self.start_kernel, self.columns, self.rows * self.start_weight_scale)
+        scale = self.start_weight_scale.reshape(-1, *[1] * (kernel.ndim - 1))
+        change = self.moved.kernel(kernel - self.start_kernel) / scale
         return (
             round_through(self.start_latent + change),
-            self.start_bias + (bias - self.start_folded_bias) / self.rows,
+            self.start_bias + self.moved.bias(bias - self.start_folded_bias),
         )
 
     def linear(self, x: Tensor) -> Tensor:
         if self.training and self.updates_statistics and isinstance(self.branches, MultiBranchBlock):
             with torch.no_grad():
-                self.branches.branch_sum(x * self.columns.reshape(1, -1, 1, 1))
+                self.branches.branch_sum(self.moved.original_input(x))
         return super().linear(x)
 
     def train(self, mode: bool = True) -> LiveBlock:
@@ -88,10 +125,8 @@ def live_model(quantized: QuantizedModel, fused: FusedModel, original: MobileOne
     """
     if not isinstance(original, MobileOne):
         raise TrainingError("the checkpoint has no branches to train; use --branches fused")
-    factors = exchanged(fused, quantized)
-    return FakeQuantModel(
-        quantized, lambda q: LiveBlock(q, original.block(q.spec.name), *factors[q.spec.name])
-    )
+    moves = moved(fused, quantized)
+    return FakeQuantModel(quantized, lambda q: LiveBlock(q, original.block(q.spec.name), moves[q.spec.name]))
 
 
 def update_statistics(model: nn.Module, wanted: bool) -> None:
@@ -102,34 +137,45 @@ def update_statistics(model: nn.Module, wanted: bool) -> None:
 
 
 @torch.no_grad()
-def exchanged(fused: FusedModel, quantized: QuantizedModel) -> dict[str, tuple[Tensor, Tensor]]:
-    """What equalization moved between channels: (columns, rows) of each block by name.
+def moved(fused: FusedModel, quantized: QuantizedModel) -> dict[str, Moved]:
+    """What calibration moved between channels and copied, for each block by name.
 
     Read off the weights, since ``quantized`` keeps no record: rows from the ratio of norms, columns
     from the block before. Rounding blurs it by a percent or so, which scales how fast a weight
     learns. Weights at their grid's end may have been clipped, by however much: they do not count.
     After the last block there is nothing to exchange with: its rows are 1, whatever its gain.
     """
-    factors = {}
-    columns = torch.ones(fused.arch.in_channels)
-    last = fused.arch.blocks[-1].name
-    for name, block in fused.blocks():
+    moves = {}
+    reads, columns = torch.arange(fused.arch.in_channels), torch.ones(fused.arch.in_channels)
+    chain = list(fused.blocks())
+    followers = [block.spec for _, block in chain[1:]] + [None]
+    for (name, block), follower in zip(chain, followers):
         q = quantized.block(name)
-        kernel = scaled(block.weight, columns, torch.ones(len(block.weight))).flatten(1)
+        writes = reads if block.spec.is_depthwise else torch.arange(len(block.weight))
+        ones = torch.ones(len(block.weight))
+        kernel = Moved(reads, columns, writes, ones).kernel(block.weight).flatten(1)
         codes = q.weight.float().flatten(1)
         inner = codes.abs() < WEIGHT_STEPS if not q.is_float else torch.ones_like(codes, dtype=torch.bool)
         inner |= ~(codes * inner).any(1, keepdim=True)  # a row with nothing else in it
+        if block.spec.groups == 1 and follower is not None and follower.is_depthwise:
+            writes = _sources(kernel, codes * inner, inner.float())
+            kernel = kernel[writes]
         before = (kernel * inner).norm(dim=1)
         after = (codes * inner).norm(dim=1) * q.weight_scale
-        rows = torch.where((before > 0) & (after > 0) & (name != last), before / after, 1.0)
-        factors[name] = (columns, rows)
-        columns = rows
-    return factors
+        rows = torch.where((before > 0) & (after > 0) & (follower is not None), before / after, 1.0)
+        moves[name] = Moved(reads, columns, writes, rows)
+        reads, columns = writes, rows
+    return moves
 
 
-def scaled(kernel: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
-    """A kernel (C_out, C_in / groups, ...) times ``columns`` (C_in,), over ``rows`` (C_out,)."""
-    groups = len(columns) // kernel.shape[1]
-    grouped = kernel.reshape(groups, -1, *kernel.shape[1:])
-    by_column = grouped * columns.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
-    return by_column.reshape(kernel.shape) / rows.reshape(-1, *[1] * (kernel.ndim - 1))
+def _sources(kernel: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
+    """int64 (C,): the row of ``kernel`` (C, K) that each row of ``codes`` (C, K) has been rounded from.
+
+    Rounding turns a row by a degree. One that points elsewhere than its own, and where another's
+    does, is a copy (:mod:`calibrate.split`). Compared are the weights that ``counts`` (C, K) says.
+    """
+    norms = codes.norm(dim=1, keepdim=True) * (counts @ kernel.square().T).sqrt()
+    cosines = torch.where(norms > 0, codes @ kernel.T / norms, 0.0)
+    nearest, source = cosines.max(1)
+    is_copy = (cosines.diagonal() < UNLIKE) & (nearest > ALIKE)
+    return torch.where(is_copy, source, torch.arange(len(codes)))

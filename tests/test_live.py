@@ -6,16 +6,14 @@ import pytest
 import torch
 
 from calibrate.data import Batches
-from calibrate.equalise import equalise
 from calibrate.inputs import sample_images
 from calibrate.recipe import Recipe, calibrate, fit, tensors
-from calibrate.statistics import collect
 from mobileone_q import sample
 from mobileone_q.checkpoints import load_model
 from mobileone_q.errors import TrainingError
 from mobileone_q.export import to_onnx
 from mobileone_q.fuse import fuse
-from mobileone_q.live import exchanged, live_model, scaled, update_statistics
+from mobileone_q.live import live_model, moved, update_statistics
 from mobileone_q.qat import FakeQuantModel
 from mobileone_q.quantized import to_codes
 from tests.conftest import batch_norms, random_images, random_model, relative_error, small
@@ -70,27 +68,24 @@ def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
     for norm in batch_norms(live):
         norm.bias.data += 0.01
     expected = fuse(changed)
-    factors = exchanged(fused, quantized)
+    moves = moved(fused, quantized)
     for name, block in live.blocks():
         if name == "head":
             continue
-        moved = block.codes_and_bias()[1] - quantized.block(name).bias
-        wanted = (expected.block(name).bias - fused.block(name).bias) / factors[name][1]
-        assert torch.allclose(moved, wanted, rtol=1e-3, atol=1e-6), name
+        change = block.codes_and_bias()[1] - quantized.block(name).bias
+        wanted = moves[name].bias(expected.block(name).bias - fused.block(name).bias)
+        assert torch.allclose(change, wanted, rtol=1e-3, atol=1e-6), name
 
 
 @pytest.mark.parametrize("method", ["mse", "minmax"])
-def test_what_equalization_moved_is_read_off_the_weights(bundled, method):
+def test_what_calibration_moved_is_read_off_the_weights(bundled, method):
     _, fused, images = bundled
     equalised, quantized = fit(fused, images, Recipe(method=method))
-    statistics = collect(fused, tensors(images))
-    reference, _ = equalise(fused, statistics, "tensorrt", method)
-    for name, (columns, rows) in exchanged(fused, quantized).items():
-        ours = scaled(fused.block(name).weight, columns, rows)
-        theirs = reference.block(name).weight
+    for name, block in moved(fused, quantized).items():
+        ours = block.kernel(fused.block(name).weight)
+        theirs = equalised.block(name).weight
         error = (ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1).clamp(min=1e-12)
         assert error.quantile(0.95) < 0.05, name
-        assert torch.equal(theirs, equalised.block(name).weight)
 
 
 def test_a_fused_checkpoint_has_no_branches(bundled):
@@ -151,9 +146,8 @@ def test_what_was_exchanged_is_read_off_though_weights_were_clipped():
     consumer.bias -= 0.5 * consumer.weight[:, 5].flatten()
     images = [(random_images(fused.arch, 16).numpy(), None)] * 8
     equalised, quantized = fit(fused, images, Recipe(target="tensorrt"))
-    factors = exchanged(fused, quantized)
+    moves = moved(fused, quantized)
     widest = equalised.block("stage2.1.pw").weight.flatten(1).abs().amax(1)
     assert (quantized.block("stage2.1.pw").weight_scale * 127 < 0.5 * widest).any()
     for name, block in equalised.blocks():
-        moved = scaled(fused.block(name).weight, *factors[name])
-        assert relative_error(block.weight, moved) < 0.05
+        assert relative_error(block.weight, moves[name].kernel(fused.block(name).weight)) < 0.05
