@@ -22,6 +22,7 @@ import torch
 
 from calibrate import correct as correct_module
 from calibrate import equalise as equalise_module
+from calibrate import recipe as recipe_module
 from calibrate import rounding as rounding_module
 from calibrate import statistics as statistics_module
 from calibrate.data import Batches, ImageFolder
@@ -44,20 +45,24 @@ POINTWISE = mock.patch.object(
     correct_module, "_is_convolution", lambda block: block.spec.kernel == (1, 1) and not block.spec.is_head
 )
 WHOLE_ROWS = mock.patch.object(rounding_module, "SHARES", rounding_module.SHARES[:1])
+NO_COPIES = mock.patch.object(
+    recipe_module, "split", lambda fused, statistics, *images_and_settings: (fused, statistics)
+)
 ONE_ALPHA = mock.patch.object(equalise_module, "ALPHAS", (0.3,))
 # Each step adds to the one above: title, settings, and what is still switched off.
 STEPS = (
     ("minmax ranges", BARE | {"method": "minmax"}, (EQUAL_POSITIONS, EQUAL_ERRORS)),
     ("MSE ranges", BARE, (EQUAL_POSITIONS, EQUAL_ERRORS)),
     ("+ bias correction", BARE | {"correct": True}, (NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS)),
-    ("+ equalization, alpha 0.3", NEAREST, (NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS, ONE_ALPHA)),
-    ("+ alpha chosen per block", NEAREST, (NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS)),
-    ("+ massive positions count by relative error", NEAREST, (NO_GAIN, EQUAL_ERRORS)),
-    ("+ bias correction by importance", NEAREST, (NO_GAIN,)),
-    ("+ compensated rounding, pointwise", {}, (NO_GAIN, POINTWISE, WHOLE_ROWS)),
-    ("+ row scales by what inputs vary", {}, (NO_GAIN, POINTWISE)),
-    ("+ compensated rounding, depthwise and stem", {}, (NO_GAIN,)),
-    ("+ spread of the logits (the default)", {}, ()),
+    ("+ equalization, alpha 0.3", NEAREST, (NO_COPIES, NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS, ONE_ALPHA)),
+    ("+ alpha chosen per block", NEAREST, (NO_COPIES, NO_GAIN, EQUAL_POSITIONS, EQUAL_ERRORS)),
+    ("+ massive positions count by relative error", NEAREST, (NO_COPIES, NO_GAIN, EQUAL_ERRORS)),
+    ("+ bias correction by importance", NEAREST, (NO_COPIES, NO_GAIN)),
+    ("+ compensated rounding, pointwise", {}, (NO_COPIES, NO_GAIN, POINTWISE, WHOLE_ROWS)),
+    ("+ row scales by what inputs vary", {}, (NO_COPIES, NO_GAIN, POINTWISE)),
+    ("+ compensated rounding, depthwise and stem", {}, (NO_COPIES, NO_GAIN)),
+    ("+ spread of the logits", {}, (NO_COPIES,)),
+    ("+ copies in dead channels (the default)", {}, ()),
     ("+ learned rounding (`--rounding learned`)", {"rounding": "learned"}, ()),
 )
 

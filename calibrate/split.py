@@ -14,7 +14,7 @@ of a channel's inputs, as Theis et al. do for pruning (arXiv:1801.05787).
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -37,24 +37,15 @@ def split(
     ``batches`` are the normalised images (N, C, H, W) that ``statistics`` are of; the first 32 are
     read. With fewer, or where no channel is dead, all stays as it is.
     """
-    chain = [block for _, block in model.blocks()]
-    places = {}
-    for producer, block, reader in zip(chain, chain[1:], chain[2:]):
-        if _can_copy(producer, block, reader):
-            dead = _dead(statistics, block, reader)
-            if dead.any():
-                places[block.spec.name] = dead
+    after, histograms = copy.deepcopy(model), dict(statistics.histograms)
+    places = list(_places(after, statistics))
     if statistics.images < IMAGES or not places:
         return model, statistics
-    curvature = _curvature(model, batches, places)
-    model, histograms = copy.deepcopy(model), dict(statistics.histograms)
+    curvature = _curvature(model, batches, [block.spec.name for _, block, _, _ in places])
     grids = input_grids(model.arch, target)
-    chain = [block for _, block in model.blocks()]
-    for producer, block, reader in zip(chain, chain[1:], chain[2:]):
+    for producer, block, reader, dead in places:
         name = block.spec.name
-        if name not in places:
-            continue
-        dead, steps = places[name], grid_steps(grids[name])
+        steps = grid_steps(grids[name])
         step = channel_ranges(block.spec, histograms[name], method, steps) / steps
         # Half the curvature times a rounding error's mean square, step^2 / 12.
         cost = torch.where(dead, 0.0, curvature[name] * step**2 / 24)
@@ -63,7 +54,23 @@ def split(
         _duplicate(producer, block, reader, source, step)
         for key in (name, reader.spec.name):
             histograms[key] = histograms[key].of_channels(source)
-    return model, Statistics(histograms, statistics.images, statistics.features)
+    return after, Statistics(histograms, statistics.images, statistics.features)
+
+
+def _places(
+    model: FusedModel, statistics: Statistics
+) -> Iterator[tuple[FusedBlock, FusedBlock, FusedBlock, Tensor]]:
+    """(producer, depthwise block, reader, which of its channels are dead) wherever some are.
+
+    Dead is a channel that is zero ahead of the block or after it: the reader gets a constant.
+    """
+    chain = [block for _, block in model.blocks()]
+    for producer, block, reader in zip(chain, chain[1:], chain[2:]):
+        if _can_copy(producer, block, reader):
+            before, after = (statistics.histograms[b.spec.name].maximum for b in (block, reader))
+            dead = (before == 0) | (after == 0)
+            if dead.any():
+                yield producer, block, reader, dead
 
 
 def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
@@ -80,12 +87,6 @@ def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bo
         and not reader.spec.is_padded
         and not reader.spec.pool
     )
-
-
-def _dead(statistics: Statistics, block: FusedBlock, reader: FusedBlock) -> Tensor:
-    """bool (C,): channels that are zero ahead of ``block`` or after it: the reader gets a constant."""
-    before, after = (statistics.histograms[b.spec.name].maximum for b in (block, reader))
-    return (before == 0) | (after == 0)
 
 
 @torch.enable_grad()
