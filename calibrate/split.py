@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from calibrate.correct import first_images
+from calibrate.correct import first_images, images_held
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.fused import FusedBlock, FusedModel
@@ -99,7 +99,8 @@ def _curvature(model: FusedModel, batches: Iterable[Tensor], names: Collection[s
     generator = torch.Generator().manual_seed(0)
     sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
     images = torch.cat(first_images(batches, IMAGES))
-    for x in images.split(BATCH):
+    # Gradients need the maps of all blocks at once: of large images, fewer fit.
+    for x in images.split(max(1, min(BATCH, images_held(model.arch) // 8))):
         reads: dict[str, Tensor] = {}
         for name, block in model.blocks():
             if name in sums:
