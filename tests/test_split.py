@@ -67,6 +67,8 @@ def test_histograms_follow_the_copies():
 
 def test_copies_make_a_grid_as_many_times_finer():
     model = with_dead_channels()
+    model.block(BEFORE).bias[5] = 5  # alive everywhere
+    model.block(BLOCK).weight[5] = 1 / 9
     statistics, batches = statistics_of(model)
     block = model.block(BLOCK)
     # One channel outweighs all others, so it takes all places: four copies, a quarter of a step apart.
