@@ -62,7 +62,7 @@ def round_compensated(
     remaining = weight.double().gather(-1, by_column.expand_as(weight))
     step = scale.double()[..., None]
     nearest = (remaining / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-    kept = (remaining.abs() == remaining.abs().amax(-1, keepdim=True)) & keep_largest
+    kept = remaining.abs() == remaining.abs().amax(-1, keepdim=True)
     codes = torch.empty_like(remaining)
     for start in range(0, size, COLUMNS):
         stop = min(start + COLUMNS, size)
@@ -70,7 +70,8 @@ def round_compensated(
         for k in range(start, stop):
             column, row = remaining[..., k : k + 1], inverse[..., k : k + 1, :]
             code = (column / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-            code = torch.where(kept[..., k : k + 1], nearest[..., k : k + 1], code)
+            if keep_largest:
+                code = torch.where(kept[..., k : k + 1], nearest[..., k : k + 1], code)
             error = (column - code * step) / row[..., k : k + 1]
             remaining[..., k + 1 : stop] -= error * row[..., k + 1 : stop]
             codes[..., k : k + 1], errors[..., k - start : k - start + 1] = code, error

@@ -147,7 +147,7 @@ def _duplicate(
 ) -> None:
     """Let every channel be ``source`` (C,), copies apart by ``step`` (C,) over their number."""
     copies = torch.bincount(source, minlength=len(source))[source]
-    order = torch.stack([(source[:k] == source[k]).sum() for k in range(len(source))])
+    order = (source[:, None] == source).tril(-1).sum(1)
     shift = (step[source] * ((order + 0.5) / copies - 0.5)).float()
     producer.weight.copy_(producer.weight[source])
     producer.bias.copy_(producer.bias[source] + shift)

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from calibrate.data import Batches
+from calibrate.equalise import equalise
 from calibrate.inputs import sample_images
 from calibrate.recipe import Recipe, calibrate, fit, tensors
+from calibrate.split import split
+from calibrate.statistics import collect
 from mobileone_q import sample
 from mobileone_q.checkpoints import load_model
 from mobileone_q.errors import TrainingError
@@ -81,11 +84,15 @@ def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
 def test_what_calibration_moved_is_read_off_the_weights(bundled, method):
     _, fused, images = bundled
     equalised, quantized = fit(fused, images, Recipe(method=method))
+    statistics = collect(fused, tensors(images))
+    copied = split(fused, statistics, tensors(images), "tensorrt", method)
+    reference, _ = equalise(*copied, "tensorrt", method)
     for name, block in moved(fused, quantized).items():
         ours = block.kernel(fused.block(name).weight)
-        theirs = equalised.block(name).weight
+        theirs = reference.block(name).weight
         error = (ours - theirs).flatten(1).norm(dim=1) / theirs.flatten(1).norm(dim=1).clamp(min=1e-12)
         assert error.quantile(0.95) < 0.05, name
+        assert torch.equal(theirs, equalised.block(name).weight)
 
 
 def test_a_fused_checkpoint_has_no_branches(bundled):
