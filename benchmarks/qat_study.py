@@ -5,8 +5,8 @@
 
 ``sample`` fine-tunes the bundled sample from the default calibration and from a deliberately poor one
 (minmax ranges, no equalization, no correction), with its branches fused and live. ``imagenet``
-distils Apple's MobileOne-S0 on unlabelled images, over the number of images. Each figure is read
-from a run's report.json, so it is measured on the exported graph. Prints Markdown tables.
+distils Apple's MobileOne-S0 on unlabelled images, over the targets and the number of images. Each
+figure is read from a run's report.json, so it is measured on the exported graph. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -131,36 +132,40 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
 
 
 def imagenet(folder: Path, args: argparse.Namespace) -> None:
-    """S0 over the number of images, each calibrated and distilled on the same ones."""
+    """S0 over targets and the number of images, each calibrated and distilled on the same ones."""
+    folds = halves(args.data, args.eval_data, folder / "folds") if args.folds else []
     table()
-    for images in args.images:
-        for seed in args.seeds:
-            made = distil(folder / f"{images}-{seed}", args, args.data, args.eval_data, images, seed)
-            row(f"{images} images", f"seed {seed}", [reported(made)])
-    if not args.folds:
-        return
-    folds = halves(args.data, args.eval_data, folder / "folds")
-    for seed in args.seeds:
+    for target, seed in product(args.targets, args.seeds):
+        for images in args.images:
+            made = distil(folder, args, target, args.data, args.eval_data, images, seed)
+            row(f"`{target}`, {images} images", f"seed {seed}", [made])
         both = []
-        for fold, (data, eval_data) in enumerate(folds):
+        for data, eval_data in folds:
             images = len(ImageFolder(data))
-            made = distil(folder / f"fold-{fold}-{seed}", args, data, eval_data, images, seed)
-            both.append(reported(made))
-        row(f"{images} images", f"seed {seed}, two halves", both)
+            both.append(distil(folder, args, target, data, eval_data, images, seed))
+        if both:
+            row(f"`{target}`, {images} images", f"seed {seed}, two halves", both)
 
 
 def distil(
-    folder: Path, args: argparse.Namespace, data: Path, eval_data: Path, images: int, seed: int
-) -> Path:
+    folder: Path,
+    args: argparse.Namespace,
+    target: str,
+    data: Path,
+    eval_data: Path,
+    images: int,
+    seed: int,
+) -> Measured:
     """A run that was calibrated on the images and fine-tuned on them, without labels."""
+    folder = Path(tempfile.mkdtemp(dir=folder))
     run, made = folder / "run", folder / "qat"
     seen = ["--data", data, "--eval-data", eval_data, "--images", images]
-    words = ["--arch", "s0", "--weights", args.weights, "--target", "tensorrt", *seen]
+    words = ["--arch", "s0", "--weights", args.weights, "--target", target, *seen]
     command("calibrate", *words, "--output", run)
     epochs = max(1, args.steps // max(1, images // args.batch))
     settings = ["--epochs", epochs, "--batch", args.batch, "--seed", seed]
     command("qat", "--run", run, *settings, "--output", made)
-    return made
+    return reported(made)
 
 
 def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]:
@@ -204,6 +209,7 @@ def main(words: Sequence[str] | None = None) -> None:
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)
+    study.add_argument("--targets", choices=("tensorrt", "onnxruntime"), nargs="+", default=["tensorrt"])
     study.add_argument("--images", type=int, nargs="*", default=[50, 100, 200])
     study.add_argument("--seeds", type=int, nargs="+", default=[0])
     study.add_argument("--folds", action="store_true", help="also train on --data and half of --eval-data")
