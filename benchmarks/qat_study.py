@@ -18,7 +18,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,7 +31,7 @@ from mobileone_q.choose import choose_architecture
 from mobileone_q.export import export_onnx
 from mobileone_q.fused import FusedModel
 from mobileone_q.measure import measure_accuracy
-from mobileone_q.quantized import QuantizedModel
+from mobileone_q.quantized import TARGETS, QuantizedModel
 from mobileone_q.report import update_report
 from mobileone_q.run import Run
 from mobileone_q.sample import PREPROCESSING
@@ -135,36 +134,39 @@ def imagenet(folder: Path, args: argparse.Namespace) -> None:
     """S0 over targets and the number of images, each calibrated and distilled on the same ones."""
     folds = halves(args.data, args.eval_data, folder / "folds") if args.folds else []
     table()
-    for target, seed in product(args.targets, args.seeds):
+    for target in args.targets:
         for images in args.images:
-            made = distil(folder, args, target, args.data, args.eval_data, images, seed)
-            row(f"`{target}`, {images} images", f"seed {seed}", [made])
-        both = []
-        for data, eval_data in folds:
-            images = len(ImageFolder(data))
-            both.append(distil(folder, args, target, data, eval_data, images, seed))
-        if both:
+            start = calibrated(folder / f"{target}-{images}", args, target, args.data, args.eval_data, images)
+            for seed in args.seeds:
+                row(f"`{target}`, {images} images", f"seed {seed}", [distilled(start, args, images, seed)])
+        if not folds:
+            continue
+        images = len(ImageFolder(folds[0][0]))
+        starts = [
+            calibrated(folder / f"{target}-fold-{fold}", args, target, data, eval_data, images)
+            for fold, (data, eval_data) in enumerate(folds)
+        ]
+        for seed in args.seeds:
+            both = [distilled(start, args, images, seed) for start in starts]
             row(f"`{target}`, {images} images", f"seed {seed}, two halves", both)
 
 
-def distil(
-    folder: Path,
-    args: argparse.Namespace,
-    target: str,
-    data: Path,
-    eval_data: Path,
-    images: int,
-    seed: int,
-) -> Measured:
-    """A run that was calibrated on the images and fine-tuned on them, without labels."""
-    folder = Path(tempfile.mkdtemp(dir=folder))
-    run, made = folder / "run", folder / "qat"
+def calibrated(
+    run: Path, args: argparse.Namespace, target: str, data: Path, eval_data: Path, images: int
+) -> Path:
+    """A run that was calibrated on the images."""
     seen = ["--data", data, "--eval-data", eval_data, "--images", images]
     words = ["--arch", "s0", "--weights", args.weights, "--target", target, *seen]
     command("calibrate", *words, "--output", run)
+    return run
+
+
+def distilled(start: Path, args: argparse.Namespace, images: int, seed: int) -> Measured:
+    """The run fine-tuned on the images that it was calibrated on, without labels."""
+    made = start.with_name(f"{start.name}-{seed}")
     epochs = max(1, args.steps // max(1, images // args.batch))
     settings = ["--epochs", epochs, "--batch", args.batch, "--seed", seed]
-    command("qat", "--run", run, *settings, "--output", made)
+    command("qat", "--run", start, *settings, "--output", made)
     return reported(made)
 
 
@@ -209,7 +211,7 @@ def main(words: Sequence[str] | None = None) -> None:
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)
-    study.add_argument("--targets", choices=("tensorrt", "onnxruntime"), nargs="+", default=["tensorrt"])
+    study.add_argument("--targets", choices=TARGETS, nargs="+", default=["tensorrt"])
     study.add_argument("--images", type=int, nargs="*", default=[50, 100, 200])
     study.add_argument("--seeds", type=int, nargs="+", default=[0])
     study.add_argument("--folds", action="store_true", help="also train on --data and half of --eval-data")

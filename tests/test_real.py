@@ -60,10 +60,8 @@ def test_latency_on_one_thread(run):
 
 
 def test_distillation_on_the_calibration_images(run, tmp_path):
-    """A quarter of the default's steps, which win 15 % here; like runs differ by 3 %."""
-    if run[0] != "onnxruntime":
-        pytest.skip("once is enough")
+    """A quarter of the default's steps."""
     invoke("qat", "--run", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")
     before, after = report_of(run)["accuracy"], report_of((run[0], tmp_path / "tuned"))["accuracy"]
-    assert after["kl"] < 0.92 * before["kl"]
+    assert after["kl"] < {"tensorrt": 0.95, "onnxruntime": 0.92}[run[0]] * before["kl"]
     assert after["agreement"] >= 0.945
