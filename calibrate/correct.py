@@ -10,13 +10,13 @@ Last, the classifier's scales give its logits the spread that they have in FP32 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibrate.rounding import clipped_scales, round_compensated
+from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
 from calibrate.statistics import position_weights
 from mobileone_q.architecture import Architecture
 from mobileone_q.evaluate import kl_divergence
@@ -50,10 +50,12 @@ def correct(
     batches: Iterable[Tensor],
     compensate: bool = True,
     advance: Callable[[int], None] = lambda _: None,
+    curvature: Mapping[str, Tensor] = {},
 ) -> None:
     """Fit the biases, the classifier's gain and (with ``compensate``) the weights of ``quantized``, in place.
 
-    ``fused`` is the model that was quantized. Of ``batches`` no more is read than is held.
+    ``fused`` is the model that was quantized. Of ``batches`` no more is read than is held. The weights of
+    blocks named in ``curvature`` are rounded for the loss that it is of (:func:`round_for_loss`).
     ``advance(1)`` is called after each block.
     """
     inputs = first_images(batches, images_held(fused.arch))
@@ -67,7 +69,10 @@ def correct(
                 weight = reference.weight.reshape(len(covariance), -1, covariance.shape[-1])
                 scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
                 block.weight_scale.copy_(scale.flatten())
-                rounded = round_compensated(weight, scale, covariance, quantized.target == "dla")
+                if block.spec.name in curvature:
+                    rounded = round_for_loss(weight[0], scale[0], covariance[0], curvature[block.spec.name])
+                else:
+                    rounded = round_compensated(weight, scale, covariance, quantized.target == "dla")
                 block.weight.copy_(rounded.reshape(block.weight.shape))
         # Each list is let go batch by batch, as the next is made from it.
         outputs = [block.multiply(_decode(block, codes.pop(0))) for _ in inputs]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from calibrate.correct import correct
+from calibrate.curvature import of_outputs
 from calibrate.equalise import equalise
 from calibrate.learn import EPOCHS, learn_rounding
 from calibrate.learn import MOST_IMAGES as LEARNED_IMAGES
@@ -38,6 +39,7 @@ class Images(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
+CURVATURE_IMAGES = 64
 ROUNDINGS = ("nearest", "compensated", "learned")
 
 
@@ -138,7 +140,12 @@ def finish(
     """The second half: choose grids, round, correct."""
     quantized = quantize(equalised, statistics, recipe.target, recipe.method, recipe.keep_float)
     if recipe.correct:
-        correct(equalised, quantized, tensors(images), recipe.rounding != "nearest", advance)
+        compensate = recipe.rounding != "nearest"
+        curvature = {}
+        if compensate and recipe.target != "dla":  # whose grids hang on weights that must not move
+            dense = [spec.name for spec in equalised.arch.blocks if spec.groups == 1 and not spec.is_head]
+            curvature = of_outputs(equalised, tensors(images), CURVATURE_IMAGES, dense)
+        correct(equalised, quantized, tensors(images), compensate, advance, curvature)
     if recipe.rounding == "learned":
         learn_rounding(equalised, quantized, tensors(images), recipe.rounding_seconds, advance=advance)
     return quantized

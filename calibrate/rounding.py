@@ -15,6 +15,8 @@ DAMPING = 0.01
 # Ends of a row's grid to try, as shares of its largest weight: half octaves down to 1 / 512.
 SHARES = 2 ** -torch.linspace(0, 9, 19, dtype=torch.float64)
 COLUMNS = 64  # rounded together before the rest of the matrix is updated
+ROWS = 16  # rounded together before the rest of the matrix is updated
+CURVATURE_DAMPING = 0.3  # much, since gradients of few images are all that is known of a loss
 
 
 def clipped_scales(weight: Tensor, variance: Tensor) -> Tensor:
@@ -77,3 +79,27 @@ def round_compensated(
             codes[..., k : k + 1], errors[..., k - start : k - start + 1] = code, error
         remaining[..., stop:] -= errors @ inverse[..., start:stop, stop:]
     return torch.empty_like(codes).scatter_(-1, by_column.expand_as(codes), codes).to(torch.int8)
+
+
+def round_for_loss(weight: Tensor, scale: Tensor, covariance: Tensor, curvature: Tensor) -> Tensor:
+    """int8 codes (R, K) as :func:`round_compensated`'s, whose rows make up for each other besides.
+
+    ``curvature`` (R, R) is the second derivative of a loss by the outputs. The loss of an error E of the
+    weights is then nearly trace(E covariance E^T curvature): what one row has got wrong moves those
+    not yet rounded to where the loss minds least. Rows go in groups, those that matter most first.
+
+    Source: Tseng et al., "Model-Preserving Adaptive Rounding" (arXiv:2505.22988), whose order is row by row.
+    """
+    damping = CURVATURE_DAMPING * curvature.diagonal().mean()
+    if damping <= 0:
+        return round_compensated(weight, scale, covariance)
+    inverse = torch.linalg.inv(curvature.double() + damping * torch.eye(len(curvature)).double())
+    remaining = weight.double().clone()
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    for rows in curvature.diagonal().argsort(descending=True, stable=True).split(ROWS):
+        codes[rows] = round_compensated(remaining[rows], scale[rows], covariance)
+        error = remaining[rows] - codes[rows] * scale[rows, None].double()
+        share = inverse[:, rows] @ torch.linalg.inv(inverse[rows][:, rows])
+        remaining -= share @ error
+        inverse -= share @ inverse[rows]
+    return codes

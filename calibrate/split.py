@@ -14,19 +14,18 @@ of a channel's inputs, as Theis et al. do for pruning (arXiv:1801.05787).
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from calibrate.correct import first_images, images_held
+from calibrate.curvature import of_inputs
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.fused import FusedBlock, FusedModel
 from mobileone_q.quantized import grid_steps, input_grids
 
 IMAGES = 32  # for the gradients; of fewer it is not safe to say that a channel is dead
-BATCH = 16
 
 
 def split(
@@ -41,7 +40,7 @@ def split(
     places = list(_places(after, statistics))
     if statistics.images < IMAGES or not places:
         return model, statistics
-    curvature = _curvature(model, batches, [block.spec.name for _, block, _, _ in places])
+    curvature = of_inputs(model, batches, IMAGES, [block.spec.name for _, block, _, _ in places])
     grids = input_grids(model.arch, target)
     for producer, block, reader, dead in places:
         name = block.spec.name
@@ -87,34 +86,6 @@ def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bo
         and not reader.spec.is_padded
         and not reader.spec.pool
     )
-
-
-@torch.enable_grad()
-def _curvature(model: FusedModel, batches: Iterable[Tensor], names: Collection[str]) -> dict[str, Tensor]:
-    """float64 (C,) for the inputs of each named block: the second derivative of KL by a channel's noise.
-
-    It is the Fisher information, the mean squared gradient of log p of a class drawn from p, summed
-    over positions. For outputs that are no logits, that of half the squared error.
-    """
-    generator = torch.Generator().manual_seed(0)
-    sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
-    images = torch.cat(first_images(batches, IMAGES))
-    # Gradients need the maps of all blocks at once: of large images, fewer fit.
-    for x in images.split(max(1, min(BATCH, images_held(model.arch) // 8))):
-        reads: dict[str, Tensor] = {}
-        for name, block in model.blocks():
-            if name in sums:
-                x = reads[name] = x if reads else x.requires_grad_()
-            x = block(x)
-        if model.arch.task == "classify":
-            log_p = x.log_softmax(1)
-            drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
-            value = log_p.gather(1, drawn).sum()
-        else:
-            value = (x * torch.randn(x.shape, generator=generator)).sum()
-        for name, gradient in zip(reads, torch.autograd.grad(value, list(reads.values()))):
-            sums[name] += gradient.double().square().sum((0, 2, 3))
-    return {name: total / len(images) for name, total in sums.items()}
 
 
 def _copies(cost: Tensor, free: int) -> Tensor:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibrate.rounding import clipped_scales, round_compensated
+from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
 from mobileone_q.quantized import weight_scales
 
 
@@ -24,6 +24,30 @@ def test_errors_make_up_for_each_other():
     codes = round_compensated(weight, scale, x.T @ x / len(x))
     assert output_error(x, weight, codes, scale) < 0.5 * output_error(x, weight, nearest, scale)
     assert (codes - nearest).abs().max() <= 3
+
+
+def test_rows_make_up_for_each_other():
+    """The loss sees outputs through a few directions only."""
+    x = correlated()
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(48, 24, generator=generator).double()
+    seen = torch.randn(12, 48, generator=generator).double()
+    scale, covariance, curvature = weight_scales(weight) * 16, x.T @ x / len(x), seen.T @ seen
+
+    def loss(codes):
+        return ((codes * scale[:, None] - weight) @ x.T).T.matmul(seen.T).square().mean().item()
+
+    alone = round_compensated(weight, scale, covariance)
+    together = round_for_loss(weight, scale, covariance, curvature)
+    assert loss(together) < 0.8 * loss(alone)
+
+
+def test_independent_rows_are_rounded_each_on_its_own():
+    x, weight = correlated(), torch.randn(40, 24).double()
+    scale, covariance = weight_scales(weight), x.T @ x / len(x)
+    for curvature in (torch.diag(torch.rand(40) + 0.1), torch.zeros(40, 40)):
+        codes = round_for_loss(weight, scale, covariance, curvature)
+        assert torch.equal(codes, round_compensated(weight, scale, covariance))
 
 
 def test_groups_are_rounded_each_on_its_own():
