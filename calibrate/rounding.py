@@ -15,7 +15,7 @@ DAMPING = 0.01
 # Ends of a row's grid to try, as shares of its largest weight: half octaves down to 1 / 512.
 SHARES = 2 ** -torch.linspace(0, 9, 19, dtype=torch.float64)
 COLUMNS = 64  # rounded together before the rest of the matrix is updated
-ROWS = 16  # rounded together before the rest of the matrix is updated
+ROWS = 32  # rounded together before the rest of the matrix is updated
 CURVATURE_DAMPING = 0.3  # much, since gradients of few images are all that is known of a loss
 
 
@@ -51,16 +51,57 @@ def round_compensated(
     Source: Frantar et al., "GPTQ" (arXiv:2210.17323), with the column order of its "act-order"
     and damping as a share of the mean variance.
     """
-    variance = covariance.double().diagonal(dim1=-2, dim2=-1)
-    size = variance.shape[-1]
-    damping = DAMPING * variance.mean(-1, keepdim=True)
-    # Where nothing was ever seen on any input there is nothing to trade errors on: any will do.
-    damping = torch.where(damping > 0, damping, 1.0).expand_as(variance)
-    order = variance.argsort(dim=-1, descending=True, stable=True)
-    by_row, by_column = order[..., :, None], order[..., None, :]
-    damped = covariance.double() + torch.diag_embed(damping)
-    damped = damped.gather(-2, by_row.expand_as(damped)).gather(-1, by_column.expand_as(damped))
-    inverse = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+    return _round_columns(weight, scale, *_ordered_inverse(covariance, DAMPING), keep_largest)
+
+
+def round_for_loss(weight: Tensor, scale: Tensor, covariance: Tensor, curvature: Tensor) -> Tensor:
+    """int8 codes (R, K) as :func:`round_compensated`'s, whose rows make up for each other besides.
+
+    ``curvature`` (R, R) is the second derivative of a loss by the outputs. The loss of an error E of the
+    weights is then nearly trace(E covariance E^T curvature): what one row has got wrong moves those
+    not yet rounded to where the loss minds least. Rows go in groups, those that matter most first.
+
+    Source: Tseng et al., "Model-Preserving Adaptive Rounding" (arXiv:2505.22988), whose order is row by row.
+    """
+    by_column = _ordered_inverse(covariance, DAMPING)
+    order, inverse = _ordered_inverse(curvature, CURVATURE_DAMPING)
+    remaining, step = weight.double()[order], scale[order]
+    codes = torch.empty(weight.shape, dtype=torch.int8)
+    for start in range(0, len(order), ROWS):
+        stop = start + ROWS
+        rounded = _round_columns(remaining[start:stop], step[start:stop], *by_column)
+        codes[order[start:stop]] = rounded
+        error = remaining[start:stop] - rounded * step[start:stop, None].double()
+        error = torch.linalg.solve_triangular(inverse[start:stop, start:stop].T, error, upper=False)
+        remaining[stop:] -= inverse[start:stop, stop:].T @ error
+    return codes
+
+
+def _ordered_inverse(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """(order (..., K), U (..., K, K)): of a second derivative, what error to pass on, largest diagonal first.
+
+    U is upper triangular, U^T U the inverse of ``matrix`` (..., K, K) in that order. ``damping`` is a
+    share of the mean of the diagonal.
+    """
+    matrix = matrix.double()
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    added = damping * diagonal.mean(-1, keepdim=True)
+    # Where nothing was ever seen there is nothing to trade errors on: any will do.
+    added = torch.where(added > 0, added, 1.0).expand_as(diagonal)
+    order = diagonal.argsort(dim=-1, descending=True, stable=True)
+    damped = matrix + torch.diag_embed(added)
+    damped = damped.gather(-2, order[..., :, None].expand_as(damped))
+    damped = damped.gather(-1, order[..., None, :].expand_as(damped))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return order, torch.linalg.cholesky(inverse, upper=True)
+
+
+def _round_columns(
+    weight: Tensor, scale: Tensor, order: Tensor, inverse: Tensor, keep_largest: bool = False
+) -> Tensor:
+    """int8 codes (..., R, K) of :func:`round_compensated`, by the ordered inverse of the covariance."""
+    size = order.shape[-1]
+    by_column = order[..., None, :]
     remaining = weight.double().gather(-1, by_column.expand_as(weight))
     step = scale.double()[..., None]
     nearest = (remaining / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
@@ -79,27 +120,3 @@ def round_compensated(
             codes[..., k : k + 1], errors[..., k - start : k - start + 1] = code, error
         remaining[..., stop:] -= errors @ inverse[..., start:stop, stop:]
     return torch.empty_like(codes).scatter_(-1, by_column.expand_as(codes), codes).to(torch.int8)
-
-
-def round_for_loss(weight: Tensor, scale: Tensor, covariance: Tensor, curvature: Tensor) -> Tensor:
-    """int8 codes (R, K) as :func:`round_compensated`'s, whose rows make up for each other besides.
-
-    ``curvature`` (R, R) is the second derivative of a loss by the outputs. The loss of an error E of the
-    weights is then nearly trace(E covariance E^T curvature): what one row has got wrong moves those
-    not yet rounded to where the loss minds least. Rows go in groups, those that matter most first.
-
-    Source: Tseng et al., "Model-Preserving Adaptive Rounding" (arXiv:2505.22988), whose order is row by row.
-    """
-    damping = CURVATURE_DAMPING * curvature.diagonal().mean()
-    if damping <= 0:
-        return round_compensated(weight, scale, covariance)
-    inverse = torch.linalg.inv(curvature.double() + damping * torch.eye(len(curvature)).double())
-    remaining = weight.double().clone()
-    codes = torch.empty(weight.shape, dtype=torch.int8)
-    for rows in curvature.diagonal().argsort(descending=True, stable=True).split(ROWS):
-        codes[rows] = round_compensated(remaining[rows], scale[rows], covariance)
-        error = remaining[rows] - codes[rows] * scale[rows, None].double()
-        share = inverse[:, rows] @ torch.linalg.inv(inverse[rows][:, rows])
-        remaining -= share @ error
-        inverse -= share @ inverse[rows]
-    return codes
