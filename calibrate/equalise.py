@@ -174,6 +174,7 @@ def _exchange(producer: FusedBlock, consumer: FusedBlock, factor: Tensor) -> Non
     rows = factor.reshape(-1, *[1] * (producer.weight.ndim - 1))
     producer.weight.copy_(producer.weight.double() / rows)
     producer.bias.copy_(producer.bias.double() / factor)
+    producer.divisor *= factor
     if producer.se is not None:
         producer.se.reduce.weight.mul_(factor.reshape(1, -1, 1, 1))
     weight, groups = consumer.weight, consumer.spec.groups

@@ -64,7 +64,7 @@ def fine_tune(
         trained, judged = split(trained, held_out, settings.seed)
     if labels and min(trained.source.label(index) for index in trained.indices) < 0:
         raise TrainingError(f"--labels needs labels, and {trained.source.name} has inputs without")
-    model = _trainable(branches, quantized, fused, inputs)
+    model = _trainable(branches, quantized, inputs)
     made = Run(choose_folder(engine, output, f"{run.path.name}-qat", resume))
 
     def on_epoch(model: nn.Module, epoch: int) -> None:
@@ -98,13 +98,13 @@ def fine_tune(
     return made, _publish(run, made, fused.to("cpu"), shipped, inputs, outcome.to_dict(), settled)
 
 
-def _trainable(branches: str, quantized: QuantizedModel, fused: FusedModel, inputs: Inputs) -> FakeQuantModel:
+def _trainable(branches: str, quantized: QuantizedModel, inputs: Inputs) -> FakeQuantModel:
     if branches == "fused":
         return FakeQuantModel(quantized)
-    original = fill_model(read_checkpoint(inputs.weights), fused.arch)
+    original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
     if not isinstance(original, MobileOne):
         raise TrainingError(f"{inputs.weights} has no branches to train; use --branches fused")
-    return live_model(quantized, fused, original)
+    return live_model(quantized, original)
 
 
 def _publish(

@@ -176,7 +176,8 @@ def quantize(
     histograms = statistics.histograms
     for name, block in fused.blocks():
         result = quantized.block(name)
-        result.bias.copy_(block.bias)
+        for name_of in ("bias", "source", "divisor"):
+            getattr(result, name_of).copy_(getattr(block, name_of))
         if block.se is not None and result.se is not None:
             result.se.load_state_dict(block.se.state_dict())
         if result.is_float:

@@ -120,8 +120,10 @@ def _duplicate(
     copies = torch.bincount(source, minlength=len(source))[source]
     order = (source[:, None] == source).tril(-1).sum(1)
     shift = (step[source] * ((order + 0.5) / copies - 0.5)).float()
-    producer.weight.copy_(producer.weight[source])
-    producer.bias.copy_(producer.bias[source] + shift)
-    block.weight.copy_(block.weight[source])
-    block.bias.copy_(block.bias[source] - shift * block.weight.sum((1, 2, 3)))
+    for doubled in (producer, block):
+        doubled.weight.copy_(doubled.weight[source])
+        doubled.bias.copy_(doubled.bias[source])
+        doubled.source.copy_(doubled.source[source])
+    producer.bias += shift
+    block.bias -= shift * block.weight.sum((1, 2, 3))
     reader.weight.copy_(reader.weight[:, source] / copies.reshape(1, -1, 1, 1))

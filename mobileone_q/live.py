@@ -15,12 +15,10 @@ from torch import Tensor, nn
 
 from mobileone_q.errors import TrainingError
 from mobileone_q.fuse import fold_branches, fold_head
-from mobileone_q.fused import FusedModel
 from mobileone_q.model import Classifier, MobileOne, MultiBranchBlock
 from mobileone_q.qat import FakeQuantBlock, FakeQuantModel, round_through
-from mobileone_q.quantized import WEIGHT_STEPS, QuantizedBlock, QuantizedModel
+from mobileone_q.quantized import QuantizedBlock, QuantizedModel
 
-UNLIKE, ALIKE = 0.95, 0.99  # cosines between rows: its own may have been clipped, a copy is but rounded
 MOMENTUM = 0.01  # of batch statistics: they are near their end, and batches are small
 
 
@@ -35,16 +33,14 @@ class Moved(nn.Module):
     columns: Tensor
     writes: Tensor
     rows: Tensor
+    copies: Tensor
 
     def __init__(self, reads: Tensor, columns: Tensor, writes: Tensor, rows: Tensor) -> None:
         super().__init__()
-        for name, value in {"reads": reads, "columns": columns, "writes": writes, "rows": rows}.items():
-            self.register_buffer(name, value)
-
-    @property
-    def copies(self) -> Tensor:
-        """int64 (C_in,): as how many inputs each input's channel comes."""
-        return torch.bincount(self.reads, minlength=len(self.reads))[self.reads]
+        copies = torch.bincount(reads)[reads]  # as how many inputs each input's channel comes
+        tensors = {"reads": reads, "columns": columns, "writes": writes, "rows": rows, "copies": copies}
+        for name, value in tensors.items():
+            self.register_buffer(name, value.clone())
 
     def kernel(self, original: Tensor) -> Tensor:
         """The block's kernel (C_out, C_in / groups, ...) for one of the original."""
@@ -117,15 +113,15 @@ class LiveBlock(FakeQuantBlock):
         return self
 
 
-def live_model(quantized: QuantizedModel, fused: FusedModel, original: MobileOne) -> FakeQuantModel:
-    """``quantized``, made from ``fused``, with the branches of ``original``, which ``fused`` was.
+def live_model(quantized: QuantizedModel, original: MobileOne) -> FakeQuantModel:
+    """``quantized`` with the branches of ``original``, which it was made from.
 
     Raises:
         TrainingError: the checkpoint has no branches.
     """
     if not isinstance(original, MobileOne):
         raise TrainingError("the checkpoint has no branches to train; use --branches fused")
-    moves = moved(fused, quantized)
+    moves = moved(quantized)
     return FakeQuantModel(quantized, lambda q: LiveBlock(q, original.block(q.spec.name), moves[q.spec.name]))
 
 
@@ -136,46 +132,14 @@ def update_statistics(model: nn.Module, wanted: bool) -> None:
             module.updates_statistics = wanted
 
 
-@torch.no_grad()
-def moved(fused: FusedModel, quantized: QuantizedModel) -> dict[str, Moved]:
+def moved(quantized: QuantizedModel) -> dict[str, Moved]:
     """What calibration moved between channels and copied, for each block by name.
 
-    Read off the weights, since ``quantized`` keeps no record: rows from the ratio of norms, columns
-    from the block before. Rounding blurs it by a percent or so, which scales how fast a weight
-    learns. Weights at their grid's end may have been clipped, by however much: they do not count.
-    After the last block there is nothing to exchange with: its rows are 1, whatever its gain.
+    A block reads what the one before writes.
     """
     moves = {}
-    reads, columns = torch.arange(fused.arch.in_channels), torch.ones(fused.arch.in_channels)
-    chain = list(fused.blocks())
-    followers = [block.spec for _, block in chain[1:]] + [None]
-    for (name, block), follower in zip(chain, followers):
-        q = quantized.block(name)
-        writes = reads if block.spec.is_depthwise else torch.arange(len(block.weight))
-        ones = torch.ones(len(block.weight))
-        kernel = Moved(reads, columns, writes, ones).kernel(block.weight).flatten(1)
-        codes = q.weight.float().flatten(1)
-        inner = codes.abs() < WEIGHT_STEPS if not q.is_float else torch.ones_like(codes, dtype=torch.bool)
-        inner |= ~(codes * inner).any(1, keepdim=True)  # a row with nothing else in it
-        if block.spec.groups == 1 and follower is not None and follower.is_depthwise:
-            writes = _sources(kernel, codes * inner, inner.float())
-            kernel = kernel[writes]
-        before = (kernel * inner).norm(dim=1)
-        after = (codes * inner).norm(dim=1) * q.weight_scale
-        rows = torch.where((before > 0) & (after > 0) & (follower is not None), before / after, 1.0)
-        moves[name] = Moved(reads, columns, writes, rows)
-        reads, columns = writes, rows
+    reads, columns = torch.arange(quantized.arch.in_channels), torch.ones(quantized.arch.in_channels)
+    for name, q in quantized.blocks():
+        moves[name] = Moved(reads, columns, q.source, q.divisor)
+        reads, columns = q.source, q.divisor
     return moves
-
-
-def _sources(kernel: Tensor, codes: Tensor, counts: Tensor) -> Tensor:
-    """int64 (C,): the row of ``kernel`` (C, K) that each row of ``codes`` (C, K) has been rounded from.
-
-    Rounding turns a row by a degree. One that points elsewhere than its own, and where another's
-    does, is a copy (:mod:`calibrate.split`). Compared are the weights that ``counts`` (C, K) says.
-    """
-    norms = codes.norm(dim=1, keepdim=True) * (counts @ kernel.square().T).sqrt()
-    cosines = torch.where(norms > 0, codes @ kernel.T / norms, 0.0)
-    nearest, source = cosines.max(1)
-    is_copy = (cosines.diagonal() < UNLIKE) & (nearest > ALIKE)
-    return torch.where(is_copy, source, torch.arange(len(codes)))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mobileone_q.architecture import Architecture, BlockSpec
-from mobileone_q.errors import CalibrationError
+from mobileone_q.errors import CalibrationError, CheckpointError
 from mobileone_q.files import load_tensors, save_tensors
 from mobileone_q.fused import Block
 from mobileone_q.model import Chain, SqueezeExcite, apply_kernel, kernel_shape
@@ -101,12 +101,15 @@ class QuantizedBlock(Block):
     (C_out,), ``input_scale`` a float32 scalar: real value = scale * code. A classifier with
     ``quantize_map`` also rounds the map that it pools, on the same grid with ``pool_scale``. On the grid
     ``float`` nothing is rounded: "codes" are the values, ``weight`` is float32, all scales are 1.
+    ``source`` and ``divisor`` are the fused block's: what its outputs were before calibration.
     """
 
     weight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
     pool_scale: Tensor
+    source: Tensor
+    divisor: Tensor
 
     def __init__(self, spec: BlockSpec, grid: str, quantize_map: bool = False) -> None:
         super().__init__()
@@ -118,6 +121,8 @@ class QuantizedBlock(Block):
         self.register_buffer("input_scale", torch.ones(()))
         if quantize_map:
             self.register_buffer("pool_scale", torch.ones(()))
+        self.register_buffer("source", torch.arange(spec.out_channels))
+        self.register_buffer("divisor", torch.ones(spec.out_channels))
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
     @property
@@ -180,5 +185,10 @@ class QuantizedModel(Chain[QuantizedBlock]):
         tensors, description = load_tensors(path, "quantized")
         arch = Architecture.from_dict(description["architecture"])
         model = cls(arch, description["target"], description.get("keep_float", ()))
-        model.load_state_dict(tensors)
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError:
+            raise CheckpointError(
+                f"{path} does not hold the tensors of this version; run `mobileone-q calibrate` again"
+            ) from None
         return model

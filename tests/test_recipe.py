@@ -9,7 +9,8 @@ from calibrate.equalise import _exchange
 from calibrate.recipe import Recipe, calibrate, finish, prepare, quantize
 from calibrate.statistics import collect
 from mobileone_q.architecture import VARIANTS, BlockSpec, architecture
-from mobileone_q.errors import CalibrationError
+from mobileone_q.errors import CalibrationError, CheckpointError
+from mobileone_q.files import save_tensors
 from mobileone_q.fuse import fuse
 from mobileone_q.model import apply_kernel, kernel_shape
 from mobileone_q.quantized import QuantizedBlock, QuantizedModel, quantize_weight, weight_scales
@@ -212,6 +213,15 @@ def test_quantized_models_round_trip(fused, tmp_path):
     x = random_images(fused.arch)
     assert loaded.target == "tensorrt"
     assert torch.equal(loaded(x), quantized(x))
+
+
+def test_a_file_of_an_earlier_version_is_refused(fused, tmp_path):
+    tensors = QuantizedModel(fused.arch, "tensorrt").state_dict()
+    del tensors["stem.divisor"]
+    facts = {"architecture": fused.arch.to_dict(), "target": "tensorrt"}
+    save_tensors(tmp_path / "old.safetensors", tensors, "quantized", facts)
+    with pytest.raises(CheckpointError, match=r"old.safetensors .* run `mobileone-q calibrate` again"):
+        QuantizedModel.load(tmp_path / "old.safetensors")
 
 
 def test_logits_that_are_too_even_get_their_spread_back():
