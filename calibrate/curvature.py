@@ -7,7 +7,7 @@ Source: Martens, "New insights and perspectives on the natural gradient method" 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -65,7 +65,11 @@ def of_inputs(
 
 
 def of_outputs(
-    model: FusedModel, batches: Iterable[Tensor], images: int, names: Collection[str]
+    model: FusedModel,
+    batches: Iterable[Tensor],
+    images: int,
+    names: Collection[str],
+    advance: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Tensor]:
     """float64 (C_out, C_out) of each named block: by errors of its output channels, summed over positions.
 
@@ -78,4 +82,5 @@ def of_outputs(
             rows = gradient.transpose(0, 1).flatten(1)
             sums[name] = sums.get(name, 0) + (rows @ rows.T).double()
         count += len(gradient)
+        advance(len(gradient))
     return {name: total / count for name, total in sums.items()}

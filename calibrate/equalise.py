@@ -40,7 +40,11 @@ TINY = torch.finfo(torch.float64).tiny
 
 @torch.no_grad()
 def equalise(
-    model: FusedModel, statistics: Statistics, target: str, method: str = "mse"
+    model: FusedModel,
+    statistics: Statistics,
+    target: str,
+    method: str = "mse",
+    compensated: bool = True,
 ) -> tuple[FusedModel, Statistics]:
     """An equal function whose tensors are even across channels, and its statistics.
 
@@ -48,8 +52,9 @@ def equalise(
     per channel, so the exchange is free. Into any other, a power alpha between 0 (all weight
     columns alike) and 1 (all channels alike) shares the burden; each block gets the alpha with
     the least expected error on the images seen, and the classifier, whose outputs compete, the one
-    with the least KL of its logits there.
+    with the least KL of its logits there. ``compensated`` says how weights will be rounded.
     """
+    left = COMPENSATED if compensated else 1.0
     model = copy.deepcopy(model)
     histograms, features = dict(statistics.histograms), statistics.features
     grids = input_grids(model.arch, target)
@@ -58,7 +63,7 @@ def equalise(
         if producer.spec.activation == "relu6":
             continue  # min(x / c, 6) is not min(x, 6) / c: nothing can be exchanged through it
         name = consumer.spec.name
-        factor = _factor(histograms[name], features, consumer, method, grid_steps(grids[name]))
+        factor = _factor(histograms[name], features, consumer, method, grid_steps(grids[name]), left)
         _exchange(producer, consumer, factor)
         for key in {name, map_of(name)} & histograms.keys():
             histograms[key] = histograms[key].scaled(1 / factor)
@@ -68,7 +73,12 @@ def equalise(
 
 
 def _factor(
-    histogram: ChannelHistogram, features: Tensor, consumer: FusedBlock, method: str, steps: int
+    histogram: ChannelHistogram,
+    features: Tensor,
+    consumer: FusedBlock,
+    method: str,
+    steps: int,
+    left: float,
 ) -> Tensor:
     """float64 (C,): what each channel between two blocks is divided by."""
     ranges = channel_ranges(consumer.spec, histogram, method, steps)
@@ -90,7 +100,7 @@ def _factor(
     candidates = [share(alpha) for alpha in ALPHAS]
     if consumer.spec.pool:
         return min(candidates, key=lambda f: logit_error(features, consumer, f, steps))
-    return min(candidates, key=lambda f: expected_error(histogram, consumer, f, method, steps))
+    return min(candidates, key=lambda f: expected_error(histogram, consumer, f, method, steps, left))
 
 
 def _with_dead(factor: Tensor, alive: Tensor, strength: Tensor) -> Tensor:
@@ -104,12 +114,17 @@ def _with_dead(factor: Tensor, alive: Tensor, strength: Tensor) -> Tensor:
 
 
 def expected_error(
-    histogram: ChannelHistogram, consumer: FusedBlock, factor: Tensor, method: str, steps: int
+    histogram: ChannelHistogram,
+    consumer: FusedBlock,
+    factor: Tensor,
+    method: str,
+    steps: int,
+    left: float = 1.0,
 ) -> float:
     """Log of the squared error to expect of a block's outputs, relative to their energy.
 
     Errors are taken as independent: an input channel's, read off its histogram, passes through
-    the squared weights; a weight's, a share of step^2 / 12, through the input's mean square. The
+    the squared weights; a weight's, ``left`` times step^2 / 12, through the input's mean square. The
     mean over outputs is geometric, lest a few that are nearly dead decide.
     """
     scaled = histogram.scaled(1 / factor)
@@ -120,7 +135,7 @@ def expected_error(
     squared = _dense(consumer, lambda taps: taps.square().sum(2)) * factor**2
     reads = _dense(consumer, lambda taps: torch.full(taps.shape[:2], float(taps.shape[2])))
     largest = (_dense(consumer, lambda taps: taps.abs().amax(2)) * factor).amax(1)
-    weight_error = COMPENSATED * (largest / WEIGHT_STEPS) ** 2 / 12 * (reads.double() @ energy)
+    weight_error = left * (largest / WEIGHT_STEPS) ** 2 / 12 * (reads.double() @ energy)
     signal = (squared @ energy).clamp(min=TINY)
     return ((squared @ input_error + weight_error) / signal).clamp(min=TINY).log().mean().item()
 

@@ -85,10 +85,21 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @property
+    def compensates(self) -> bool:
+        """Whether weights make up for each other's rounding along a row."""
+        return self.correct and self.rounding != "nearest"
+
+    @property
+    def rounds_for_loss(self) -> bool:
+        """Whether rows make up for each other too; not for DLA, whose largest weights must not move."""
+        return self.compensates and self.target != "dla"
+
     def steps(self, fused: FusedModel, images: int) -> int:
-        """How far :func:`calibrate` advances: once per image, once per block, once per image learned on."""
+        """How far :func:`calibrate` advances: per image measured, derived at or learned on, and per block."""
+        deriving = min(images, CURVATURE_IMAGES) if self.rounds_for_loss else 0
         learning = EPOCHS * min(images, LEARNED_IMAGES) if self.rounding == "learned" else 0
-        return images + (len(fused.arch.blocks) if self.correct else 0) + learning
+        return images + deriving + (len(fused.arch.blocks) if self.correct else 0) + learning
 
 
 def calibrate(
@@ -126,7 +137,7 @@ def prepare(
         raise CalibrationError("calibration saw no image; check --data")
     if recipe.equalise:
         fused, statistics = split(fused, statistics, tensors(images), recipe.target, recipe.method)
-        return equalise(fused, statistics, recipe.target, recipe.method)
+        return equalise(fused, statistics, recipe.target, recipe.method, recipe.compensates)
     return fused, statistics
 
 
@@ -139,13 +150,12 @@ def finish(
 ) -> QuantizedModel:
     """The second half: choose grids, round, correct."""
     quantized = quantize(equalised, statistics, recipe.target, recipe.method, recipe.keep_float)
+    curvature: dict[str, Tensor] = {}
+    if recipe.rounds_for_loss:
+        dense = [spec.name for spec in equalised.arch.blocks if spec.groups == 1 and not spec.is_head]
+        curvature = of_outputs(equalised, tensors(images), CURVATURE_IMAGES, dense, advance)
     if recipe.correct:
-        compensate = recipe.rounding != "nearest"
-        curvature = {}
-        if compensate and recipe.target != "dla":  # whose grids hang on weights that must not move
-            dense = [spec.name for spec in equalised.arch.blocks if spec.groups == 1 and not spec.is_head]
-            curvature = of_outputs(equalised, tensors(images), CURVATURE_IMAGES, dense)
-        correct(equalised, quantized, tensors(images), compensate, advance, curvature)
+        correct(equalised, quantized, tensors(images), recipe.compensates, advance, curvature)
     if recipe.rounding == "learned":
         learn_rounding(equalised, quantized, tensors(images), recipe.rounding_seconds, advance=advance)
     return quantized
