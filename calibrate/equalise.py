@@ -34,6 +34,7 @@ FLOOR = 1e-3
 # What rounding with compensation leaves of the squared error that step^2 / 12 expects of weights. S0 has two
 # thirds at the outputs of a block, and rows that make up for each other leave less of that in the logits.
 COMPENSATED = 0.5
+FEW = 32  # images; of fewer, most blocks know too little of their inputs' covariance to compensate
 ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 TINY = torch.finfo(torch.float64).tiny
 
@@ -54,7 +55,7 @@ def equalise(
     the least expected error on the images seen, and the classifier, whose outputs compete, the one
     with the least KL of its logits there. ``compensated`` says how weights will be rounded.
     """
-    left = COMPENSATED if compensated else 1.0
+    left = COMPENSATED if compensated and statistics.images >= FEW else 1.0
     model = copy.deepcopy(model)
     histograms, features = dict(statistics.histograms), statistics.features
     grids = input_grids(model.arch, target)

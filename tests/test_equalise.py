@@ -139,7 +139,7 @@ def test_expected_error_is_what_rounding_does():
 def test_channels_get_more_even_where_rounding_of_weights_is_made_good():
     """What matters less on the side of the weights is given away there."""
     model = uneven("s0")
-    statistics = collect(model, [random_images(model.arch, 8)])
+    statistics = collect(model, [random_images(model.arch, 32)])
 
     def unevenness(compensated):
         after = equalise(model, statistics, "tensorrt", "mse", compensated)[1].histograms
