@@ -37,8 +37,8 @@ from mobileone_q.options import (
 )
 
 if TYPE_CHECKING:
-    from calibrate.budget import Kept
-    from mobileone_q.run import Run
+    from calibrate.mixed_precision import Kept
+    from mobileone_q.runs.folder import Run
 
 # Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -87,20 +87,20 @@ def calibrate(
     **options: Any,
 ) -> None:
     """Quantise a checkpoint to INT8 and measure the accuracy drop."""
-    from calibrate.budget import calibrate_within
-    from calibrate.inputs import choose_inputs
-    from calibrate.recipe import Recipe
-    from calibrate.recipe import calibrate as run_recipe
-    from mobileone_q.checkpoints import load_model, stored_image_size
-    from mobileone_q.choose import choose_architecture
-    from mobileone_q.export import export_onnx
+    from calibrate.mixed_precision import calibrate_within
+    from calibrate.pipeline import Recipe
+    from calibrate.pipeline import calibrate as run_recipe
+    from mobileone_q.architecture.registry import choose_architecture
+    from mobileone_q.checkpoints.load import load_model, stored_image_size
+    from mobileone_q.data.inputs import choose_inputs
+    from mobileone_q.export.graph import export_onnx
     from mobileone_q.files import sha256
-    from mobileone_q.fuse import certify
-    from mobileone_q.fuse import fuse as fuse_branches
-    from mobileone_q.measure import measure_accuracy
+    from mobileone_q.models.fuse import certify
+    from mobileone_q.models.fuse import fuse as fuse_branches
     from mobileone_q.progress import progress
     from mobileone_q.report import print_accuracy, update_report
-    from mobileone_q.run import Run, write_manifest
+    from mobileone_q.runs.folder import Run, write_manifest
+    from mobileone_q.runs.measure import measure_accuracy
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
     wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
@@ -192,15 +192,15 @@ def build_engine(
     """Build engines of a run; where they can run, show the latency per block."""
     from mobileone_q.engines import BuildOptions, best_backend
     from mobileone_q.engines import backend as engine_class
-    from mobileone_q.graphs import build_options, write_graph
     from mobileone_q.progress import progress
-    from mobileone_q.run import Run
+    from mobileone_q.runs.folder import Run
+    from mobileone_q.runs.graphs import build_options, write_graph
 
     run = Run.find(run_path)
     wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
     options = BuildOptions(remainder="fp16" if wants_fp16 else "fp32", **settings)
     if bundle is not None:
-        from mobileone_q.bundle import write_bundle
+        from mobileone_q.runs.bundle import write_bundle
 
         precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
         click.echo(write_bundle(run, bundle, precision, options))
@@ -248,13 +248,13 @@ def profile(
 ) -> None:
     """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
     if recorded is not None:
-        from mobileone_q.recorded import latency_from
+        from mobileone_q.evaluation.recorded_profile import latency_from
         from mobileone_q.report import print_latency
 
         print_latency(latency_from(recorded))
         return
     from mobileone_q.engines import best_backend
-    from mobileone_q.run import Run
+    from mobileone_q.runs.folder import Run
 
     run = Run.find(run_path)
     _show_latency(run, best_backend() if backend == "auto" else backend, threads, runs, batch)
@@ -265,7 +265,7 @@ def profile(
 def report(run_path: Path | None) -> None:
     """Print a run's report again."""
     from mobileone_q.report import print_accuracy, print_latency
-    from mobileone_q.run import Run
+    from mobileone_q.runs.folder import Run
 
     run = Run.find(run_path)
     values = run.read_report()
@@ -300,11 +300,11 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
     DST is safetensors, with the certificate of how little that changed inside; with another
     --layout than own, safetensors or .pth under that codebase's names.
     """
-    from calibrate.inputs import certificate_images
-    from mobileone_q.checkpoints import load_model, save_fused
+    from mobileone_q.checkpoints.load import load_model, save_fused
+    from mobileone_q.data.inputs import certificate_images
     from mobileone_q.errors import RunError
-    from mobileone_q.fuse import certify
-    from mobileone_q.fuse import fuse as fuse_branches
+    from mobileone_q.models.fuse import certify
+    from mobileone_q.models.fuse import fuse as fuse_branches
 
     if dst.exists():
         raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
@@ -324,9 +324,9 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
 @training_options(epochs=50, lr=0.005, crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
 def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
     """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
-    from calibrate.finetune import fine_tune
     from mobileone_q.report import print_accuracy
-    from mobileone_q.run import Run
+    from mobileone_q.runs.folder import Run
+    from mobileone_q.training.finetune import fine_tune
 
     made = fine_tune(Run.find(run_path), output, **options)
     if made is not None:
@@ -351,7 +351,7 @@ def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
 @training_options(optimizer="sgd", lr=0.1, ema=0.999)
 def train(**options: Any) -> None:
     """Train MobileOne on labelled inputs as a recipe says, such as configs/sample.yaml."""
-    from calibrate.train import train_model
+    from mobileone_q.training.train import train_model
 
     made = train_model(**options)
     if made is not None:
@@ -366,13 +366,13 @@ def train(**options: Any) -> None:
 @AS_JSON
 def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, **options: Any) -> None:
     """Rank blocks by what quantising each alone costs, inputs and weights apart."""
-    from calibrate.inputs import choose_inputs
-    from calibrate.recipe import Recipe, fit, load_all
+    from calibrate.pipeline import Recipe, fit, load_all
     from calibrate.sensitivity import rank_blocks
-    from mobileone_q.checkpoints import load_model, stored_image_size
-    from mobileone_q.choose import choose_architecture
-    from mobileone_q.fuse import fuse as fuse_branches
-    from mobileone_q.model import MobileOne
+    from mobileone_q.architecture.registry import choose_architecture
+    from mobileone_q.checkpoints.load import load_model, stored_image_size
+    from mobileone_q.data.inputs import choose_inputs
+    from mobileone_q.models.branches import MobileOne
+    from mobileone_q.models.fuse import fuse as fuse_branches
     from mobileone_q.progress import progress
     from mobileone_q.report import print_sensitivity
 
@@ -407,8 +407,8 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
 @THREADS
 def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
-    from mobileone_q.choose import choose_architecture
-    from mobileone_q.info import NOTES, describe, variant_table
+    from mobileone_q.architecture.registry import choose_architecture
+    from mobileone_q.evaluation.cost import NOTES, describe, variant_table
     from mobileone_q.report.info import print_info, print_variants
 
     if arch is None:
@@ -448,8 +448,8 @@ def predict(
 ) -> None:
     """Classify image files with a run's engine."""
     from mobileone_q.engines import best_backend
-    from mobileone_q.predict import lines, load_predictor, predictor_of_engine
-    from mobileone_q.run import Run
+    from mobileone_q.runs.folder import Run
+    from mobileone_q.runs.predict import lines, load_predictor, predictor_of_engine
 
     if engine:
         predictor = predictor_of_engine(engine, classes)
@@ -469,15 +469,15 @@ def predict(
 @THREADS
 def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
     """Compare simulation, ONNX Runtime and TensorRT on the same images."""
-    from calibrate.data import Batches, ImageFolder
-    from calibrate.inputs import sample_images
-    from mobileone_q import sample
+    from mobileone_q.data import sample
+    from mobileone_q.data.inputs import sample_images
+    from mobileone_q.data.preprocess import Preprocessing
+    from mobileone_q.data.sources import Batches, ImageFolder
     from mobileone_q.errors import DataError
-    from mobileone_q.parity import measure_parity
-    from mobileone_q.preprocess import Preprocessing
     from mobileone_q.progress import progress
     from mobileone_q.report import print_parity, update_report
-    from mobileone_q.run import Run
+    from mobileone_q.runs.folder import Run
+    from mobileone_q.runs.parity import measure_parity
 
     run = Run.find(run_path)
     if data is None and run.read_report().get("model") != sample.NAME:
@@ -499,11 +499,11 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
 @AS_JSON
 def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
     """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
-    from mobileone_q.architecture import architecture
-    from mobileone_q.devices import MODULES as published
+    from mobileone_q.architecture.variants import architecture
+    from mobileone_q.evaluation.jetson import MODULES as published
+    from mobileone_q.evaluation.roofline import roofline as bounds
+    from mobileone_q.evaluation.roofline import to_dict
     from mobileone_q.report import print_roofline
-    from mobileone_q.roofline import roofline as bounds
-    from mobileone_q.roofline import to_dict
 
     chain, module = architecture(arch, image_size=image_size), published[device]
     values = to_dict(chain, module, batch, bounds(chain, module, batch))
@@ -538,10 +538,10 @@ def _resolve_target(target: str) -> str:
 
 def _show_latency(run: Run, backend: str, threads: int, runs: int, batch: int = 1) -> None:
     """Time a run's two engines, put the result into its report and print both."""
-    from mobileone_q.fused import FusedModel
-    from mobileone_q.measure import measure_latency
+    from mobileone_q.models.fused import FusedModel
     from mobileone_q.progress import progress
     from mobileone_q.report import print_accuracy, print_latency, update_report
+    from mobileone_q.runs.measure import measure_latency
 
     arch, target = FusedModel.load(run.fused).arch, run.read_report()["target"]
     with progress("profiling", 2 * runs) as advance:

@@ -20,18 +20,18 @@ from unittest import mock
 
 import torch
 
-from calibrate import correct as correct_module
-from calibrate import equalise as equalise_module
-from calibrate import recipe as recipe_module
+from calibrate import equalize as equalise_module
+from calibrate import pipeline as recipe_module
+from calibrate import reconstruct as correct_module
 from calibrate import rounding as rounding_module
 from calibrate import statistics as statistics_module
-from calibrate.data import Batches, ImageFolder
-from calibrate.recipe import Recipe, calibrate
-from mobileone_q.checkpoints import load_model
-from mobileone_q.evaluate import Accuracy
-from mobileone_q.fuse import fuse
-from mobileone_q.measure import Comparison
-from mobileone_q.preprocess import Preprocessing
+from calibrate.pipeline import Recipe, calibrate
+from mobileone_q.checkpoints.load import load_model
+from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.sources import Batches, ImageFolder
+from mobileone_q.evaluation.metrics import Accuracy
+from mobileone_q.models.fuse import fuse
+from mobileone_q.runs.measure import Comparison
 
 SEEDS, COUNTS = range(5), (16, 50, 100, 200)
 NEAREST = {"rounding": "nearest"}

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from calibrate.idx import read_arrays
-from calibrate.recipe import tensors
-from calibrate.views import labelled
-from mobileone_q.checkpoints import load_model
-from mobileone_q.model import MobileOne
+from calibrate.pipeline import tensors
+from mobileone_q.checkpoints.load import load_model
+from mobileone_q.data.idx import read_arrays
+from mobileone_q.models.branches import MobileOne
+from mobileone_q.training.views import labelled
 
 CONFIG = "configs/sample.yaml"
 DATA = Path("/usr/share/datasets/fashion-mnist")

@@ -29,16 +29,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from calibrate.data import Batches, ImageFolder
 from mobileone_q import __version__
-from mobileone_q.checkpoints import load_model
+from mobileone_q.checkpoints.load import load_model
+from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.sources import Batches, ImageFolder
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.errors import MobileOneQError
-from mobileone_q.evaluate import collect_logits, compare
-from mobileone_q.export import export_onnx
+from mobileone_q.evaluation.metrics import collect_logits, compare
+from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_json, write_text
-from mobileone_q.fuse import fuse
-from mobileone_q.preprocess import Preprocessing
+from mobileone_q.models.fuse import fuse
 
 SCRIPTS = Path(__file__).parent / "peers"
 OWN = "mobileone_q"

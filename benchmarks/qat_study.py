@@ -22,19 +22,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from calibrate.data import Batches, ImageFolder, class_listing
-from calibrate.idx import read_split
-from calibrate.inputs import choose_inputs
-from calibrate.recipe import Recipe
-from calibrate.recipe import calibrate as run_recipe
-from mobileone_q.choose import choose_architecture
-from mobileone_q.export import export_onnx
-from mobileone_q.fused import FusedModel
-from mobileone_q.measure import measure_accuracy
-from mobileone_q.quantized import TARGETS, QuantizedModel
+from calibrate.pipeline import Recipe
+from calibrate.pipeline import calibrate as run_recipe
+from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.data.idx import read_split
+from mobileone_q.data.inputs import choose_inputs
+from mobileone_q.data.sample import PREPROCESSING
+from mobileone_q.data.sources import Batches, ImageFolder, class_listing
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import TARGETS, QuantizedModel
 from mobileone_q.report import update_report
-from mobileone_q.run import Run
-from mobileone_q.sample import PREPROCESSING
+from mobileone_q.runs.folder import Run
+from mobileone_q.runs.measure import measure_accuracy
 
 COMMAND = [sys.executable, "-m", "cli"]
 POOR = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)

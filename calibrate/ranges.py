@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from calibrate.statistics import ChannelHistogram
-from mobileone_q.architecture import BlockSpec
+from mobileone_q.architecture.variants import BlockSpec
 
 METHODS = ("minmax", "percentile", "entropy", "mse")
 CANDIDATES = 96

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobileone_q.evaluate import kl_divergence
-from mobileone_q.fuse import branch_kernels
-from mobileone_q.fused import FusedBlock, FusedModel
-from mobileone_q.model import MobileOne, MultiBranchBlock, apply_kernel
-from mobileone_q.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.evaluation.metrics import kl_divergence
+from mobileone_q.models.branches import MobileOne, MultiBranchBlock, apply_kernel
+from mobileone_q.models.fuse import branch_kernels
+from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
 CHANNELS_NAMED = 3
 

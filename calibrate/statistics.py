@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mobileone_q.errors import CalibrationError
-from mobileone_q.fused import FusedModel
+from mobileone_q.models.fused import FusedModel
 
 BINS = 1024
 FEATURES = 256  # images whose pooled features are kept, up to a batch more

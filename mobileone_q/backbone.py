@@ -13,12 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mobileone_q.architecture import Architecture
-from mobileone_q.checkpoints import load_model
+from mobileone_q.architecture.variants import Architecture
+from mobileone_q.checkpoints.load import load_model
 from mobileone_q.errors import ArchitectureError
-from mobileone_q.fuse import switch_to_deploy
-from mobileone_q.fused import FusedBlock
-from mobileone_q.model import Chain, MultiBranchBlock
+from mobileone_q.models.branches import Chain, MultiBranchBlock
+from mobileone_q.models.fuse import switch_to_deploy
+from mobileone_q.models.fused import FusedBlock
 
 
 class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
@@ -48,7 +48,7 @@ class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
         """A backbone with the weights of a whole network's checkpoint, fused if that is.
 
         Raises:
-            CheckpointError: as :func:`mobileone_q.checkpoints.load_model`.
+            CheckpointError: as :func:`mobileone_q.checkpoints.load.load_model`.
         """
         model, checkpoint = load_model(path, arch_name)
         backbone = cls(model.arch, out_indices, fused=checkpoint.is_fused)

@@ -55,7 +55,7 @@ def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -
     """Download public weights given by name; a path stays as it is."""
     if weights is None:
         return None
-    from mobileone_q.download import fetch, is_name
+    from mobileone_q.checkpoints.download import fetch, is_name
 
     return fetch(str(weights)) if is_name(str(weights)) else weights
 

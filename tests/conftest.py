@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from mobileone_q.architecture import Architecture, architecture
-from mobileone_q.model import MobileOne
+from mobileone_q.architecture.variants import Architecture, architecture
+from mobileone_q.models.branches import MobileOne
 
 os.environ.setdefault("COLUMNS", "120")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

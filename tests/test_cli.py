@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from cli import main
-from mobileone_q import sample
-from mobileone_q.architecture import architecture
-from mobileone_q.checkpoints import save_model
-from mobileone_q.fused import FusedModel
+from mobileone_q.architecture.variants import architecture
+from mobileone_q.checkpoints.load import save_model
+from mobileone_q.data import sample
+from mobileone_q.models.fused import FusedModel
 from tests.conftest import random_model, small
 
 BLOCKS = [block.name for block in architecture("s0").blocks]

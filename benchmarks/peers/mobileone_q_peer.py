@@ -7,9 +7,9 @@ from pathlib import Path
 import common
 import numpy as np
 
-from calibrate.recipe import Recipe, calibrate
-from mobileone_q.export import export_onnx
-from mobileone_q.fused import FusedModel
+from calibrate.pipeline import Recipe, calibrate
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fused import FusedModel
 
 BATCH = 10  # as the command line reads them
 

@@ -10,8 +10,8 @@ from mobileone_q.errors import BackendMissing
 __all__ = ["BACKENDS", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "backend", "best_backend"]
 
 _CLASSES = {
-    "tensorrt": ("mobileone_q.engines.tensorrt", "TensorRTEngine"),
-    "tensorrt-rtx": ("mobileone_q.engines.tensorrt", "TensorRTForRTXEngine"),
+    "tensorrt": ("mobileone_q.engines.tensorrt.engine", "TensorRTEngine"),
+    "tensorrt-rtx": ("mobileone_q.engines.tensorrt.engine", "TensorRTForRTXEngine"),
     "onnxruntime": ("mobileone_q.engines.onnxruntime", "OnnxRuntimeEngine"),
 }
 BACKENDS = tuple(_CLASSES)
@@ -25,7 +25,7 @@ def backend(name: str) -> type[Engine]:
 
 def best_backend() -> str:
     """``tensorrt`` where it is installed and has a GPU, else ``onnxruntime``."""
-    from mobileone_q.engines.tensorrt import TensorRTEngine, gpu_name
+    from mobileone_q.engines.tensorrt.engine import TensorRTEngine, gpu_name
 
     try:
         TensorRTEngine.runtime()

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileone_q.engines.layer_map import Inspection
 from mobileone_q.errors import EngineError
 from mobileone_q.files import read_json, sha256, write_json
-from mobileone_q.layers import Inspection
 
 Advance = Callable[[int], None]
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order

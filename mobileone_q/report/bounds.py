@@ -10,7 +10,7 @@ from mobileone_q.report.terminal import console
 
 
 def print_roofline(bound: dict[str, Any]) -> None:
-    """A table from :func:`mobileone_q.roofline.to_dict`."""
+    """A table from :func:`mobileone_q.evaluation.roofline.to_dict`."""
     out = console()
     device = bound["device"]
     height, width = bound["image_size"]
@@ -46,7 +46,7 @@ def print_roofline(bound: dict[str, Any]) -> None:
 
 
 def print_parity(parity: dict[str, Any]) -> None:
-    """Every engine against its reference, from :func:`mobileone_q.parity.measure_parity`."""
+    """Every engine against its reference, from :func:`mobileone_q.runs.parity.measure_parity`."""
     out = console()
     out.print(f"logits of every engine at hand on the same {parity['images']} images")
     table = Table()

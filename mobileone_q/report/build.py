@@ -6,7 +6,7 @@ from typing import Any
 
 from mobileone_q.files import write_json
 from mobileone_q.report.html import write_html
-from mobileone_q.run import Run
+from mobileone_q.runs.folder import Run
 
 SCHEMA = 1
 

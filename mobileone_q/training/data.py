@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import DataError
-from mobileone_q.preprocess import Preprocessing
 from mobileone_q.training.augment import Augmentation
 
 Key = tuple[int, int]  # epoch, number of the input

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileone_q.errors import TrainingError
-from mobileone_q.run import RUNS, Run
+from mobileone_q.runs.folder import RUNS, Run
 from mobileone_q.training.checkpoint import NAME
 
 TRAINING = "training"

@@ -25,8 +25,8 @@ from mobileone_q.errors import BackendMissing, Interrupted, TrainingError
 from mobileone_q.progress import progress
 from mobileone_q.training.checkpoint import Position, State
 from mobileone_q.training.data import Batch, Feed, Views
-from mobileone_q.training.journal import Journal
 from mobileone_q.training.memory import keep_freed_memory
+from mobileone_q.training.metric_log import Journal
 from mobileone_q.training.objectives import Figures, Objective
 from mobileone_q.training.optim import averaged, make_optimizer, schedule
 from mobileone_q.training.settings import Settings

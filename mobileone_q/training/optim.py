@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from mobileone_q.qat import FakeQuantModel
+from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.training.settings import Settings
 
 Tensors = tuple[Tensor, ...] | list[Tensor]

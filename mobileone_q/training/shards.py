@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import BackendMissing, DataError
-from mobileone_q.preprocess import Preprocessing
 from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.data import UNREADABLE, Batch, Renderer, Row, collate
 

@@ -1,0 +1,199 @@
+"""Move scale between channels without changing the FP32 function, so that one grid fits them all.
+
+ReLU is positively homogeneous: dividing a producer's output channel by c > 0 and multiplying the
+consumer's matching input weights by c changes nothing. ReLU6 is not, and is left alone. SE sees
+the same gate once ``reduce`` absorbs c, and pooling is linear. Producers are quantised per output
+channel, so c costs them nothing; what it costs the consumer's weights is weighed here.
+Sources: Nagel et al., "Data-Free Quantization" (arXiv:1906.04721) for the exchange; Xiao et al.,
+"SmoothQuant" (arXiv:2211.10438) for the balance by alpha.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from calibrate.ranges import HEADROOM, channel_ranges, input_range, quantization_error
+from calibrate.statistics import ChannelHistogram, Statistics, map_of
+from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.quantized import (
+    WEIGHT_STEPS,
+    grid_steps,
+    input_grids,
+    quantize_weight,
+    weight_scales,
+)
+
+# A channel weaker than this share of its tensor's strongest is treated as if it were this strong:
+# without a floor, a near-dead channel's factor explodes, and with it a bias.
+FLOOR = 1e-3
+# What rounding with compensation leaves of the squared error that step^2 / 12 expects of weights. S0 has two
+# thirds at the outputs of a block, and rows that make up for each other leave less of that in the logits.
+COMPENSATED = 0.5
+FEW = 32  # images; of fewer, most blocks know too little of their inputs' covariance to compensate
+ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
+TINY = torch.finfo(torch.float64).tiny
+
+
+@torch.no_grad()
+def equalise(
+    model: FusedModel,
+    statistics: Statistics,
+    target: str,
+    method: str = "mse",
+    compensated: bool = True,
+) -> tuple[FusedModel, Statistics]:
+    """An equal function whose tensors are even across channels, and its statistics.
+
+    Into a depthwise block every channel is divided by its own range: its weights are quantised
+    per channel, so the exchange is free. Into any other, a power alpha between 0 (all weight
+    columns alike) and 1 (all channels alike) shares the burden; each block gets the alpha with
+    the least expected error on the images seen, and the classifier, whose outputs compete, the one
+    with the least KL of its logits there. ``compensated`` says how weights will be rounded.
+    """
+    left = COMPENSATED if compensated and statistics.images >= FEW else 1.0
+    model = copy.deepcopy(model)
+    histograms, features = dict(statistics.histograms), statistics.features
+    grids = input_grids(model.arch, target)
+    chain = [block for _, block in model.blocks()]
+    for producer, consumer in pairwise(chain):
+        if producer.spec.activation == "relu6":
+            continue  # min(x / c, 6) is not min(x, 6) / c: nothing can be exchanged through it
+        name = consumer.spec.name
+        factor = _factor(histograms[name], features, consumer, method, grid_steps(grids[name]), left)
+        _exchange(producer, consumer, factor)
+        for key in {name, map_of(name)} & histograms.keys():
+            histograms[key] = histograms[key].scaled(1 / factor)
+        if consumer.spec.pool:
+            features = features / factor.float()
+    return model, Statistics(histograms, statistics.images, features)
+
+
+def _factor(
+    histogram: ChannelHistogram,
+    features: Tensor,
+    consumer: FusedBlock,
+    method: str,
+    steps: int,
+    left: float,
+) -> Tensor:
+    """float64 (C,): what each channel between two blocks is divided by."""
+    ranges = channel_ranges(consumer.spec, histogram, method, steps)
+    alive = ranges > 0
+    columns = column_strength(consumer, alive)
+    if not alive.any() or columns[alive].max() == 0:
+        return torch.ones_like(ranges)
+    ranges = ranges.clamp(min=FLOOR * ranges.max())
+    columns = columns.clamp(min=FLOOR * columns[alive].max())
+
+    if consumer.spec.is_depthwise:
+        largest = _dense(consumer, lambda taps: taps.abs().amax(2)).amax(0)
+        return _with_dead(ranges / ranges[alive].log().mean().exp(), alive, largest)
+
+    def share(alpha: float) -> Tensor:
+        factor = ranges**alpha / columns ** (1 - alpha)
+        return _with_dead(factor / factor[alive].log().mean().exp(), alive, columns)
+
+    candidates = [share(alpha) for alpha in ALPHAS]
+    if consumer.spec.pool:
+        return min(candidates, key=lambda f: logit_error(features, consumer, f, steps))
+    return min(candidates, key=lambda f: expected_error(histogram, consumer, f, method, steps, left))
+
+
+def _with_dead(factor: Tensor, alive: Tensor, strength: Tensor) -> Tensor:
+    """``factor``, but for dead channels what makes their weights, of ``strength`` (C,), like any other's.
+
+    A dead channel is free to take. Its weights, which can be huge, must set neither the scale of the
+    rows that read it nor the step of an int32 bias, which ONNX Runtime makes of a float one.
+    """
+    usual = (strength * factor)[alive].median()
+    return torch.where(alive, factor, (usual / strength.clamp(min=TINY)).clamp(max=1.0))
+
+
+def expected_error(
+    histogram: ChannelHistogram,
+    consumer: FusedBlock,
+    factor: Tensor,
+    method: str,
+    steps: int,
+    left: float = 1.0,
+) -> float:
+    """Log of the squared error to expect of a block's outputs, relative to their energy.
+
+    Errors are taken as independent: an input channel's, read off its histogram, passes through
+    the squared weights; a weight's, ``left`` times step^2 / 12, through the input's mean square. The
+    mean over outputs is geometric, lest a few that are nearly dead decide.
+    """
+    scaled = histogram.scaled(1 / factor)
+    step = input_range(consumer.spec, scaled, method, steps) / steps
+    input_error = quantization_error(scaled, torch.full((len(factor), 1), step), steps)[:, 0]
+    # A grid of one step that ends before the smallest value clips all of it: error = energy.
+    energy = quantization_error(scaled, torch.full((len(factor), 1), TINY), 1)[:, 0]
+    squared = _dense(consumer, lambda taps: taps.square().sum(2)) * factor**2
+    reads = _dense(consumer, lambda taps: torch.full(taps.shape[:2], float(taps.shape[2])))
+    largest = (_dense(consumer, lambda taps: taps.abs().amax(2)) * factor).amax(1)
+    weight_error = left * (largest / WEIGHT_STEPS) ** 2 / 12 * (reads.double() @ energy)
+    signal = (squared @ energy).clamp(min=TINY)
+    return ((squared @ input_error + weight_error) / signal).clamp(min=TINY).log().mean().item()
+
+
+def logit_error(features: Tensor, head: FusedBlock, factor: Tensor, steps: int) -> float:
+    """KL(FP32 to INT8), in nats, that quantising a classifier alone costs on ``features`` (N, C).
+
+    Features of other images reach beyond those seen, and clipping the largest is what costs most.
+    So the grid ends short of these by as much as :func:`~calibrate.ranges.input_range` will give it
+    headroom. The mean error is taken out, as correction will do.
+    """
+    x, weight = features / factor, head.weight * factor
+    limit = (x.abs().max() / HEADROOM).clamp(min=TINY)
+    codes = (x * (steps / limit)).round().clamp(-steps, steps)
+    scale = weight_scales(weight)
+    logits = codes @ quantize_weight(weight, scale).to(x.dtype).T * (scale * limit / steps)
+    reference = features.to(x.dtype) @ head.weight.to(x.dtype).T
+    logits += (reference - logits).mean(0)
+    p, q = ((y + head.bias).log_softmax(1) for y in (reference, logits))
+    return (p.exp() * (p - q)).sum(1).mean().item()
+
+
+def column_strength(block: FusedBlock, alive: Tensor) -> Tensor:
+    """float64 (C_in,): largest weight that reads each input channel, relative to its row's largest.
+
+    Rows are quantised each on its own scale, so a weight counts in units of its row: of the
+    largest weight there that reads a channel which is ``alive`` (C_in,).
+    """
+    weight = _dense(block, lambda taps: taps.abs().amax(2))
+    rows = (weight * alive).amax(1, keepdim=True)
+    return torch.where(rows > 0, weight / rows.clamp(min=TINY), 0.0).amax(0)
+
+
+def _dense(block: FusedBlock, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """float64 (C_out, C_in): a block's kernel reduced over its taps, zero between groups.
+
+    ``reduce`` takes weights (C_out, C_in / groups, taps) to (C_out, C_in / groups).
+    """
+    spec, weight = block.spec, block.weight.double()
+    values = reduce(weight.reshape(spec.out_channels, spec.in_channels // spec.groups, -1))
+    dense = torch.zeros(spec.out_channels, spec.in_channels, dtype=torch.float64)
+    rows = torch.arange(spec.out_channels)[:, None]
+    group = rows // (spec.out_channels // spec.groups)
+    columns = group * values.shape[1] + torch.arange(values.shape[1])
+    dense[rows, columns] = values.double()
+    return dense
+
+
+def _exchange(producer: FusedBlock, consumer: FusedBlock, factor: Tensor) -> None:
+    """Divide the producer's output channels by ``factor``; let the consumer multiply it back."""
+    rows = factor.reshape(-1, *[1] * (producer.weight.ndim - 1))
+    producer.weight.copy_(producer.weight.double() / rows)
+    producer.bias.copy_(producer.bias.double() / factor)
+    producer.divisor *= factor
+    if producer.se is not None:
+        producer.se.reduce.weight.mul_(factor.reshape(1, -1, 1, 1))
+    weight, groups = consumer.weight, consumer.spec.groups
+    grouped = weight.double().reshape(groups, -1, *weight.shape[1:])
+    columns = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    weight.copy_((grouped * columns).reshape(weight.shape))

@@ -1,0 +1,86 @@
+"""What an error inside the network costs at its end: gradients of log p of classes drawn from p.
+
+Their second moments are the Fisher information, which is the second derivative of KL(FP32 to INT8)
+where nothing has been quantised yet. For outputs that are no logits, that of half the squared error.
+Source: Martens, "New insights and perspectives on the natural gradient method" (arXiv:1412.1193).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from calibrate.reconstruct import first_images, images_held
+from mobileone_q.models.fused import FusedModel
+
+BATCH = 16
+
+
+@torch.enable_grad()
+def gradients(
+    model: FusedModel, batches: Iterable[Tensor], images: int, reads: Collection[str], writes: Collection[str]
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Of some of the first ``images`` at a time: (gradients by what blocks read, by what they write).
+
+    Read is a block's input (N, C_in, H, W), written its output (N, C_out, H, W) ahead of its activation;
+    ``reads`` and ``writes`` name the blocks.
+    """
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.cat(first_images(batches, images))
+    # Gradients need the maps of all blocks at once: of large images, fewer fit.
+    for x in kept.split(max(1, min(BATCH, images_held(model.arch) // 8))):
+        x = x.detach().requires_grad_()
+        read: dict[str, Tensor] = {}
+        written: dict[str, Tensor] = {}
+        for name, block in model.blocks():
+            y = block.linear(block.gather(x))
+            if name in reads:
+                read[name] = x
+            if name in writes:
+                written[name] = y
+            x = block.activate(y)
+        if model.arch.task == "classify":
+            log_p = x.log_softmax(1)
+            drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
+            value = log_p.gather(1, drawn).sum()
+        else:
+            value = (x * torch.randn(x.shape, generator=generator)).sum()
+        found = torch.autograd.grad(value, [*read.values(), *written.values()])
+        yield dict(zip(read, found)), dict(zip(written, found[len(read) :]))
+
+
+def of_inputs(
+    model: FusedModel, batches: Iterable[Tensor], images: int, names: Collection[str]
+) -> dict[str, Tensor]:
+    """float64 (C_in,) of each named block: by the noise of an input channel, summed over positions."""
+    sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
+    count = 0
+    for read, _ in gradients(model, batches, images, names, ()):
+        for name, gradient in read.items():
+            sums[name] += gradient.double().square().sum((0, 2, 3))
+        count += len(gradient)
+    return {name: total / count for name, total in sums.items()}
+
+
+def of_outputs(
+    model: FusedModel,
+    batches: Iterable[Tensor],
+    images: int,
+    names: Collection[str],
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, Tensor]:
+    """float64 (C_out, C_out) of each named block: by errors of its output channels, summed over positions.
+
+    Positions are taken as independent of each other, as Grosse and Martens do (arXiv:1602.01407).
+    """
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for _, written in gradients(model, batches, images, (), names):
+        for name, gradient in written.items():
+            rows = gradient.transpose(0, 1).flatten(1)
+            sums[name] = sums.get(name, 0) + (rows @ rows.T).double()
+        count += len(gradient)
+        advance(len(gradient))
+    return {name: total / count for name, total in sums.items()}

@@ -1,0 +1,204 @@
+"""One pass down the quantized chain: round weights with compensation, correct biases.
+
+Each block is fitted on the inputs that the quantized blocks before it give, so that it sees and
+mends their errors. What enters and leaves one block at a time is kept, for a number of images that
+does not depend on how many there are (:func:`images_held`).
+Source of the correction: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form). There the
+mean error is taken over all positions alike; here over those that matter (:func:`_importance`).
+Last, the classifier's scales give its logits the spread that they have in FP32 (:func:`_best_gain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
+from calibrate.statistics import position_weights
+from mobileone_q.architecture.variants import Architecture
+from mobileone_q.evaluation.metrics import kl_divergence
+from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.quantized import FLOAT, QuantizedBlock, QuantizedModel
+
+MOST_IMAGES = 256
+WIDEST_BYTES = 512 << 20  # of the widest tensor in float32, for all images held; twice that at the peak
+POSITIONS = 64  # per image, for the covariance of a block's inputs
+MEAN_POSITIONS = 256  # per image, for a block's mean error
+ENOUGH = 8  # samples per weight of a row; with fewer, compensation fits the noise of the covariance
+CODES = {"int8": torch.int8, "uint8": torch.uint8, FLOAT: torch.float32}
+GAINS = [1 + 0.005 * k for k in sorted(range(-20, 21), key=abs)]
+UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead channel's mean defined
+
+
+def images_held(arch: Architecture) -> int:
+    """How many images the pass keeps: 256, or fewer where the widest tensor is large."""
+    height, width = arch.image_size
+    widest = 0
+    for spec in arch.blocks:
+        widest = max(widest, spec.in_channels * height * width)
+        height, width = (-(-side // stride) for side, stride in zip((height, width), spec.stride))
+    return max(1, min(MOST_IMAGES, WIDEST_BYTES // (4 * widest)))
+
+
+@torch.no_grad()
+def correct(
+    fused: FusedModel,
+    quantized: QuantizedModel,
+    batches: Iterable[Tensor],
+    compensate: bool = True,
+    advance: Callable[[int], None] = lambda _: None,
+    curvature: Mapping[str, Tensor] = {},
+) -> None:
+    """Fit the biases, the classifier's gain and (with ``compensate``) the weights of ``quantized``, in place.
+
+    ``fused`` is the model that was quantized. Of ``batches`` no more is read than is held. The weights of
+    blocks named in ``curvature`` are rounded for the loss that it is of (:func:`round_for_loss`).
+    ``advance(1)`` is called after each block.
+    """
+    inputs = first_images(batches, images_held(fused.arch))
+    stem = quantized.block(fused.arch.blocks[0].name)
+    codes = [_encode(stem, stem.gather(x)) for x in inputs]
+    chain = [(fused.block(name), block) for name, block in quantized.blocks()]
+    for k, (reference, block) in enumerate(chain):
+        if compensate and _is_convolution(block):
+            covariance, samples = _covariance(block, codes)
+            if samples >= ENOUGH * covariance.shape[-1]:
+                weight = reference.weight.reshape(len(covariance), -1, covariance.shape[-1])
+                scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
+                block.weight_scale.copy_(scale.flatten())
+                if block.spec.name in curvature:
+                    rounded = round_for_loss(weight[0], scale[0], covariance[0], curvature[block.spec.name])
+                else:
+                    rounded = round_compensated(weight, scale, covariance, quantized.target == "dla")
+                block.weight.copy_(rounded.reshape(block.weight.shape))
+        # Each list is let go batch by batch, as the next is made from it.
+        outputs = [block.multiply(_decode(block, codes.pop(0))) for _ in inputs]
+        if k + 1 == len(chain) and fused.arch.task == "classify" and not block.is_float:
+            expected = [reference.linear(reference.gather(x)) for x in inputs]
+            gain = _best_gain(torch.cat(expected), torch.cat(outputs))
+            block.weight_scale *= gain
+            outputs = [block.bias + gain * (y - block.bias) for y in outputs]
+        error = _mean_error(reference, block, inputs, outputs)
+        block.bias += error
+        if k + 1 < len(chain):
+            following = chain[k + 1][1]
+            for _ in inputs:
+                y = block.activate(outputs.pop(0).add_(error.reshape(1, -1, 1, 1)))
+                codes.append(_encode(following, following.gather(y)))
+        advance(1)
+
+
+def first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
+    """The first ``count`` images, batch by batch."""
+    kept: list[Tensor] = []
+    for x in batches:
+        kept.append(x[:count])
+        count -= len(kept[-1])
+        if count <= 0:
+            break
+    return kept
+
+
+def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
+    return block.quantize(x).to(CODES[block.grid])
+
+
+def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
+    return codes.to(block.bias.dtype)
+
+
+def _is_convolution(block: QuantizedBlock) -> bool:
+    """Whether codes form a map to slide over; a head sees one sample an image."""
+    return not block.is_float and not block.spec.is_head
+
+
+def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int]:
+    """float64 (groups, K, K) of what one output reads, in squared code units, and its samples.
+
+    K is the number of input channels per group times the kernel's taps. About the mean, since the
+    bias makes up for what the mean does.
+    """
+    spec = block.spec
+    size = spec.in_channels // spec.groups * spec.kernel[0] * spec.kernel[1]
+    second, count = torch.zeros(spec.groups, size, size).double(), 0
+    first = torch.zeros(spec.groups, size).double()
+    for batch in codes:
+        x = _patches(block, batch)
+        second += (x @ x.mT).double()
+        first += x.sum(2).double()
+        count += x.shape[2]
+    mean = first / count
+    return second / count - mean[:, :, None] * mean[:, None, :], count
+
+
+def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
+    """What outputs read, evenly spread over a map: (groups, K, N * P) of codes (N, C_in, H, W).
+
+    As ``F.unfold``, which would make all positions of a map, hundreds of times as many.
+    """
+    spec = block.spec
+    (top, left), (down, right) = spec.padding, spec.stride
+    height, width = spec.output_size((codes.shape[2], codes.shape[3]))
+    place = torch.arange(0, height * width, -(-height * width // POSITIONS))
+    rows, columns = place // width * down, place % width * right
+    padded = F.pad(codes, (left, left, top, top))
+    taps = [
+        padded[:, :, rows + y * spec.dilation[0], columns + x * spec.dilation[1]]
+        for y in range(spec.kernel[0])
+        for x in range(spec.kernel[1])
+    ]
+    patches = _decode(block, torch.stack(taps, 2))  # (N, C_in, taps, P)
+    return patches.reshape(len(codes), spec.groups, -1, len(place)).permute(1, 2, 0, 3).flatten(2)
+
+
+def _mean_error(
+    reference: FusedBlock, block: QuantizedBlock, inputs: list[Tensor], outputs: list[Tensor]
+) -> Tensor:
+    """float32 (C_out,): mean of FP32 minus INT8 output per channel, by importance.
+
+    ``inputs`` are the FP32 block's, and become those of the next, batch by batch; ``outputs`` the
+    quantized block's, ahead of its activation.
+    """
+    total = torch.zeros(block.spec.out_channels, dtype=torch.float64)
+    count = torch.zeros_like(total)
+    for i, quantized in enumerate(outputs):
+        linear = reference.linear(reference.gather(inputs[i]))
+        y, y_q = _sampled(linear), _sampled(quantized)
+        importance = _importance(block, y, y_q)
+        total += ((y - y_q) * importance).sum((0, 2)).double()
+        count += importance.sum((0, 2)).double()
+        inputs[i] = reference.activate(linear)
+    return (total / count).float()
+
+
+def _best_gain(expected: Tensor, logits: Tensor) -> float:
+    """The factor on the spread of ``logits`` (N, classes) with the least KL from ``expected``.
+
+    Clipping along the way leaves INT8 logits a few percent too even. The bias takes the mean.
+    """
+    if len(logits) < ENOUGH:
+        return 1.0
+    spread, mean, target = logits - logits.mean(0), expected.mean(0), expected.numpy()
+    return min(GAINS, key=lambda gain: kl_divergence(target, (mean + gain * spread).numpy()))
+
+
+def _sampled(y: Tensor) -> Tensor:
+    """(N, C, P) of (N, C, ...), evenly spread over a map."""
+    flat = y.reshape(*y.shape[:2], -1)
+    return flat[:, :, :: -(-flat.shape[2] // MEAN_POSITIONS)]
+
+
+def _importance(block: QuantizedBlock, y: Tensor, y_q: Tensor) -> Tensor:
+    """How much each value of the outputs (N, C_out, P) counts towards its channel's mean error.
+
+    Ahead of a ReLU an error matters only where the channel is alive, in FP32 or in INT8; and the
+    few positions of massive activations, whose errors are large because they are clipped, must not
+    move the bias of all the others: they count 1 / energy.
+    """
+    if block.spec.activation == "none" or y.shape[2] == 1:
+        return torch.ones_like(y)
+    alive = (torch.maximum(y, y_q) > 0).to(y.dtype).clamp_(min=UNSEEN)
+    return alive * position_weights(y.relu(), power=1)[:, None]

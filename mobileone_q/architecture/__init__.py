@@ -1,0 +1,1 @@
+"""What a MobileOne is made of: blocks, named variants, and architectures from YAML."""

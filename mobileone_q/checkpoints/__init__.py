@@ -1,0 +1,1 @@
+"""Other people's weights: download, read safely, rename, load, write."""

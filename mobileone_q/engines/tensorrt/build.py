@@ -1,0 +1,177 @@
+"""From an ONNX file to a serialized TensorRT engine: parse, configure, build, keep the warnings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mobileone_q.engines.base import BuildOptions
+from mobileone_q.engines.tensorrt import timing_cache as timing
+from mobileone_q.engines.tensorrt import versions
+from mobileone_q.errors import EngineError
+from mobileone_q.export.dla import for_version
+from mobileone_q.files import write_text
+
+SEVERITIES = ("internal error", "error", "warning")  # ILogger.Severity 0 to 2; 3 info, 4 verbose
+HUNDRED = 100
+
+Advance = Callable[[int], None]
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that keeps what the builder and the runtime complain of."""
+
+    class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.messages: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if int(severity) < len(SEVERITIES):
+                self.messages.append(f"{SEVERITIES[int(severity)]}: {message}")
+
+        def summary(self) -> str:
+            """The last complaint, which is the one that ended it."""
+            last = self.messages[-1].splitlines()[0] if self.messages else "no reason given"
+            return last.split(": ", 1)[-1]
+
+    return Logger()
+
+
+def log_path(engine_path: Path) -> Path:
+    """Where the builder's complaints about an engine are kept."""
+    return engine_path.with_name(f"{engine_path.name}.log")
+
+
+def summarise(messages: Sequence[str]) -> str:
+    """One line on a builder's complaints: how many, and the most frequent; empty without any."""
+    if not messages:
+        return ""
+    text, times = Counter(message.splitlines()[0] for message in messages).most_common(1)[0]
+    kinds = len(set(messages))
+    count = f"{len(messages)} builder message{'s' if len(messages) > 1 else ''}"
+    repeated = f" of {kinds} kinds" if kinds > 1 else ""
+    return f"{count}{repeated}, {'mostly' if times > 1 and kinds > 1 else 'first'} {text}"
+
+
+def serialize(
+    trt: Any, logger: Any, onnx_path: Path, options: BuildOptions, runtime: str, device: str,
+    advance: Advance = lambda _: None,
+) -> Any:  # fmt: skip
+    """Parse an ONNX file and build its serialized engine; None where the builder gives up.
+
+    ``advance(p)`` is called as the build proceeds, with percents that add up to 100 at most; on
+    versions without IProgressMonitor never.
+
+    Raises:
+        EngineError: the version lacks an option, or the parser refuses the graph.
+    """
+    versions.refuse_unsupported(trt, options)
+    builder = trt.Builder(logger)
+    if options.dla_core is not None and not 0 <= options.dla_core < builder.num_DLA_cores:
+        raise EngineError(
+            f"there is no DLA core {options.dla_core}: this device has {builder.num_DLA_cores} "
+            "(Xavier, Orin NX and AGX Orin have DLA; Orin Nano and Thor have none); drop --dla"
+        )
+    network = parse(trt, logger, builder, onnx_path, options)
+    config = builder.create_builder_config()
+    versions.configure(trt, config, options)
+    if options.calibration:
+        config.int8_calibrator = make_calibrator(trt, Path(options.calibration))
+    if hasattr(trt, "IProgressMonitor"):
+        config.progress_monitor = make_monitor(trt, advance)
+    cache = timing.cache_path(runtime, device) if options.timing_cache else None
+    if cache and versions.has_timing_cache(trt):
+        timing.attach(config, cache)
+    profile = builder.create_optimization_profile()
+    image = tuple(network.get_input(0).shape)[1:]
+    profile.set_shape("input", *((size, *image) for size in options.batch))
+    config.add_optimization_profile(profile)
+    if options.calibration and hasattr(config, "set_calibration_profile"):
+        config.set_calibration_profile(profile)  # silences a warning; the cache leaves nothing to run
+    plan = builder.build_serialized_network(network, config)
+    if plan is not None and cache and versions.has_timing_cache(trt):
+        timing.keep(config, cache)
+    return plan
+
+
+def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path, options: BuildOptions) -> Any:
+    """The network that an ONNX file describes, strongly typed where the version knows how.
+
+    Raises:
+        EngineError: the parser refuses the graph.
+    """
+    network = builder.create_network(versions.network_flags(trt, options))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(onnx_path.read_bytes()):
+        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise EngineError(
+            f"{trt.__name__} cannot parse {onnx_path}: {reasons[0] if reasons else logger.summary()}"
+        )
+    return network
+
+
+def make_calibrator(trt: Any, cache: Path) -> Any:
+    """A calibrator that hands over our scales and has no images: it can never calibrate anew."""
+    data = for_version(cache, trt.__version__)
+
+    class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: Sequence[str]) -> None:
+            return None
+
+        def read_calibration_cache(self) -> bytes:
+            return data
+
+        def write_calibration_cache(self, cache: Any) -> None:
+            """Nothing to keep: the scales are ours already."""
+
+    return Calibrator()
+
+
+def make_monitor(trt: Any, advance: Advance) -> Any:
+    """A progress monitor that turns the outermost phase's steps into percents."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._outermost: str | None = None
+            self._steps, self._percent = 1, 0
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None and self._outermost is None:
+                self._outermost, self._steps = phase_name, max(1, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name == self._outermost:
+                self._reach(HUNDRED * (step + 1) // self._steps)
+            return True  # go on
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name == self._outermost:
+                self._reach(HUNDRED)
+
+        def _reach(self, percent: int) -> None:
+            percent = min(percent, HUNDRED)
+            if percent > self._percent:
+                advance(percent - self._percent)
+                self._percent = percent
+
+    return Monitor()
+
+
+def keep_log(logger: Any, engine_path: Path) -> str:
+    """Write the builder's complaints beside the engine; returns their summary."""
+    path = log_path(engine_path)
+    if not logger.messages:
+        path.unlink(missing_ok=True)
+        return ""
+    write_text(path, "\n".join(logger.messages) + "\n")
+    return f"{summarise(logger.messages)}; all in {path}"

@@ -1,0 +1,1 @@
+"""Measure: accuracy, latency, and what a device allows."""

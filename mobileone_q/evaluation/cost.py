@@ -1,0 +1,185 @@
+"""What a network costs: parameters, operations and memory traffic per operator type.
+
+Counted as Caffe2's model profiler does, in whose terms MobileOne's ports publish their figures,
+for one image of the fused float32 network:
+
+    FLOP      two per multiply-add; of Conv without its bias, of FC with it; Mul one per element
+    read      inputs, weights and biases, every operator's own; 4 bytes a number
+    written   outputs
+    parameter Conv: weights without biases; FC: with its bias
+
+Pooling and Sigmoid have traffic and no FLOP. That profiler leaves pooling's traffic out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mobileone_q.architecture.variants import VARIANTS, Architecture, BlockSpec, Pair, architecture
+
+BYTES = 4  # of a float32
+PUBLISHED_TOP1 = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}  # Apple's README
+NOTES = (
+    "FLOPs: a multiply-add is two; the paper and mmpretrain (0.27, 0.82, 1.30, 1.89, 2.98 G) count it as "
+    "one, mmpretrain of convolutions alone.",
+    "jahongir7174's table (7.80, 10.07, 14.83 M; 2.596, 3.791 G) cuts digits off; mmpretrain's (7.81, 10.08, "
+    "14.84 M) rounds.",
+    "Parameters are the fused network's; with training branches S0 has 5,293,272.",
+    "Top-1 is what Apple publishes; jahongir7174 measures 75.8, 77.9 and 79.3 % for S1, S3 and S4 with the "
+    "same weights.",
+)
+ONNX_NAMES = {"Gemm": "FC", "GlobalAveragePool": "AveragePool", "Flatten": "Reshape", "Clip": "Relu6"}
+
+
+@dataclass(frozen=True)
+class OperatorCost:
+    """One operator type's share; ``time_ms`` is None until measured."""
+
+    operator: str
+    flops: int = 0
+    read_bytes: int = 0
+    written_bytes: int = 0
+    parameter_bytes: int = 0
+    time_ms: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "operator": self.operator,
+            "gflop": self.flops / 1e9,
+            "read_mb": self.read_bytes / 1e6,
+            "written_mb": self.written_bytes / 1e6,
+            "parameter_mb": self.parameter_bytes / 1e6,
+            "time_ms": self.time_ms,
+        }
+
+
+class _Tally:
+    """Adds up numbers read, written and so on per operator type."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+
+    def add(self, operator: str, flops: int, read: int, written: int, parameters: int = 0) -> None:
+        costs = (flops, BYTES * read, BYTES * written, BYTES * parameters)
+        self.sums[operator] = [total + cost for total, cost in zip(self.sums[operator], costs)]
+
+    def conv(self, inputs: int, outputs: int, weights: int, channels: int, positions: int) -> None:
+        self.add("Conv", 2 * weights * positions, inputs + weights + channels, outputs, weights)
+
+
+def operator_costs(arch: Architecture) -> list[OperatorCost]:
+    """Costs of the fused network per operator type, for one input of ``arch.image_size``."""
+    tally, size = _Tally(), arch.image_size
+    for spec, out_size in zip(arch.blocks, arch.sizes()):
+        _add_block(tally, spec, size, out_size)
+        size = out_size
+    order = sorted(tally.sums, key=lambda name: -tally.sums[name][0])
+    return [OperatorCost(name, *tally.sums[name]) for name in order]
+
+
+def _add_block(tally: _Tally, spec: BlockSpec, size: Pair, out_size: Pair) -> None:
+    inputs, positions = spec.in_channels * size[0] * size[1], out_size[0] * out_size[1]
+    outputs = spec.out_channels * positions
+    if spec.pool:
+        weights = spec.in_channels * spec.out_channels
+        tally.add("AveragePool", 0, inputs, spec.in_channels)
+        parameters = weights + spec.out_channels
+        tally.add("FC", 2 * weights + outputs, spec.in_channels + parameters, outputs, parameters)
+        return
+    weights = spec.out_channels * (spec.in_channels // spec.groups) * spec.kernel[0] * spec.kernel[1]
+    tally.conv(inputs, outputs, weights, spec.out_channels, positions)
+    if spec.se_channels:
+        wide, narrow = spec.out_channels, spec.se_channels
+        tally.add("AveragePool", 0, outputs, wide)
+        tally.conv(wide, narrow, wide * narrow, narrow, 1)
+        tally.add("Relu", 0, narrow, narrow)
+        tally.conv(narrow, wide, wide * narrow, wide, 1)
+        tally.add("Sigmoid", 0, wide, wide)
+        tally.add("Mul", outputs, outputs + wide, outputs)
+    if spec.activation != "none":
+        tally.add(spec.activation.capitalize(), 0, outputs, outputs)
+
+
+def parameter_counts(arch: Architecture) -> dict[str, int]:
+    """Trainable numbers of the fused network, and of the train-time one with all branches."""
+    import torch
+
+    from mobileone_q.models.branches import MobileOne
+    from mobileone_q.models.fused import FusedModel
+
+    with torch.device("meta"):
+        models: dict[str, torch.nn.Module] = {"fused": FusedModel(arch), "with_branches": MobileOne(arch)}
+    return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
+
+
+def describe(arch: Architecture, runs: int = 0, threads: int = 1) -> dict[str, Any]:
+    """Everything `mobileone-q info --json` says of a network; timed where ``runs`` is above 0."""
+    costs = operator_costs(arch)
+    times = operator_times(arch, runs, threads) if runs else {}
+    rows = [OperatorCost(**(asdict(cost) | {"time_ms": times.pop(cost.operator, None)})) for cost in costs]
+    rows += [OperatorCost(name, time_ms=time) for name, time in times.items()]
+    counts = parameter_counts(arch)
+    return {
+        "arch": arch.name,
+        "image_size": list(arch.image_size),
+        "blocks": len(arch.blocks),
+        "task": arch.task,
+        "parameters": counts["fused"],
+        "parameters_with_branches": counts["with_branches"],
+        "gflop": sum(cost.flops for cost in costs) / 1e9,
+        "operators": [row.to_dict() for row in rows],
+    }
+
+
+def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str, float]:
+    """Median milliseconds per operator type of the fused float32 graph, unoptimised, in ONNX Runtime.
+
+    Weights are random: they do not change how long an operator takes.
+    """
+    import numpy as np
+    import torch
+
+    from mobileone_q.engines.onnxruntime import OnnxRuntimeProfiler
+    from mobileone_q.export.graph import export_onnx
+    from mobileone_q.models.fused import FusedModel
+
+    model = FusedModel(arch)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(
+            torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
+        )
+    x = np.random.default_rng(0).standard_normal((1, arch.in_channels, *arch.image_size), np.float32)
+    with tempfile.TemporaryDirectory(prefix="mobileone-q-") as folder:
+        path = Path(folder) / "fp32.onnx"
+        operators = {node.name: node.op_type for node in export_onnx(model, path).graph.node}
+        # The classifier is a convolution in the graph, of one position: a matrix product by kind.
+        operators |= {spec.name: "Gemm" for spec in arch.blocks if spec.pool}
+        profiler = OnnxRuntimeProfiler(path, threads)
+        with profiler:
+            for _ in range(runs + 1):
+                profiler.run(x)
+    samples: dict[str, list[float]] = defaultdict(list)
+    for layers in profiler.runs[1:]:  # the first one also allocates
+        sums: dict[str, float] = defaultdict(float)
+        for name, time in layers.items():
+            operator = operators[name]
+            sums[ONNX_NAMES.get(operator, operator)] += time
+        for operator, time in sums.items():
+            samples[operator].append(time)
+    return {operator: statistics.median(values) for operator, values in samples.items()}
+
+
+def variant_table(image_size: int = 224) -> list[dict[str, Any]]:
+    """S0 to S4: parameters, FLOP and published accuracy."""
+    rows = []
+    for name in VARIANTS:
+        values = describe(architecture(name, image_size=image_size))
+        kept = {key: values[key] for key in ("arch", "parameters", "parameters_with_branches", "gflop")}
+        rows.append(kept | {"published_top1": PUBLISHED_TOP1[name]})
+    return rows

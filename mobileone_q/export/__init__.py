@@ -1,0 +1,1 @@
+"""From a model to ONNX, and to what DLA needs beside it."""

@@ -1,0 +1,302 @@
+"""Write a fused or a quantized model as ONNX: one emitter, nodes named after blocks.
+
+Assumptions: opset 17, dynamic batch, input ``input`` (N, 3, H, W) float32 (a signal is (N, C, 1, L)),
+output ``logits``, also where that is an embedding or a map. The compute node of block ``b`` is
+called ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ pairs stand at convolution and
+classifier inputs only, weights are int8 codes behind a DequantizeLinear, and biases are float32,
+since TensorRT rejects an int32 bias DequantizeLinear.
+
+Strongly typed TensorRT (10 and later) has no FP16 flag: what is to run in FP16 must be float16 in
+the graph. ``dtype="float16"`` writes every real number of a fused model so. In a quantized model
+only the remainder is: blocks kept in floating point, and the maps that no QuantizeLinear follows
+at once (behind SE units and before the last pooling), between two Casts. Scales and biases of INT8
+blocks stay float32: float16 scales were tried, and a runtime that multiplies two of them
+underflows. ``input`` and ``logits`` are float32 always.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from mobileone_q.architecture.variants import Architecture
+from mobileone_q.errors import ExportError
+from mobileone_q.export import dla
+from mobileone_q.files import write_atomically
+from mobileone_q.models.branches import SqueezeExcite
+from mobileone_q.models.fused import Block, FusedModel
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel, int8_form
+
+OPSET = 17
+IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
+SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
+CODES: dict[str, type] = {"int8": np.int8, "uint8": np.uint8}
+SIX = 6.0  # where ReLU6 cuts
+TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
+
+
+class Emitter:
+    """Collects nodes and constants; every node's output is named after the node."""
+
+    def __init__(self, dtype: str = "float32") -> None:
+        self.is_half = dtype == "float16"
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self._halves: set[str] = set()  # tensors in float16
+
+    def constant(self, name: str, value: NDArray[Any]) -> str:
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def constant_like(self, x: str, name: str, value: NDArray[Any]) -> str:
+        """A constant in the floating type of tensor ``x``.
+
+        Raises:
+            ExportError: float16 cannot hold it.
+        """
+        if x not in self._halves:
+            return self.constant(name, np.asarray(value, np.float32))
+        with np.errstate(over="ignore"):
+            half = np.asarray(value).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ExportError(
+                f"{name} reaches {np.abs(value).max():.3g}, beyond float16; build without --fp16"
+            )
+        return self.constant(name, half)
+
+    def to_half(self, block: str, x: str) -> str:
+        """Tensor ``x`` in float16, where the graph has such tensors at all."""
+        if not self.is_half or x in self._halves:
+            return x
+        y = self.node("Cast", f"{block}/to_half", [x], to=TensorProto.FLOAT16)
+        self._halves.add(y)
+        return y
+
+    def to_float(self, block: str, x: str) -> str:
+        """Tensor ``x`` in float32."""
+        if x not in self._halves:
+            return x
+        y = self.node("Cast", f"{block}/to_float", [x], to=TensorProto.FLOAT)
+        self._halves.remove(y)
+        return y
+
+    def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
+        output = f"{name}:0"
+        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
+        if inputs[0] in self._halves:
+            self._halves.add(output)
+        return output
+
+    def quantize(self, name: str, x: str, scale: NDArray[np.float32], dtype: type) -> str:
+        """A QuantizeLinear and DequantizeLinear pair on a per-tensor grid with zero-point 0."""
+        step = self.constant(f"{name}_scale", scale)
+        zero = self.constant(f"{name}_zero_point", np.zeros((), dtype))
+        codes = self.node("QuantizeLinear", f"{name}_quantize", [x, step, zero])
+        return self.node("DequantizeLinear", f"{name}_dequantize", [codes, step, zero])
+
+    def int8_weight(self, name: str, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> str:
+        """Per-output-channel weight codes behind their DequantizeLinear."""
+        inputs = [
+            self.constant(f"{name}/weight_codes", codes),
+            self.constant(f"{name}/weight_scale", scale),
+            self.constant(f"{name}/weight_zero_point", np.zeros(len(scale), np.int8)),
+        ]
+        return self.node("DequantizeLinear", f"{name}/weight", inputs, axis=0)
+
+
+def export_onnx(
+    model: FusedModel | QuantizedModel, path: Path, *, dtype: str = "float32", **metadata: Any
+) -> onnx.ModelProto:
+    """Write the model's graph to ``path``, checked with full shape inference; returns it too.
+
+    ``metadata`` (JSON values) is stored in the file beside the architecture's name. For target
+    ``dla`` the graph has no Q/DQ, and its scales stand in a calibration cache beside it.
+
+    Raises:
+        ExportError: a value that ``dtype`` cannot hold, or a graph that the checker refuses.
+        RunError: the folder cannot be written to.
+    """
+    proto = to_onnx(model, dtype=dtype, **metadata)
+    write_atomically(path, lambda temporary: onnx.save(proto, temporary))
+    if isinstance(model, QuantizedModel) and model.target == "dla":
+        dla.write_cache(model, dla.cache_path(path))
+    return proto
+
+
+def to_onnx(
+    model: FusedModel | QuantizedModel, *, dtype: str = "float32", **metadata: Any
+) -> onnx.ModelProto:
+    """The model's checked graph; see :func:`export_onnx`."""
+    if isinstance(model, QuantizedModel) and model.target == "dla":
+        model = dla.without_grids(model)
+    emitter, shifts = Emitter(dtype), _shifts(model)
+    blocks = [block for _, block in model.blocks()]
+    tensor = "input"
+    for block, following in zip_longest(blocks, blocks[1:]):
+        own = shifts.get(block.spec.name)
+        consumers = shifts.get(following.spec.name) if following else None
+        tensor = _emit_input(emitter, block, tensor, own)
+        tensor = _emit_linear(emitter, block, tensor, own, consumers)
+        if _leaves_map(block, following):
+            tensor = emitter.to_half(block.spec.name, tensor)
+        tensor = _emit_activation(emitter, block, tensor, consumers)
+    emitter.to_float(blocks[-1].spec.name, tensor)
+    emitter.nodes[-1].output[0] = "logits"
+    proto = _wrap(emitter, model.arch, metadata)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the ONNX checker refuses the graph of {model.arch.name}: {error}") from error
+    return proto
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A uint8 input written as int8: ``amount`` (128 * scale) leaves it in the way ``form`` says."""
+
+    form: str
+    amount: float
+
+
+def _leaves_map(block: Block, following: Block | None) -> bool:
+    """Whether a quantized block's output is a float map in memory, which a float16 graph halves."""
+    return not block.is_float and following is not None and (block.se is not None or following.spec.pool)
+
+
+def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
+    """The shifted inputs, by block name: on TensorRT, every one with a uint8 grid."""
+    if not isinstance(model, QuantizedModel) or model.target != "tensorrt":
+        return {}
+    shifts = {}
+    for producer, consumer in zip(model.arch.blocks, model.arch.blocks[1:]):
+        form = int8_form(producer, consumer)
+        if form and model.grids[consumer.name] == "uint8":
+            scale = model.block(consumer.name).input_scale
+            shifts[consumer.name] = Shift(form, SHIFT * float(scale))
+    return shifts
+
+
+def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> str:
+    """From the producer's output to the tensor that the block's kernel reads."""
+    name, is_matrix = block.spec.name, _is_matrix(block)
+    if block.is_float:
+        x = emitter.to_half(name, x)
+    if isinstance(block, QuantizedBlock) and block.quantize_map:
+        dtype = CODES[block.grid]
+        x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), block.pool_scale.numpy(), dtype)
+    if block.spec.pool:
+        x = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
+    if is_matrix:
+        x = emitter.node("Flatten", f"{name}/flatten", [x])
+    if block.is_float or not isinstance(block, QuantizedBlock):
+        return x
+    x = emitter.to_float(name, x)
+    if shift and shift.form == "offset":
+        amount = emitter.constant(f"{name}/shift", np.float32(-shift.amount))
+        x = emitter.node("Add", f"{name}/offset", [x, amount])
+    dtype = np.int8 if shift else CODES[block.grid]
+    return emitter.quantize(f"{name}/input", x, block.input_scale.numpy(), dtype)
+
+
+def _is_matrix(block: Block) -> bool:
+    return isinstance(block, QuantizedBlock) and block.quantize_map
+
+
+def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, consumers: Shift | None) -> str:
+    """The convolution; its bias settles both shifts.
+
+    The classifier is a 1x1 convolution of the pooled map: DLA has no matrix product, and TensorRT
+    for RTX none in FP32 on Turing. In ONNX Runtime it stays one, since only there an integer
+    matrix product, and no integer convolution, has a float output.
+    """
+    spec, name = block.spec, block.spec.name
+    bias = block.bias.double().numpy().copy()
+    shape = (spec.out_channels, -1, *spec.kernel)
+    if isinstance(block, QuantizedBlock) and not block.is_float:
+        codes, scale = block.weight.numpy(), block.weight_scale.numpy()
+        codes = codes if _is_matrix(block) else codes.reshape(shape)
+        weight = emitter.int8_weight(name, codes, scale)
+        if own:
+            bias += own.amount * scale * codes.reshape(len(codes), -1).sum(1, dtype=np.int64)
+    else:
+        weight = emitter.constant_like(x, f"{name}/weight", block.weight.numpy().reshape(shape))
+    if consumers and consumers.form == "saturate":
+        bias -= consumers.amount
+    constant = emitter.constant_like(x, f"{name}/bias", bias)
+    if _is_matrix(block):
+        product = emitter.node("Gemm", name, [x, weight], transB=1)
+        return emitter.node("Add", f"{name}/add", [product, constant])  # QGemm takes no float bias
+    y = emitter.node(
+        "Conv",
+        name,
+        [x, weight, constant],
+        kernel_shape=spec.kernel,
+        strides=spec.stride,
+        pads=[*spec.padding, *spec.padding],
+        dilations=spec.dilation,
+        group=spec.groups,
+    )
+    return emitter.node("Flatten", f"{name}/flatten", [y]) if spec.pool else y
+
+
+def _emit_activation(emitter: Emitter, block: Block, x: str, consumers: Shift | None) -> str:
+    """SE, the activation as far as the consumer's grid does not do it, and a head's flattening."""
+    spec, name = block.spec, block.spec.name
+    if block.se is not None:
+        x = _emit_squeeze_excite(emitter, f"{name}/se", block.se, x)
+    if spec.flatten:
+        return emitter.node("Flatten", f"{name}/flatten", [x])
+    if consumers and consumers.form == "saturate":
+        # Codes end at 255 steps: a grid whose last code is 6 or less cuts where ReLU6 would.
+        if spec.activation == "relu6" and SIX * SHIFT / consumers.amount < TOP_CODE:
+            limit = emitter.constant_like(x, f"{name}/relu6_limit", np.asarray(SIX - consumers.amount))
+            return emitter.node("Min", f"{name}/relu6", [x, limit])
+        return x
+    if spec.activation == "relu6":
+        limits = [
+            emitter.constant_like(x, f"{name}/relu6_{k}", np.asarray(v))
+            for k, v in (("min", 0), ("max", SIX))
+        ]
+        return emitter.node("Clip", f"{name}/relu6", [x, *limits])
+    return x if spec.activation == "none" else emitter.node("Relu", f"{name}/relu", [x])
+
+
+def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str) -> str:
+    gate = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
+    for part, layer, op in (("reduce", se.reduce, "Relu"), ("expand", se.expand, "Sigmoid")):
+        weight = emitter.constant_like(x, f"{name}/{part}/weight", layer.weight.detach().numpy())
+        bias = emitter.constant_like(x, f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
+        gate = emitter.node("Conv", f"{name}/{part}", [gate, weight, bias], kernel_shape=(1, 1))
+        gate = emitter.node(op, f"{name}/{part}/{op.lower()}", [gate])
+    return emitter.node("Mul", f"{name}/gate", [x, gate])
+
+
+def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onnx.ModelProto:
+    shape: list[str | int | None] = ["batch", arch.in_channels, *arch.image_size]
+    graph = helper.make_graph(
+        emitter.nodes,
+        f"mobileone-{arch.name}",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *arch.output_shape])],
+        emitter.constants,
+    )
+    proto = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="mobileone-q",
+    )
+    facts = {"architecture": arch.name, **metadata}
+    helper.set_model_props(
+        proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
+    )
+    return proto

@@ -1,0 +1,1 @@
+"""The networks: with branches, fused, quantized, and quantized while training."""

@@ -1,0 +1,175 @@
+"""The quantized chain as it trains: the same codes, with gradients.
+
+Assumptions: rounding passes gradients straight through, and outside a grid there are none (Bengio
+et al., arXiv:1308.3432); scales learn as in LSQ (Esser et al., arXiv:1902.08153). A block computes
+on codes and scales them afterwards, operation by operation as :class:`QuantizedBlock` does, so that
+what trains is what ships, bit for bit. torchao's ``LearnableFakeQuantize`` gives the same gradients,
+and the tests hold these against it; it returns real values, and a convolution of those rounds
+differently from one of codes.
+
+Everything that trains is in units of a code, so that one learning rate fits all: ``latent`` is a
+weight's code before rounding, at the start the code itself: a weight leaves its code only where the
+gradients of many steps agree. A gain of 1 changes a scale by 1.6 %, a ``shift`` of 1 a bias by 3 %;
+these were found by trial. (Latent weights spread over their codes' intervals were tried: at once a few
+percent of them round otherwise, which undoes the compensation and takes long to mend.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobileone_q.models.branches import Chain, SqueezeExcite, apply_kernel
+from mobileone_q.models.fused import Block
+from mobileone_q.models.quantized import FLOAT, GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
+
+SHIFT = 0.03
+GAIN = 0.016
+IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
+REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real numbers
+
+
+class _Codes(torch.autograd.Function):
+    """Codes of x on a grid, as :func:`mobileone_q.models.quantized.to_codes`, and their LSQ gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
+        ratio = x / scale
+        ctx.save_for_backward(ratio, scale)
+        ctx.low, ctx.high = low, high
+        return ratio.round().clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        ratio, scale = ctx.saved_tensors
+        # What rounds to a code of the grid passes: hardtanh's gradient, in one sweep of memory.
+        inside = torch.ops.aten.hardtanh_backward(grads[0], ratio, ctx.low - 0.5, ctx.high + 0.5)
+        grad = inside.div_(scale)
+        # The other half of LSQ's gradient is that of the product of codes and scale.
+        scale_grad = -(grad * ratio).sum() if ctx.needs_input_grad[1] else None
+        return grad, scale_grad, None, None
+
+
+def fake_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
+    """Codes of ``x`` as floats, differentiable by ``x`` and by the scalar ``scale``."""
+    return x if grid == FLOAT else _Codes.apply(x, scale, *GRIDS[grid])
+
+
+def round_through(latent: Tensor) -> Tensor:
+    """Weight codes as floats; the gradient passes as if nothing had been rounded."""
+    clamped = latent.clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
+    return clamped + (clamped.round() - clamped).detach()
+
+
+class FakeQuantBlock(Block):
+    """A quantized block whose codes, scales and bias can be trained; it starts exactly there."""
+
+    start_bias: Tensor
+    start_weight_scale: Tensor
+    start_input_scale: Tensor
+    start_pool_scale: Tensor
+    bias_unit: Tensor
+    source: Tensor
+    divisor: Tensor
+
+    def __init__(self, q: QuantizedBlock) -> None:
+        super().__init__()
+        self.spec, self.grid, self.quantize_map = q.spec, q.grid, q.quantize_map
+        for name in ("bias", "weight_scale", "input_scale", *["pool_scale"] * q.quantize_map):
+            self.register_buffer(f"start_{name}", getattr(q, name).clone())
+        self.register_buffer("source", q.source.clone())
+        self.register_buffer("divisor", q.divisor.clone())
+        self.register_buffer("bias_unit", SHIFT * q.bias)
+        self.latent = nn.Parameter(q.weight.float())
+        self.shift = nn.Parameter(torch.zeros_like(q.bias))
+        self.weight_gain = nn.Parameter(torch.zeros_like(q.bias))
+        self.input_gain = nn.Parameter(torch.zeros_like(q.input_scale))
+        if q.quantize_map:
+            self.pool_gain = nn.Parameter(torch.zeros_like(q.pool_scale))
+        self.se = None
+        if q.se is not None:
+            self.se = SqueezeExcite(q.spec.out_channels, q.spec.se_channels)
+            self.se.load_state_dict(q.se.state_dict())
+
+    @property
+    def is_float(self) -> bool:
+        return self.grid == FLOAT
+
+    @property
+    def weight_scale(self) -> Tensor:
+        return self.start_weight_scale * (self.weight_gain * GAIN).exp()
+
+    @property
+    def input_scale(self) -> Tensor:
+        return self.start_input_scale * (self.input_gain * GAIN).exp()
+
+    @property
+    def pool_scale(self) -> Tensor:
+        return self.start_pool_scale * (self.pool_gain * GAIN).exp()
+
+    def codes_and_bias(self) -> tuple[Tensor, Tensor]:
+        """Weight codes as floats, of the kernel's shape, and the bias (C_out,)."""
+        weight = self.latent if self.is_float else round_through(self.latent)
+        return weight, self.start_bias + self.shift * self.bias_unit
+
+    def gather(self, x: Tensor) -> Tensor:
+        if self.quantize_map:
+            x = fake_codes(x, self.pool_scale, self.grid) * self.pool_scale
+        return super().gather(x)
+
+    def linear(self, x: Tensor) -> Tensor:
+        weight, bias = self.codes_and_bias()
+        scale = self.input_scale
+        products = apply_kernel(self.spec, fake_codes(x, scale, self.grid), weight, None)
+        shape = (1, -1) if self.spec.pool else (1, -1, 1, 1)
+        return (products * (scale * self.weight_scale).reshape(shape)).add_(bias.reshape(shape))
+
+    @torch.no_grad()
+    def write_to(self, q: QuantizedBlock) -> None:
+        """Put the codes, scales and bias of this moment into ``q``."""
+        weight, bias = self.codes_and_bias()
+        q.weight.copy_(weight)
+        q.bias.copy_(bias)
+        q.source.copy_(self.source)
+        q.divisor.copy_(self.divisor)
+        q.weight_scale.copy_(self.weight_scale)
+        q.input_scale.copy_(self.input_scale)
+        if self.quantize_map:
+            q.pool_scale.copy_(self.pool_scale)
+        if self.se is not None and q.se is not None:
+            q.se.load_state_dict(self.se.state_dict())
+
+
+class FakeQuantModel(Chain[FakeQuantBlock]):
+    """A chain of trainable quantized blocks for one target."""
+
+    def __init__(
+        self, quantized: QuantizedModel, make: Callable[[QuantizedBlock], FakeQuantBlock] = FakeQuantBlock
+    ) -> None:
+        super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
+        self.target, self.keep_float = quantized.target, quantized.keep_float
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """For an optimizer: groups with ``share``, their part of a learning rate given in codes.
+
+        Nothing decays: training starts where it should be.
+        """
+        in_codes: list[nn.Parameter] = []
+        real: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            (in_codes if name.rpartition(".")[2] in IN_CODES else real).append(parameter)
+        groups = [
+            {"params": in_codes, "share": 1.0, "decays": False},
+            {"params": real, "share": REAL_SHARE, "decays": False},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def to_quantized(self) -> QuantizedModel:
+        """The model as it ships, on the CPU: its codes are those that this one's forward pass uses."""
+        quantized = QuantizedModel(self.arch, self.target, self.keep_float)
+        for name, block in self.blocks():
+            block.write_to(quantized.block(name))
+        return quantized

@@ -1,0 +1,218 @@
+"""Fold a block's training branches and their batch norms into one convolution.
+
+Everything in a block before SE and the activation is linear, so
+
+    kernel = sum over branches b of kernel_b * gain_b,   gain_b = gamma_b / sqrt(var_b + eps)
+    bias   = sum over branches b of beta_b - mean_b * gain_b
+
+with 1×1 and identity branches written as k×k kernels that are zero but at the centre tap.
+Source: Ding et al., "RepVGG" (arXiv:2101.03697), section 3.3. Computed in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mobileone_q.architecture.variants import BlockSpec
+from mobileone_q.errors import FusionError
+from mobileone_q.models.branches import Chain, Classifier, MobileOne, MultiBranchBlock
+from mobileone_q.models.fused import FusedBlock, FusedModel
+
+
+@torch.no_grad()
+def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
+    """Fuse a train-time model, folding in float64; a fused model comes back as a copy.
+
+    The model given is left as it was.
+
+    Raises:
+        FusionError: a branch has no exact equivalent in the block's kernel.
+    """
+    if isinstance(model, FusedModel):
+        return copy.deepcopy(model).to(dtype)
+    fused = FusedModel(model.arch).to(torch.float64)
+    for name, block in model.blocks():
+        target = fused.block(name)
+        source = copy.deepcopy(block).to(torch.float64)
+        if isinstance(source, MultiBranchBlock):
+            weight, bias = fold_branches(source)
+            target.se = source.se
+        elif isinstance(source, Classifier):
+            weight, bias = fold_head(source)
+        else:
+            raise FusionError(f"{name}: cannot fuse a {type(source).__name__}; fuse the train-time model")
+        target.weight.copy_(weight)
+        target.bias.copy_(bias)
+    return fused.eval().requires_grad_(False).to(dtype)
+
+
+def switch_to_deploy(chain: Chain) -> None:
+    """Replace every block of a train-time chain by its fused one, in place; twice is harmless.
+
+    Parameters stay trainable; device, dtype and training mode stay what they were.
+
+    Raises:
+        FusionError: a branch has no exact equivalent; the chain is then left as it was.
+    """
+    blocks = list(chain.blocks())
+    if all(isinstance(block, FusedBlock) for _, block in blocks):
+        return
+    reference = next(chain.parameters())
+    fused = fuse(chain).to(reference.device, reference.dtype).requires_grad_(reference.requires_grad)
+    for name, _ in blocks:
+        path, _, leaf = name.rpartition(".")
+        chain.get_submodule(path).add_module(leaf, fused.block(name).train(chain.training))
+
+
+def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
+    """(kernel, bias) of the convolution that equals the block's sum of branches; differentiable."""
+    kernels, biases = zip(*branch_kernels(block).values())
+    return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
+
+
+def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
+    """(kernel, bias) of each branch by name: ``kxk.0``, ..., ``scale``, ``identity``.
+
+    Kernels have the block's full size, whatever the branch's own.
+    """
+    spec = block.spec
+    folded = {
+        f"kxk.{index}": fold_batch_norm(branch.conv.weight, branch.bn)
+        for index, branch in enumerate(block.conv_branches())
+    }
+    if block.scale is not None:
+        kernel, bias = fold_batch_norm(block.scale.conv.weight, block.scale.bn)
+        folded["scale"] = at_centre_tap(spec, kernel), bias
+    if block.identity is not None:
+        kernel, bias = fold_batch_norm(identity_kernel(spec).to(block.identity.weight), block.identity)
+        folded["identity"] = at_centre_tap(spec, kernel), bias
+    return folded
+
+
+def fold_head(head: Classifier) -> tuple[Tensor, Tensor]:
+    """(kernel, bias) of a head, its final batch norm absorbed."""
+    if head.bn is None:
+        return head.weight, head.bias
+    kernel, shift = fold_batch_norm(head.weight, head.bn)
+    gain, _ = fold_batch_norm(torch.ones_like(head.bias), head.bn)
+    return kernel, head.bias * gain + shift
+
+
+def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Absorb the evaluation-mode batch norm that follows a bias-free convolution."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+    return kernel * gain.reshape(-1, *[1] * (kernel.ndim - 1)), bn.bias - bn.running_mean * gain
+
+
+def identity_kernel(spec: BlockSpec) -> Tensor:
+    """The 1×1 kernel, float64 (C, C / groups, 1, 1), that passes each channel through.
+
+    Within a group, output channel i reads input channel i modulo the group's size.
+    """
+    per_group = spec.in_channels // spec.groups
+    kernel = torch.zeros(spec.out_channels, per_group, 1, 1, dtype=torch.float64)
+    channels = torch.arange(spec.out_channels)
+    kernel[channels, channels % per_group] = 1.0
+    return kernel
+
+
+def at_centre_tap(spec: BlockSpec, kernel: Tensor) -> Tensor:
+    """Pad a 1×1 kernel with zeros to the block's size.
+
+    The branch's input is padded by :attr:`BlockSpec.skip_padding`, so that the centre tap reads
+    the same position at any padding, stride and dilation.
+
+    Raises:
+        FusionError: a kernel of even size has no centre tap.
+    """
+    if any(size % 2 == 0 for size in spec.kernel):
+        raise FusionError(
+            f"{spec.name}: a {spec.kernel} kernel has no centre tap for the 1×1 and identity branches to "
+            "land on, so they cannot be folded exactly; use odd sizes"
+        )
+    height, width = (size // 2 for size in spec.kernel)
+    return F.pad(kernel, (width, width, height, height))
+
+
+@dataclass(frozen=True)
+class FusionErrors:
+    """Largest relative errors, max|a - b| / max|a|, of fused against train-time outputs.
+
+    ``end_to_end`` and ``blocks`` are of the float64 fold: they certify the algebra.
+    ``float32_end_to_end`` is of the weights as stored, rounded to float32.
+    """
+
+    end_to_end: float
+    float32_end_to_end: float
+    blocks: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Proof that a fusion changed nothing, on random input and, where given, on real images."""
+
+    random: FusionErrors
+    real: FusionErrors | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def summary(self) -> dict[str, float]:
+        """The two figures that a report shows."""
+        measured = self.real or self.random
+        return {"worst": self.worst, "float32_end_to_end": measured.float32_end_to_end}
+
+    @property
+    def worst(self) -> float:
+        """The largest float64 error, over blocks and end to end, on any input."""
+        return max(
+            max(errors.end_to_end, *errors.blocks.values())
+            for errors in (self.random, self.real)
+            if errors is not None
+        )
+
+
+def certify(
+    model: MobileOne | FusedModel, images: NDArray[np.float32] | None = None, seed: int = 0
+) -> Certificate:
+    """Measure, in float64, how far fusion moves each block's output and the logits.
+
+    Each block is given the train-time model's own input, so that errors do not add up.
+    ``images`` is a normalised batch (N, 3, H, W); random input has the architecture's size.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shape = (2, model.arch.in_channels, *model.arch.image_size)
+    random = torch.randn(shape, generator=generator, dtype=torch.float64)
+    original = copy.deepcopy(model).double().eval()
+    exact, stored = fuse(model, torch.float64), fuse(model).double()
+    return Certificate(
+        _errors(original, exact, stored, random),
+        None if images is None else _errors(original, exact, stored, torch.from_numpy(images).double()),
+    )
+
+
+@torch.no_grad()
+def _errors(original: Chain, exact: FusedModel, stored: FusedModel, x: Tensor) -> FusionErrors:
+    logits = original(x)
+    whole, rounded = (_relative_error(logits, fused(x)) for fused in (exact, stored))
+    blocks = {}
+    for name, block in original.blocks():
+        y = block(x)
+        blocks[name] = _relative_error(y, exact.block(name)(x))
+        x = y
+    return FusionErrors(whole, rounded, blocks)
+
+
+def _relative_error(reference: Tensor, value: Tensor) -> float:
+    largest = reference.abs().max().item()
+    return (reference - value).abs().max().item() / largest if largest else 0.0

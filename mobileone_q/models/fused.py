@@ -1,0 +1,94 @@
+"""The fused network: one convolution with bias, one ReLU per block. This is the FP32 baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mobileone_q.architecture.variants import Architecture, BlockSpec
+from mobileone_q.files import load_tensors, save_tensors
+from mobileone_q.models.branches import ACTIVATIONS, Chain, SqueezeExcite, apply_kernel, kernel_shape
+
+
+class Block(nn.Module):
+    """A fused block in the three steps that calibration looks between.
+
+    ``gather`` (pooling, in a head that pools) gives the tensor that a quantized block quantises;
+    ``linear`` is the convolution with its bias; ``activate`` is SE, the activation, and the
+    flattening of a head's 1×1 map.
+    """
+
+    spec: BlockSpec
+    weight: Tensor
+    bias: Tensor
+    se: SqueezeExcite | None
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the block computes on real numbers, not on codes."""
+        return True
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.mean(dim=(2, 3)) if self.spec.pool else x
+
+    def linear(self, x: Tensor) -> Tensor:
+        raise TypeError("a Block is abstract: use FusedBlock or QuantizedBlock")
+
+    def activate(self, y: Tensor) -> Tensor:
+        if self.se is not None:
+            y = self.se(y)
+        y = ACTIVATIONS[self.spec.activation](y)
+        return y.flatten(1) if self.spec.flatten else y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activate(self.linear(self.gather(x)))
+
+
+class FusedBlock(Block):
+    """``weight`` has the shape of :func:`kernel_shape`, ``bias`` (C_out,).
+
+    Calibration moves channels and scale, and keeps a record: output i of a block is channel ``source[i]``
+    of the same block as fusion made it, over ``divisor[i]``, both (C_out,).
+    """
+
+    source: Tensor
+    divisor: Tensor
+
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.zeros(kernel_shape(spec)))
+        self.bias = nn.Parameter(torch.zeros(spec.out_channels))
+        self.register_buffer("source", torch.arange(spec.out_channels), persistent=False)
+        self.register_buffer("divisor", torch.ones(spec.out_channels), persistent=False)
+        self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
+
+    def linear(self, x: Tensor) -> Tensor:
+        return apply_kernel(self.spec, x, self.weight, self.bias)
+
+
+class FusedModel(Chain[FusedBlock]):
+    """A chain of fused blocks; zero until filled by fusion or from a file."""
+
+    def __init__(self, arch: Architecture) -> None:
+        super().__init__(arch, FusedBlock)
+        self.requires_grad_(False).eval()
+
+    def save(self, path: Path, **description: Any) -> None:
+        """Write the weights and the architecture to one safetensors file."""
+        save_tensors(path, self.state_dict(), "fused", {"architecture": self.arch.to_dict(), **description})
+
+    @classmethod
+    def load(cls, path: Path) -> FusedModel:
+        """Inverse of :meth:`save`.
+
+        Raises:
+            CheckpointError: missing, damaged, or not a fused model.
+        """
+        tensors, description = load_tensors(path, "fused")
+        model = cls(Architecture.from_dict(description["architecture"]))
+        model.load_state_dict(tensors)
+        return model

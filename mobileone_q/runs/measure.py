@@ -1,0 +1,154 @@
+"""Measure a run: accuracy of its exported graphs, latency of its engines."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mobileone_q.architecture.variants import Architecture
+from mobileone_q.engines import BuildOptions, Engine, backend
+from mobileone_q.evaluation.metrics import (
+    Accuracy,
+    Runnable,
+    agreement,
+    collect_logits,
+    compare,
+    compare_embeddings,
+    cosine_similarity,
+    kl_divergence,
+)
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.runs.graphs import load_engine
+from mobileone_q.evaluation.latency import profile_engines
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.runs.folder import Run
+
+PRECISIONS = ("fp32", "int8")
+SIMULATED_IMAGES = 100  # enough to see whether simulation and engine tell the same story
+
+Advance = Callable[[int], None]
+Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+
+class Simulation:
+    """A quantized model's float32 simulation, run as an engine for its first images."""
+
+    def __init__(self, model: QuantizedModel, images: float = SIMULATED_IMAGES) -> None:
+        self._model, self._left = model, images
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits of the batch's images that are still among the first; may be none."""
+        import torch
+
+        few = batch[: int(min(self._left, len(batch)))]
+        self._left -= len(few)
+        with torch.no_grad():
+            return self._model(torch.from_numpy(few)).numpy()
+
+
+class Comparison:
+    """Quantized models against one FP32 model on the same images, as exported graphs in ONNX Runtime.
+
+    ``folder`` takes the graphs; (N,) labels may be -1. FP32 runs once.
+    """
+
+    def __init__(self, fused: FusedModel, images: Batches, folder: Path) -> None:
+        self._images, self._folder = images, folder
+        (self._fp32,), self._labels = collect_logits([self._engine(fused, "fp32")], images)
+
+    def with_int8(self, quantized: QuantizedModel) -> Accuracy:
+        (int8,), _ = collect_logits([self._engine(quantized, "int8")], self._images)
+        return compare(self._fp32, int8, self._labels)
+
+    def _engine(self, model: FusedModel | QuantizedModel, precision: str) -> Engine:
+        factory, threads = backend("onnxruntime"), os.cpu_count() or 1
+        onnx, engine = (self._folder / f"{precision}{suffix}" for suffix in (".onnx", factory.suffix))
+        export_onnx(model, onnx)
+        factory.build(onnx, engine, BuildOptions(precision, threads=threads))
+        return factory.load(engine, threads=threads)
+
+
+def measure_accuracy(
+    run: Run,
+    quantized: QuantizedModel,
+    images: Batches,
+    advance: Advance = lambda _: None,
+) -> dict[str, Any]:
+    """Report sections ``accuracy`` and ``simulation``; by cosine similarity where there are no classes.
+
+    Both exported graphs run in ONNX Runtime, on all cores; the float32 simulation runs on the
+    first images, and the section says how it compares. Where INT8 has drifted from FP32, it and
+    the engine differ too: rounding is chaotic over forty layers, and only their distance from
+    FP32 is comparable. For target ``dla``, whose graph has its grids in a cache that only TensorRT
+    reads, INT8 is the simulation on every image, and ``engine`` says so.
+    """
+    factory, threads = backend("onnxruntime"), os.cpu_count() or 1
+    engines: list[Runnable] = []
+    is_dla = quantized.target == "dla"
+    for precision in PRECISIONS[:1] if is_dla else PRECISIONS:
+        path = run.engine(precision, factory.backend, factory.suffix)
+        factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+        engines.append(factory.load(path, threads=threads))
+    if is_dla:
+        (fp32, int8), labels = collect_logits([*engines, Simulation(quantized, math.inf)], images, advance)
+        classifies = quantized.arch.task == "classify"
+        cost = compare(fp32, int8, labels) if classifies else compare_embeddings(fp32, int8)
+        accuracy = cost.to_dict()
+        return {"accuracy": {"engine": "float32 simulation (DLA runs on the device alone)", **accuracy}}
+    (fp32, int8, simulated), labels = collect_logits([*engines, Simulation(quantized)], images, advance)
+    few = len(simulated)
+    if quantized.arch.task != "classify":
+        cosine = cosine_similarity(simulated, int8[:few]).mean
+        return {
+            "accuracy": {"engine": factory.runtime(), **compare_embeddings(fp32, int8).to_dict()},
+            "simulation": {"images": few, "cosine": cosine},
+        }
+    return {
+        "accuracy": {"engine": factory.runtime(), **compare(fp32, int8, labels).to_dict()},
+        "simulation": {
+            "images": few,
+            "agreement": agreement(simulated, int8[:few]),
+            "kl": kl_divergence(fp32[:few], simulated),
+            "engine_kl": kl_divergence(fp32[:few], int8[:few]),
+        },
+    }
+
+
+def measure_latency(
+    run: Run,
+    arch: Architecture,
+    target: str,
+    backend_name: str,
+    *,
+    threads: int,
+    runs: int,
+    batch: int = 1,
+    advance: Advance = lambda _: None,
+) -> dict[str, Any]:
+    """The report section ``latency``, from the run's built engines; ``advance(1)`` 2 * runs times.
+
+    Raises:
+        EngineError: an engine is missing or stale, or cannot run here.
+    """
+    fp32, int8 = (load_engine(run, precision, backend_name, threads) for precision in PRECISIONS)
+    # On a CPU, ONNX Runtime computes a float16 graph in float32: there is nothing to time.
+    has_kernels = backend_name != "onnxruntime"
+    has_fp16 = has_kernels and run.engine("fp16", backend_name, backend(backend_name).suffix).is_file()
+    fp16 = load_engine(run, "fp16", backend_name, threads) if has_fp16 else None
+    shape = (batch, arch.in_channels, *arch.image_size)
+    x = np.random.default_rng(0).standard_normal(shape, np.float32)
+    names = [block.name for block in arch.blocks]
+    latency = profile_engines(fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance)
+    section = latency.to_dict()
+    if not backend_name.startswith(target):
+        section["note"] = (
+            f"this graph is for target {target}: its speed in {latency.runtime} says nothing of the target's"
+        )
+    return section

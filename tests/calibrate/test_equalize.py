@@ -1,0 +1,170 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from calibrate.equalize import FLOOR, column_strength, equalise, expected_error, logit_error
+from calibrate.ranges import clip_ranges
+from calibrate.statistics import ChannelHistogram, collect
+from mobileone_q.architecture.variants import VARIANTS, BlockSpec
+from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.quantized import quantize_weight, weight_scales
+from tests.conftest import random_images, random_model, relative_error, small
+
+
+def uneven(name: str) -> FusedModel:
+    """A fused model whose channels differ in scale by up to a hundred, and one of them dead."""
+    model = fuse(random_model(small(name)))
+    generator = torch.Generator().manual_seed(0)
+    for _, block in model.blocks():
+        if block.spec.name != "head":
+            factor = 10 ** (2 * torch.rand(len(block.weight), generator=generator) - 1)
+            block.weight.mul_(factor[:, None, None, None])
+            block.bias.mul_(factor)
+    dead = model.block("stage2.1.pw")
+    dead.weight[3] = 0
+    dead.bias[3] = -1
+    return model
+
+
+def equalised(model: FusedModel, target: str = "tensorrt"):
+    x = random_images(model.arch, 8)
+    return equalise(model, collect(model, [x]), target)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_function_is_unchanged(name):
+    model = uneven(name)
+    after, _ = equalised(model)
+    x = random_images(model.arch, 4, seed=1).double()
+    assert relative_error(model.double()(x), after.double()(x)) < 1e-5
+
+
+def test_the_model_given_is_left_as_it_was():
+    model = uneven("s0")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    equalised(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_depthwise_inputs_become_even():
+    model = uneven("s0")
+    _, statistics = equalised(model)
+    for spec in model.arch.blocks:
+        if spec.is_depthwise:
+            ranges = clip_ranges(statistics.histograms[spec.name], "mse", 127)
+            alive = ranges[ranges > 0]
+            # The floor keeps weak channels weak; all others end at the same range.
+            assert alive.median() / alive.max() > 0.99
+            assert (alive > 0.99 * alive.max()).double().mean() > 0.8
+
+
+def test_histograms_follow_the_channels():
+    model = uneven("s4")
+    after, statistics = equalised(model)
+    direct = collect(after, [random_images(model.arch, 8)])
+    for name, histogram in statistics.histograms.items():
+        expected = direct.histograms[name].maximum
+        assert torch.allclose(histogram.maximum, expected, rtol=1e-3, atol=1e-4 * expected.max()), name
+
+
+def test_near_dead_channels_cannot_make_a_bias_explode():
+    model = fuse(random_model(small()))
+    block = model.block("stage2.1.pw")
+    block.weight[5] *= 1e-9
+    block.bias[5] = 1e-9
+    after, _ = equalised(model)
+    assert after.block("stage2.1.pw").bias.abs().max() < block.bias.abs().max() / FLOOR
+    assert all(torch.isfinite(value).all() for value in after.state_dict().values())
+
+
+def test_columns_are_seen_through_groups():
+    spec = BlockSpec("b", 4, 6, groups=2)
+    block = FusedBlock(spec).requires_grad_(False)
+    block.weight.copy_(torch.tensor([[1.0, 2], [1, 2], [1, 2], [4, 1], [4, 1], [4, 1]])[..., None, None])
+    everything = torch.ones(4, dtype=torch.bool)
+    assert torch.allclose(column_strength(block, everything), torch.tensor([0.5, 1.0, 1.0, 0.25]).double())
+    # Beside a dead channel, its rows are measured by what else they read.
+    dead = torch.tensor([True, True, False, True])
+    assert torch.allclose(column_strength(block, dead), torch.tensor([0.5, 1.0, 4.0, 1.0]).double())
+
+
+def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
+    """Trained networks read channels that are never alive with weights hundreds of times the usual."""
+    model = fuse(random_model(small()))
+    producer, consumer = model.block("stage2.1.dw"), model.block("stage2.1.pw")
+    producer.weight[5], producer.bias[5] = 0, -1  # dead behind its ReLU
+    consumer.weight[:, 5] *= 300
+    after, _ = equalised(model)
+    weight = after.block("stage2.1.pw").weight.flatten(1).abs()
+    others = torch.cat([weight[:, :5], weight[:, 6:]], 1)
+    assert (weight[:, 5] <= others.amax(1)).double().mean() > 0.9
+    x = random_images(model.arch)
+    assert relative_error(model(x), after(x)) < 1e-5
+
+
+def test_dead_channels_into_a_depthwise_block_do_not_keep_huge_weights():
+    model = fuse(random_model(small()))
+    producer, consumer = model.block("stage2.0.pw"), model.block("stage2.1.dw")
+    producer.weight[5], producer.bias[5] = 0, -1
+    consumer.weight[5] *= 300
+    after, _ = equalised(model)
+    largest = after.block("stage2.1.dw").weight.flatten(1).abs().amax(1)
+    assert largest[5] <= 1.01 * largest.median()
+    x = random_images(model.arch)
+    assert relative_error(model(x), after(x)) < 1e-5
+
+
+def test_expected_error_is_what_rounding_does():
+    """Against the error measured when inputs and weights are really rounded, each to the nearest code."""
+    torch.manual_seed(0)
+    block = FusedBlock(BlockSpec("b", 256, 32)).requires_grad_(False)
+    block.weight.normal_()
+    x = torch.rand(16, 256, 10, 10) * torch.logspace(-1, 0.5, 256)[:, None, None]
+    histogram = ChannelHistogram.empty(256)
+    histogram.update(x)
+    for factor in (torch.ones(256), torch.logspace(-1, 0.5, 256)):
+        expected = expected_error(histogram, block, factor.double(), "minmax", 255)
+        weight = block.weight * factor[:, None, None]
+        step = weight_scales(weight)
+        x_step = (x / factor[:, None, None]).max() / 255
+        rounded_x = (x / factor[:, None, None] / x_step).round() * x_step
+        rounded_w = quantize_weight(weight, step) * step[:, None, None, None]
+        error = F.conv2d(rounded_x, rounded_w) - F.conv2d(x, block.weight)
+        energy = F.conv2d(x.square(), block.weight.square())
+        measured = (error.square().mean((0, 2, 3)) / energy.mean((0, 2, 3))).log().mean()
+        assert expected == pytest.approx(measured.item(), abs=0.35)  # within a factor of 1.4
+
+
+def test_channels_get_more_even_where_rounding_of_weights_is_made_good():
+    """What matters less on the side of the weights is given away there."""
+    model = uneven("s0")
+    statistics = collect(model, [random_images(model.arch, 32)])
+
+    def unevenness(compensated):
+        after = equalise(model, statistics, "tensorrt", "mse", compensated)[1].histograms
+        ranges = [clip_ranges(after[spec.name], "mse", 255) for spec in model.arch.blocks[2:-1:2]]
+        return [row[row > 0].log().std().item() for row in ranges]
+
+    plain, compensated = unevenness(False), unevenness(True)
+    assert all(after <= before for before, after in zip(plain, compensated))
+    assert sum(compensated) < sum(plain)
+
+
+def test_the_classifier_s_alpha_is_the_one_with_the_least_kl():
+    """Features with a few wide channels that decide, and weights that even out what alpha leaves."""
+    torch.manual_seed(0)
+    head = FusedBlock(BlockSpec("head", 64, 10, activation="none", pool=True)).requires_grad_(False)
+    head.weight.normal_()
+    features = torch.rand(100, 64) * torch.logspace(-1, 1, 64)
+    steps, plain, even = 127, torch.ones(64).double(), torch.logspace(-1, 1, 64).double()
+    costs = [logit_error(features, head, factor, steps) for factor in (plain, even)]
+    assert all(cost > 0 for cost in costs)
+    exact = logit_error(features, head, plain, 1 << 20)  # weights alone, and the clipping
+    assert exact < costs[0]
+    model = fuse(random_model(small()))
+    statistics = collect(model, [random_images(model.arch, 32)])
+    assert statistics.features.shape == (32, 1024)
+    _, after = equalise(model, statistics, "tensorrt")
+    ratio = (statistics.features / after.features)[:, statistics.features.amin(0) > 0]
+    assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-4)  # one factor per channel

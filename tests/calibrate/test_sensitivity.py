@@ -1,0 +1,72 @@
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from calibrate.pipeline import Recipe, fit
+from calibrate.sensitivity import branches_of, rank_blocks
+from cli import main
+from mobileone_q.models.fuse import fuse
+from tests.conftest import random_images, random_model, small
+from tests.test_cli import BLOCKS, invoke
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    model = random_model(small())
+    fused = fuse(model)
+    images = [(random_images(fused.arch, 16).numpy(), None)]
+    return model, *fit(fused, images, Recipe())
+
+
+def rank(prepared, labels=None):
+    model, equalised, quantized = prepared
+    images = random_images(equalised.arch, 8, seed=5)
+    return rank_blocks(equalised, quantized, images, np.full(8, -1) if labels is None else labels, model)
+
+
+def test_every_block_is_ranked_by_its_cost(prepared):
+    ranking = rank(prepared)
+    assert sorted(result.name for result in ranking) == sorted(BLOCKS)
+    costs = [result.kl for result in ranking]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] >= 0
+    assert ranking[0].input_drop_pts is None  # no labels
+
+
+def test_a_spoilt_block_and_its_channels_come_first(prepared):
+    weight = prepared[2].block("stage2.4.pw").weight
+    kept = weight.clone()
+    try:
+        weight[17] = -kept[17]
+        spoilt = next(result for result in rank(prepared) if result.name == "stage2.4.pw")
+        assert spoilt.weight_channels[0] == 17
+        before = {result.name: result.weight_kl for result in rank(prepared)}["stage2.4.pw"]
+        weight.copy_(-kept)
+        after = {result.name: result.weight_kl for result in rank(prepared)}["stage2.4.pw"]
+        assert after > 10 * before
+    finally:
+        weight.copy_(kept)
+
+
+def test_labels_give_drops(prepared):
+    _, equalised, _ = prepared
+    labels = equalised(random_images(equalised.arch, 8, seed=5)).argmax(1).numpy()
+    assert all(result.input_drop_pts >= 0 for result in rank(prepared, labels))
+
+
+def test_the_loudest_branch_is_named():
+    model = random_model(small())
+    model.block("stage1.1.dw").identity.weight[4] = 100.0
+    model.block("stage1.1.dw").kxk[2].bn.weight[9] = 100.0
+    assert branches_of(model, "stage1.1.dw", [4, 9]) == ("identity", "kxk.2")
+    assert branches_of(model, "head", [0]) == ()
+
+
+def test_from_the_command_line():
+    words = ["sensitivity", "--arch", "s0", "--target", "tensorrt", "--images", "32"]
+    ranking = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    assert sorted(row["name"] for row in ranking) == sorted(BLOCKS)
+    assert {len(row["branches"]) for row in ranking} == {0, 3}  # the stem has no block before it
+    assert ranking[0]["name"] in invoke(*words)

@@ -1,0 +1,163 @@
+"""TensorRT for RTX, for real and with no GPU: it parses and builds every graph that we write."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from calibrate.pipeline import Recipe, calibrate
+from mobileone_q.architecture.variants import architecture
+from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.engines.tensorrt import engine as module
+from mobileone_q.engines.tensorrt import versions
+from mobileone_q.engines.tensorrt.build import log_path, make_logger, parse
+from mobileone_q.errors import EngineError
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fuse import fuse
+from tests.conftest import random_images, random_model, small
+
+CAPABILITIES = (75, 80, 86, 89, 120, 121)
+GRAPHS = ("fp32", "fp16", "int8", "int8-fp16")
+BATCHES = {"fixed": (4, 4, 4), "dynamic": (1, 2, 8)}
+
+
+def write_graphs(arch, folder):
+    fused = fuse(random_model(arch))
+    quantized = calibrate(fused, [(random_images(arch, 4).numpy(), None)], Recipe(target="tensorrt"))
+    for name, model in (("fp", fused), ("int8", quantized)):
+        for dtype, suffix in (("float32", "32"), ("float16", "16")):
+            graph = {"fp32": "fp32", "fp16": "fp16", "int832": "int8", "int816": "int8-fp16"}[name + suffix]
+            export_onnx(model, folder / f"{graph}.onnx", dtype=dtype)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["s0", "s4"])
+def graphs(request, tmp_path_factory):
+    return write_graphs(small(request.param), tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
+
+
+def test_these_are_all_the_capabilities_there_are(rtx):
+    assert tuple(versions.compute_capabilities(rtx)) == CAPABILITIES
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
+    path, percents = tmp_path / "engine", []
+    precision, _, remainder = graph.partition("-")
+    options = BuildOptions(
+        precision, remainder=remainder or "fp32", batch=BATCHES[batch], compute_capabilities=CAPABILITIES
+    )
+    info = backend("tensorrt-rtx").build(graphs / f"{graph}.onnx", path, options, percents.append)
+    assert path.stat().st_size > 100_000
+    assert info.options["compute_capabilities"] == CAPABILITIES
+    assert sum(percents) == 100
+    assert bool(info.warnings) == log_path(path).is_file()
+    assert not info.warnings or str(log_path(path)) in info.warnings
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["s0", "s4"])
+def test_rtx_builds_mixed_precision(rtx, tmp_path, name, dtype):
+    """Blocks kept in floating point: first, last, before and behind every form of input."""
+    arch = small(name)
+    kept = ("stem", "stage2.1.dw", "stage3.0.pw", "stage4.0.pw")
+    recipe = Recipe(target="tensorrt", keep_float=kept)
+    for each in (recipe, replace(recipe, keep_float=("stage1.0.dw", "stage2.1.pw", "head"))):
+        quantized = calibrate(fuse(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each)
+        export_onnx(quantized, tmp_path / "int8.onnx", dtype=dtype)
+        remainder = "fp16" if dtype == "float16" else "fp32"
+        options = BuildOptions("int8", remainder=remainder, compute_capabilities=(86,))
+        backend("tensorrt-rtx").build(tmp_path / "int8.onnx", tmp_path / "engine", options)
+        half = {
+            n for n, kind in layer_types(rtx, tmp_path / "int8.onnx").items() if kind == rtx.DataType.HALF
+        }
+        assert set(each.keep_float) <= half or dtype == "float32"
+
+
+@pytest.mark.slow
+def test_rtx_builds_s0_and_s4_at_full_size(rtx, tmp_path):
+    for name in ("s0", "s4"):
+        folder = tmp_path / name
+        write_graphs(architecture(name), folder)
+        for graph in ("fp32", "fp16", "int8"):
+            options = BuildOptions(graph, compute_capabilities=(86,))
+            backend("tensorrt-rtx").build(folder / f"{graph}.onnx", folder / f"{graph}.plan", options)
+            assert (folder / f"{graph}.plan").stat().st_size > 1_000_000
+
+
+def layer_types(rtx, path):
+    """(type of each compute layer's output, by name) and the network, kept alive."""
+    logger = make_logger(rtx)
+    builder = rtx.Builder(logger)
+    network = parse(rtx, logger, builder, path, BuildOptions())
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    kinds = (rtx.LayerType.CONVOLUTION, rtx.LayerType.MATRIX_MULTIPLY, rtx.LayerType.ACTIVATION)
+    return {layer.name: layer.get_output(0).dtype for layer in layers if layer.type in kinds}
+
+
+def test_rtx_reads_the_fp16_graph_as_half(rtx, graphs):
+    assert set(layer_types(rtx, graphs / "fp16.onnx").values()) == {rtx.DataType.HALF}
+    assert set(layer_types(rtx, graphs / "fp32.onnx").values()) == {rtx.DataType.FLOAT}
+
+
+def test_rtx_reads_the_int8_graph_s_remainder_as_half(rtx, graphs):
+    types = layer_types(rtx, graphs / "int8-fp16.onnx")
+    remainder = {name: kind for name, kind in types.items() if "/se/" in name or name == "stage4.0.pw/relu"}
+    assert remainder
+    assert set(remainder.values()) == {rtx.DataType.HALF}
+    assert set(layer_types(rtx, graphs / "int8.onnx").values()) == {rtx.DataType.FLOAT}
+
+
+@pytest.mark.parametrize("graph", ["int8", "int8-fp16"])
+def test_rtx_reads_every_block_as_int8(rtx, graphs, graph):
+    """Both inputs of each convolution come from a dequantize layer fed by int8."""
+    logger = make_logger(rtx)
+    builder = rtx.Builder(logger)
+    network = parse(rtx, logger, builder, graphs / f"{graph}.onnx", BuildOptions())
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    producer = {layer.get_output(k).name: layer for layer in layers for k in range(layer.num_outputs)}
+    kinds = (rtx.LayerType.CONVOLUTION, rtx.LayerType.MATRIX_MULTIPLY)
+    compute = [layer for layer in layers if layer.type in kinds and "/se/" not in layer.name]
+    assert len(compute) == 44
+
+    def dequantized(tensor):
+        layer = producer[tensor.name]
+        while layer.type in (rtx.LayerType.SHUFFLE, rtx.LayerType.CAST):
+            layer = producer[layer.get_input(0).name]
+        return layer.type == rtx.LayerType.DEQUANTIZE and layer.get_input(0).dtype == rtx.DataType.INT8
+
+    for layer in compute:
+        assert dequantized(layer.get_input(0)), layer.name
+        assert dequantized(layer.get_input(1)), layer.name
+
+
+def test_rtx_refuses_what_it_cannot_build(rtx, graphs, tmp_path):
+    engine = backend("tensorrt-rtx")
+    with pytest.raises(EngineError, match="compute capability 52; choose from 75, 80, 86, 89"):
+        engine.build(graphs / "int8.onnx", tmp_path / "e", BuildOptions(compute_capabilities=(52,)))
+    (tmp_path / "bad.onnx").write_bytes(b"rubbish")
+    with pytest.raises(EngineError, match=r"cannot parse .*bad\.onnx"):
+        engine.build(tmp_path / "bad.onnx", tmp_path / "e", BuildOptions(compute_capabilities=(86,)))
+    assert not (tmp_path / "e").exists()
+
+
+def test_without_a_gpu_the_remedy_is_named(rtx, graphs, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "gpu_name", lambda: None)
+    with pytest.raises(EngineError, match="pass --compute-capability"):
+        backend("tensorrt-rtx").build(graphs / "int8.onnx", tmp_path / "e", BuildOptions())
+
+
+def test_tensorrt_needs_the_device(graphs, tmp_path, monkeypatch):
+    fake = SimpleNamespace(__version__="10.3.0")
+    monkeypatch.setattr(module.TensorRTEngine, "_import", classmethod(lambda cls: fake))
+    monkeypatch.setattr(module, "gpu_name", lambda: None)
+    with pytest.raises(EngineError, match="no NVIDIA GPU here"):
+        backend("tensorrt").build(graphs / "int8.onnx", tmp_path / "e", BuildOptions())

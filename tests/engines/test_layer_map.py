@@ -1,0 +1,121 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from mobileone_q.architecture.variants import architecture
+from mobileone_q.engines.layer_map import Inspection, assign, is_reformat, read_inspection
+from mobileone_q.errors import EngineError, RunError
+from mobileone_q.evaluation.recorded_profile import latency_from
+from tests.test_cli import invoke, refused
+
+FIXTURES = Path(__file__).parent / "fixtures"
+RECORDED = (FIXTURES / "recorded-10.json", FIXTURES / "recorded-11.json")
+BLOCKS = [block.name for block in architecture("s0").blocks]
+
+
+@pytest.mark.parametrize(
+    ("layer", "blocks"),
+    [
+        ("stage1.0.dw + stage1.0.dw/relu", ["stage1.0.dw"]),
+        ("stem/weight_codes + stem/weight + stem", ["stem"]),
+        ("PWN(PWN(stage3.0.dw/se/expand/sigmoid), stage3.0.dw/se/gate)", ["stage3.0.dw"]),
+        ("stage1.0.dw + stage1.0.pw", ["stage1.0.dw", "stage1.0.pw"]),
+        ("{ForeignNode[stage4.0.dw/weight...head/flatten]}", ["stage4.0.dw", "stage4.0.pw", "head"]),
+        ("Reformatting CopyNode for Input Tensor 0 to stage2.1.dw + stage2.1.dw/relu", ["stage2.1.dw"]),
+        ("stage2.1.dw_token_4", ["stage2.1.dw"]),
+        ("stage3.0.pw/relu:0_nchwc", ["stage3.0.pw"]),
+    ],
+)
+def test_names_that_runtimes_make_of_ours(layer, blocks):
+    assert assign([layer], BLOCKS)[layer] == tuple(blocks)
+
+
+def test_a_renamed_layer_is_found_through_the_inspector():
+    layers = ["stem", "__myl_1", "__myl_2", "head"]
+    inspection = read_inspection(
+        {
+            "Layers": [
+                {
+                    "Name": "__myl_1",
+                    "Metadata": "[ONNX Layer: stage2.0.pw]\x1e[ONNX Layer: stage2.0.pw/relu]",
+                },
+                {"Name": "__myl_2", "Outputs": [{"Name": "stage2.1.dw/relu:0"}]},
+            ],
+            "Bindings": ["input", "logits"],
+        }
+    )
+    found = assign(layers, BLOCKS, inspection)
+    assert (found["__myl_1"], found["__myl_2"]) == (("stage2.0.pw",), ("stage2.1.dw",))
+    assert assign(layers, BLOCKS)["__myl_1"] == ("head",)  # without the inspector it cannot be known
+
+
+def test_reformats_are_told_from_work():
+    assert is_reformat("Reformatting CopyNode for Input Tensor 0 to stem", Inspection())
+    assert is_reformat("a", Inspection(reformats=frozenset({"a"})))
+    assert not is_reformat("stem + stem/relu", Inspection())
+
+
+def test_both_schemas_and_terse_engines_are_read():
+    both = [read_inspection(json.loads(path.read_text())["engines"]["int8"]["layers"]) for path in RECORDED]
+    assert both[0] == both[1]
+    assert both[0].tensors == ("input", "logits")
+    assert read_inspection({"Layers": ["stem", "head"], "Bindings": ["input"]}).origins == {}
+    for wrong in ([], {"layers": []}, {"Layers": {}}):
+        with pytest.raises(EngineError, match="no list `Layers`"):
+            read_inspection(wrong)
+
+
+def test_both_recordings_give_the_same_report():
+    old, new = (latency_from(path) for path in RECORDED)
+    assert (old.pop("runtime"), new.pop("runtime")) == ("tensorrt 10.3.0", "tensorrt 11.1.0")
+    assert old == new
+
+
+def test_what_the_report_says():
+    latency = latency_from(RECORDED[0])
+    rows = {row["name"]: row for row in latency["layers"]}
+    assert list(rows) == BLOCKS
+    assert [name for name, row in rows.items() if row["slower_than_fp16"]] == ["stage2.3.dw"]
+    assert rows["stage1.1.pw"]["int8_ms"] == pytest.approx(0.01)  # renamed, found by its metadata
+    assert rows["stage2.0.dw"]["fp16_ms"] == pytest.approx(0.021)  # its ReLU is a layer of its own
+    for key, total in zip(("fp32", "int8"), latency["layer_sum_ms"]):
+        assert sum(row[f"{key}_ms"] for row in rows.values()) == pytest.approx(total)
+    assert latency["reformat_ms"] == {"fp32": 0.004, "fp16": 0.004, "int8": pytest.approx(0.006)}
+    assert [name for name, row in rows.items() if row["shared"]] == ["stage4.0.pw", "head"]
+    assert rows["head"]["fp32_ms"] == pytest.approx(0.04)
+    assert latency["note"].startswith("from a recorded profile")
+
+
+def test_from_the_command_line(capsys):
+    old, new = (invoke("profile", "--from", path).splitlines() for path in RECORDED)
+    assert old[1:] == new[1:]  # the first line names the version
+    text = "\n".join(old)
+    assert "INT8 is slower" in text
+    assert "reformat layers): FP32 0.004 ms, FP16 0.004 ms, INT8 0.006 ms" in text
+    assert "nothing was run here" in text
+    assert "interleaved" not in text
+    assert "speed-up 4.00x; medians of 200 recorded runs" in " ".join(text.split())
+
+
+def test_parts_may_be_files_and_errors_name_them(tmp_path):
+    recording = json.loads(RECORDED[0].read_text())
+    for key, engine in recording["engines"].items():
+        for part in ("profile", "layers"):
+            (tmp_path / f"{key}.{part}.json").write_text(json.dumps(engine[part]))
+            engine[part] = f"{key}.{part}.json"
+    path = tmp_path / "recorded.json"
+    path.write_text(json.dumps(recording))
+    assert latency_from(path) == latency_from(RECORDED[0])
+    (tmp_path / "int8.profile.json").unlink()
+    with pytest.raises(RunError, match=r"cannot read .*int8\.profile\.json"):
+        latency_from(path)
+    path.write_text("{}")
+    assert "needs `engines` with fp32 and int8" in refused("profile", "--from", path)
+    for wrong in ([1], [{"name": "stem"}], [{"name": "stem", "medianMs": "x"}]):
+        recording["engines"]["int8"] = {"profile": wrong}
+        path.write_text(json.dumps(recording))
+        assert "is not in the form of trtexec's exports" in refused("profile", "--from", path)
+    recording["engines"]["int8"]["profile"] = {}
+    path.write_text(json.dumps(recording))
+    assert "--exportProfile wrote, a list" in refused("profile", "--from", path)

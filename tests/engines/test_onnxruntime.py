@@ -1,0 +1,133 @@
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from calibrate.pipeline import Recipe, calibrate
+from mobileone_q.engines import BACKENDS, BuildOptions, backend
+from mobileone_q.engines.base import sidecar
+from mobileone_q.errors import BackendMissing, EngineError
+from mobileone_q.evaluation.latency import owner, profile_engines
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fuse import fuse
+from tests.conftest import random_images, random_model, small
+
+ENGINE = backend("onnxruntime")
+ARCH = small()
+NAMES = [block.name for block in ARCH.blocks]
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("graphs")
+    fused = fuse(random_model(ARCH))
+    images = [(random_images(ARCH, 8).numpy(), None)]
+    export_onnx(fused, folder / "fp32.onnx")
+    export_onnx(calibrate(fused, images, Recipe(target="onnxruntime")), folder / "int8.onnx")
+    return folder, fused
+
+
+@pytest.fixture(scope="module")
+def engines(graphs):
+    folder, _ = graphs
+    built = []
+    for precision in ("fp32", "int8"):
+        path = folder / "engines" / f"{precision}.onnx"
+        ENGINE.build(folder / f"{precision}.onnx", path, BuildOptions(precision))
+        built.append(ENGINE.load(path, folder / f"{precision}.onnx"))
+    return built
+
+
+def test_an_engine_computes_the_model(graphs, engines):
+    x = random_images(ARCH, 5)
+    np.testing.assert_allclose(engines[0].run(x.numpy()), graphs[1](x).numpy(), atol=1e-4)
+
+
+def test_every_block_of_the_int8_engine_runs_on_integers(engines, graphs):
+    proto = onnx.load(graphs[0] / "engines" / "int8.onnx")
+    integer = [node for node in proto.graph.node if node.op_type in ("QLinearConv", "QGemm")]
+    assert sorted(set(owner([n.name for n in integer], NAMES).values())) == sorted(NAMES)
+    assert not [node for node in proto.graph.node if node.op_type in ("Conv", "FusedConv", "Gemm")]
+
+
+def test_profile_has_a_row_per_block_and_they_add_up(engines):
+    x = random_images(ARCH, 1).numpy()
+    latency = profile_engines(*engines, NAMES, x, runs=15)
+    assert [row.name for row in latency.layers] == NAMES
+    assert all(row.fp32_ms > 0 and row.int8_ms > 0 for row in latency.layers)
+    for total, column in zip(latency.layer_sum_ms, ("fp32_ms", "int8_ms")):
+        assert sum(getattr(row, column) for row in latency.layers) == pytest.approx(total, rel=0.15)
+
+
+def test_sidecar_says_what_the_engine_is(engines):
+    info = engines[1].info
+    assert info.backend == "onnxruntime"
+    assert info.precision == "int8"
+    assert info.runtime.startswith("onnxruntime 1.")
+    assert len(info.onnx_sha256) == 64
+
+
+@pytest.fixture
+def built(graphs, tmp_path):
+    path = tmp_path / "fp32.onnxruntime.onnx"
+    ENGINE.build(graphs[0] / "fp32.onnx", path, BuildOptions("fp32"))
+    return path
+
+
+def test_a_stale_engine_is_refused(graphs, built):
+    with pytest.raises(EngineError, match=r"was built from another int8\.onnx"):
+        ENGINE.load(built, graphs[0] / "int8.onnx")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("runtime", "onnxruntime 1.0", "was built by onnxruntime 1.0"),
+        ("device", "Pentium", "optimised for Pentium"),
+    ],
+)
+def test_a_foreign_engine_is_refused(built, field, value, reason):
+    facts = json.loads(sidecar(built).read_text())
+    sidecar(built).write_text(json.dumps(facts | {field: value}))
+    with pytest.raises(EngineError, match=reason):
+        ENGINE.load(built)
+
+
+def test_missing_and_damaged_engines(built, tmp_path):
+    with pytest.raises(EngineError, match=r"no engine at .*none\.onnx"):
+        ENGINE.load(tmp_path / "none.onnx")
+    built.write_bytes(built.read_bytes()[:100])
+    with pytest.raises(EngineError, match="cannot load"):
+        ENGINE.load(built)
+
+
+def test_building_from_nothing_and_from_rubbish(tmp_path):
+    with pytest.raises(EngineError, match="no ONNX file"):
+        ENGINE.build(tmp_path / "none.onnx", tmp_path / "e.onnx", BuildOptions())
+    (tmp_path / "bad.onnx").write_text("rubbish")
+    with pytest.raises(EngineError, match=r"cannot load .*bad\.onnx"):
+        ENGINE.build(tmp_path / "bad.onnx", tmp_path / "e.onnx", BuildOptions())
+    assert not (tmp_path / "e.onnx").exists()
+
+
+def test_a_missing_runtime_is_one_line(monkeypatch):
+    import sys
+
+    packages = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+    for name in BACKENDS:
+        monkeypatch.setitem(sys.modules, packages[name], None)
+        with pytest.raises(BackendMissing, match="is not installed") as caught:
+            backend(name).runtime()
+        assert "pip install" in str(caught.value)
+
+
+def test_biases_stay_float_where_tensorrt_is_measured(tmp_path, graphs):
+    """ONNX Runtime would round them to int32, in steps of the product of two scales."""
+    quantized = calibrate(graphs[1], [(random_images(ARCH, 8).numpy(), None)], Recipe(target="tensorrt"))
+    export_onnx(quantized, tmp_path / "int8.onnx")
+    engine_path = tmp_path / "engine.onnx"
+    ENGINE.build(tmp_path / "int8.onnx", engine_path, BuildOptions("int8"))
+    types = {constant.data_type for constant in onnx.load(engine_path).graph.initializer}
+    assert onnx.TensorProto.INT8 in types
+    assert onnx.TensorProto.INT32 not in types

@@ -1,0 +1,249 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from calibrate.pipeline import Recipe, calibrate
+from mobileone_q.errors import ExportError, RunError
+from mobileone_q.export.graph import export_onnx, to_onnx
+from mobileone_q.models.fuse import fuse
+from mobileone_q.models.quantized import QuantizedModel, input_grids, to_codes
+from tests.conftest import random_images, random_model, relative_error, small
+
+
+@pytest.fixture(scope="module", params=["s0", "s4"])
+def fused(request):
+    return fuse(random_model(small(request.param)))
+
+
+def quantized_for(fused, target):
+    return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=target))
+
+
+def run(proto, x, *extra, optimise=True):
+    options = onnxruntime.SessionOptions()
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    return session.run(["logits", *extra], {"input": x.numpy()})
+
+
+def with_codes(proto, quantized):
+    """The graph with every block's input codes as further outputs."""
+    names = [f"{name}/input_quantize:0" for name, _ in quantized.blocks()]
+    zero_points = {i.name: i.data_type for i in proto.graph.initializer}
+    for name in names:
+        block = name.removesuffix("/input_quantize:0")
+        kind = zero_points[f"{block}/input_zero_point"]
+        proto.graph.output.append(helper.make_tensor_value_info(name, kind, None))
+    return names
+
+
+def test_fp32_graph_computes_the_fused_model(fused):
+    x = random_images(fused.arch, 3)
+    assert relative_error(fused(x), torch.from_numpy(run(to_onnx(fused), x)[0])) < 1e-5
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_contract_of_the_quantized_graph(fused, target):
+    proto = to_onnx(quantized_for(fused, target))
+    producer = {node.output[0]: node for node in proto.graph.node}
+    constants = {i.name: i for i in proto.graph.initializer}
+    compute = {n.name: n for n in proto.graph.node if n.op_type in ("Conv", "Gemm") and "/se/" not in n.name}
+    assert list(compute) == [spec.name for spec in fused.arch.blocks]
+    for name, node in compute.items():
+        x, weight = producer[node.input[0]], producer[node.input[1]]
+        assert x.op_type == weight.op_type == "DequantizeLinear", name
+        assert producer[x.input[0]].op_type == "QuantizeLinear"
+        assert constants[weight.input[0]].data_type == TensorProto.INT8
+        codes = numpy_helper.to_array(constants[weight.input[0]])
+        assert -127 <= codes.min() <= codes.max() <= 127
+        assert len(numpy_helper.to_array(constants[weight.input[1]])) == len(codes)
+        if len(node.input) > 2:
+            assert constants[node.input[2]].data_type == TensorProto.FLOAT
+    zero_points = {
+        i.name: (i.data_type, numpy_helper.to_array(i))
+        for i in constants.values()
+        if i.name.endswith("zero_point")
+    }
+    assert all((value == 0).all() for _, value in zero_points.values())
+    if target == "tensorrt":
+        assert {kind for kind, _ in zero_points.values()} == {TensorProto.INT8}
+    assert proto.opset_import[0].version >= 17
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert (proto.graph.input[0].name, proto.graph.output[0].name) == ("input", "logits")
+
+
+def test_nothing_but_the_relu_between_a_conv_and_the_next_quantizer(fused):
+    proto = to_onnx(quantized_for(fused, "tensorrt"))
+    producer = {node.output[0]: node for node in proto.graph.node}
+    grids = input_grids(fused.arch, "tensorrt")
+    specs = {spec.name: spec for spec in fused.arch.blocks}
+    for before, after in zip(fused.arch.blocks, fused.arch.blocks[1:]):
+        if before.se_channels or after.pool:
+            continue
+        node = producer[
+            next(n for n in proto.graph.node if n.name == f"{after.name}/input_quantize").input[0]
+        ]
+        saturating = grids[after.name] == "uint8"
+        assert (node.op_type == "Conv") == saturating
+        assert node.name == before.name if saturating else node.name == f"{before.name}/relu"
+    saturated = [name for name, grid in grids.items() if grid == "uint8" and not specs[name].pool]
+    assert len(saturated) == (21 if fused.arch.name == "s0" else 15)
+
+
+def test_grids_by_target():
+    arch = small()
+    tensorrt, ort = input_grids(arch, "tensorrt"), input_grids(arch, "onnxruntime")
+    assert tensorrt["stem"] == ort["stem"] == "int8"
+    assert {tensorrt[s.name] for s in arch.blocks if s.is_depthwise} == {"int8"}
+    assert {tensorrt[s.name] for s in arch.blocks if s.name.endswith("pw")} == {"uint8"}
+    assert {grid for name, grid in ort.items() if name != "stem"} == {"uint8"}
+    assert set(input_grids(arch, "dla").values()) == {"int8"}
+
+
+def power_of_two(quantized: QuantizedModel) -> QuantizedModel:
+    """The model with every scale and bias a short binary fraction: float32 computes it exactly."""
+    for _, block in quantized.blocks():
+        block.input_scale.copy_(2.0 ** block.input_scale.log2().round())
+        block.weight_scale.copy_(2.0 ** block.weight_scale.log2().round())
+        block.bias.copy_((block.bias * 64).round() / 64)
+    return quantized
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
+    """One set of scales in both forms: TensorRT's int8 codes are the plain uint8 ones, 128 apart."""
+    fused = fuse(random_model(small()))
+    quantized = quantized_for(fused, "tensorrt")
+    if exact:
+        power_of_two(quantized)
+    plain = to_onnx(quantized)
+    names = with_codes(plain, quantized)
+    quantized.target = "uint8 as it is"  # the emitter shifts for TensorRT alone
+    unshifted = to_onnx(quantized)
+    with_codes(unshifted, quantized)
+    x = (random_images(fused.arch, 4) * 16).round() / 16
+    int8, uint8 = (run(p, x, *names, optimise=False)[1:] for p in (plain, unshifted))
+    for name, a, b in zip(names, int8, uint8):
+        shift = 128 if quantized.block(name.split("/")[0]).grid == "uint8" else 0
+        difference = a.astype(int) + shift - b.astype(int)
+        if exact:
+            assert not difference.any(), name
+        elif name.startswith(("stem", "stage1")):  # beyond, one tie that falls otherwise spreads
+            assert abs(difference).max() <= 1
+            assert (difference != 0).mean() < 1e-3, name
+    assert {a.dtype for a in int8} == {np.dtype(np.int8)}
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("optimise", [True, False])
+def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
+    """Fed the engine's own codes, the simulated block gives the engine's next codes."""
+    quantized = quantized_for(fused, target)
+    proto = to_onnx(quantized)
+    names = with_codes(proto, quantized)
+    codes = run(proto, random_images(fused.arch, 4), *names, optimise=optimise)[1:]
+    blocks = [block for _, block in quantized.blocks()]
+    wrong = total = 0
+    for block, consumer, given, expected in zip(blocks, blocks[1:], codes, codes[1:]):
+        shift = 128 if target == "tensorrt" and block.grid == "uint8" else 0
+        next_shift = 128 if target == "tensorrt" and consumer.grid == "uint8" else 0
+        x = torch.from_numpy(given.astype(np.float32) + shift) * block.input_scale
+        y = consumer.gather(block.activate(block.linear(x)))
+        ours = to_codes(y, consumer.input_scale, consumer.grid).numpy()
+        difference = np.abs(ours - (expected.reshape(ours.shape).astype(np.float32) + next_shift))
+        # ONNX Runtime's integer kernels round the float bias to steps of their int32 sums.
+        bias_step = (block.input_scale * block.weight_scale).max() / consumer.input_scale
+        assert difference.max() <= (1 + bias_step / 2 if optimise else 1), consumer.spec.name
+        wrong += int((difference > 0).sum())
+        total += difference.size
+    assert wrong / total < (5e-3 if optimise else 1e-4)
+
+
+def test_metadata_says_what_the_file_is(fused, tmp_path):
+    export_onnx(fused, tmp_path / "m.onnx", preprocessing={"crop": 32})
+    proto = onnx.load(tmp_path / "m.onnx")
+    facts = {entry.key: entry.value for entry in proto.metadata_props}
+    assert facts == {"architecture": fused.arch.name, "preprocessing": '{"crop": 32}'}
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # no temporary left behind
+
+
+@pytest.mark.parametrize("target", [None, "tensorrt"])
+def test_the_float16_graph_computes_the_same(fused, target):
+    """Half the float tensors' bytes, the same function; input, logits, scales stay float32."""
+    model = quantized_for(fused, target) if target else fused
+    x = random_images(fused.arch, 8)
+    proto = to_onnx(model, dtype="float16")
+    single, half = (torch.from_numpy(run(p, x)[0]) for p in (to_onnx(model), proto))
+    assert half.dtype == torch.float32
+    # An INT8 graph may round a tie otherwise where its float remainder (SE, last map) is float16.
+    assert 0 < relative_error(single, half) < (2e-2 if target else 3e-3) or fused.arch.name == "s0"
+    assert relative_error(single, half) < (2e-2 if target else 3e-3)
+    kinds = {i.name: i.data_type for i in proto.graph.initializer}
+    weights = {kind for name, kind in kinds.items() if name.endswith("/weight") or "/se/" in name}
+    assert weights <= {TensorProto.FLOAT16}
+    assert all(kinds[name] == TensorProto.FLOAT for name in kinds if name.endswith("_scale"))
+    casts = [node.name for node in proto.graph.node if node.op_type == "Cast"]
+    maps = sum(spec.se_channels > 0 for spec in fused.arch.blocks) + 1  # and the last, before the pool
+    if fused.arch.blocks[-2].se_channels:
+        maps -= 1  # the last map is an SE unit's already
+    assert len(casts) == (2 * maps if target else 2)
+
+
+def test_what_float16_cannot_hold_is_refused():
+    fused = fuse(random_model(small()))
+    fused.block("stage1.0.dw").bias[0] = 1e6
+    with pytest.raises(ExportError, match=r"stage1\.0\.dw/bias reaches 1e\+06, beyond float16"):
+        to_onnx(fused, dtype="float16")
+
+
+def test_an_interrupted_write_keeps_the_old_file(fused, tmp_path, monkeypatch):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(onnx, "save", fail)
+    with pytest.raises(RunError, match=r"cannot write .*m\.onnx: No space left"):
+        export_onnx(fused, path)
+    assert path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+MIXED = ("stem", "stage1.0.pw", "stage2.1.dw", "head")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_blocks_kept_in_floating_point(fused, target, dtype):
+    """They have no Q/DQ and real weights, in the graph's floating type; the others change nothing."""
+    recipe = Recipe(target=target, keep_float=MIXED)
+    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
+    assert quantized.keep_float == MIXED
+    proto = to_onnx(quantized, dtype=dtype)
+    types = {c.name: c.data_type for c in proto.graph.initializer}
+    nodes = {node.name for node in proto.graph.node}
+    floating = onnx.TensorProto.FLOAT if dtype == "float32" else onnx.TensorProto.FLOAT16
+    for block in fused.arch.blocks:
+        is_kept = block.name in MIXED
+        assert (f"{block.name}/input_quantize" in nodes) != is_kept
+        assert types.get(f"{block.name}/weight", onnx.TensorProto.INT8) == (
+            floating if is_kept else onnx.TensorProto.INT8
+        )
+    x = random_images(fused.arch, 4)
+    engine = torch.from_numpy(run(proto, x, optimise=False)[0])
+    assert relative_error(quantized(x), engine) < 0.02
+    assert relative_error(fused(x), quantized(x)) < 0.12
+
+
+def test_mixed_model_survives_its_file(fused, tmp_path):
+    recipe = Recipe(keep_float=MIXED)
+    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
+    quantized.save(tmp_path / "mixed.safetensors")
+    loaded = QuantizedModel.load(tmp_path / "mixed.safetensors")
+    x = random_images(fused.arch, 2)
+    assert torch.equal(loaded(x), quantized(x))

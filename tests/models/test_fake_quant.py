@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from calibrate.pipeline import Recipe, calibrate, tensors
+from mobileone_q.checkpoints.load import load_model
+from mobileone_q.data import sample
+from mobileone_q.data.inputs import sample_images
+from mobileone_q.data.sources import Batches
+from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
+from mobileone_q.models.fuse import fuse
+from mobileone_q.models.quantized import GRIDS, to_codes
+from tests.conftest import random_images, random_model, small
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
+def quantized(request):
+    fused = fuse(random_model(small()))
+    return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=request.param))
+
+
+def block_codes(model, x):
+    """Every block's input codes, given the model's own inputs."""
+    codes = []
+    for _, block in model.blocks():
+        gathered = block.gather(x)
+        codes.append(to_codes(gathered, block.input_scale, block.grid))
+        x = block.activate(block.linear(gathered))
+    return [*codes, x]
+
+
+def disturb(model, amount=0.3):
+    """Move everything that trains, as training would."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += amount * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def test_it_starts_at_the_quantized_model(quantized):
+    x = random_images(quantized.arch, 4)
+    trainable = FakeQuantModel(quantized)
+    with torch.no_grad():
+        assert torch.equal(trainable(x), quantized(x))
+    back = trainable.to_quantized().state_dict()
+    assert all(torch.equal(value, back[key]) for key, value in quantized.state_dict().items())
+
+
+def test_what_trains_is_what_ships_bit_for_bit(quantized):
+    x = random_images(quantized.arch, 4)
+    trainable = disturb(FakeQuantModel(quantized))
+    with torch.no_grad():
+        trained, shipped = (block_codes(model, x) for model in (trainable, trainable.to_quantized()))
+    assert all(torch.equal(a, b) for a, b in zip(trained, shipped))
+    assert not torch.equal(trained[-1], quantized(x))
+
+
+@pytest.mark.parametrize("grid", ["int8", "uint8"])
+def test_gradients_are_those_of_torch(grid):
+    """torchao's LearnableFakeQuantize calls this operator of torch."""
+    low, high = GRIDS[grid]
+    x = 40 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    scale = torch.tensor([0.25])
+    weight = torch.linspace(-1, 1, 1000)
+    ours, theirs = [(x.clone().requires_grad_(), scale.clone().requires_grad_()) for _ in range(2)]
+    (fake_codes(ours[0], ours[1][0], grid) * ours[1][0] * weight).sum().backward()
+    zero = torch.zeros(1)
+    reference = torch._fake_quantize_learnable_per_tensor_affine(theirs[0], theirs[1], zero, low, high, 1.0)
+    (reference * weight).sum().backward()
+    assert torch.allclose(ours[0].grad, theirs[0].grad, atol=1e-6)
+    assert torch.allclose(ours[1].grad, theirs[1].grad, rtol=1e-4)
+
+
+def test_weight_gradients_pass_through_but_not_beyond_the_grid():
+    latent = torch.tensor([-130.0, -126.6, 0.4, 127.0, 127.2], requires_grad=True)
+    codes = round_through(latent)
+    codes.backward(torch.arange(1.0, 6.0))
+    assert codes.tolist() == [-127, -127, 0, 127, 127]
+    assert latent.grad.tolist() == [0, 2, 3, 4, 0]
+
+
+def test_every_parameter_gets_a_gradient(quantized):
+    trainable = FakeQuantModel(quantized)
+    trainable(random_images(quantized.arch, 4)).square().sum().backward()
+    silent = [name for name, p in trainable.named_parameters() if p.grad is None or not p.grad.any()]
+    assert silent == []
+
+
+def test_training_mends_a_poor_quantization():
+    model, _ = load_model(sample.WEIGHTS, "s0", 32)
+    fused = fuse(model)
+    images = Batches(sample_images("calibration"), range(64), sample.PREPROCESSING, batch_size=32)
+    quantized = calibrate(fused, images, Recipe(method="minmax", equalise=False, correct=False))
+    x = torch.cat(list(tensors(images)))
+    target = fused(x)
+    trainable = FakeQuantModel(quantized)
+    optimizer = torch.optim.Adam(trainable.parameters(), lr=0.02)
+    for _ in range(20):
+        loss = (trainable(x) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    before, after = ((model(x) - target).square().mean() for model in (quantized, trainable.to_quantized()))
+    assert after < 0.8 * before

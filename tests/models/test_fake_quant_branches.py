@@ -1,0 +1,138 @@
+"""Quantization-aware training with the branches in the forward pass, and what either way ships."""
+
+import copy
+
+import pytest
+import torch
+
+from calibrate.pipeline import Recipe, calibrate, fit, tensors
+from mobileone_q.checkpoints.load import load_model
+from mobileone_q.data import sample
+from mobileone_q.data.inputs import sample_images
+from mobileone_q.data.sources import Batches
+from mobileone_q.errors import TrainingError
+from mobileone_q.export.graph import to_onnx
+from mobileone_q.models.fake_quant import FakeQuantModel
+from mobileone_q.models.fake_quant_branches import live_model, moved, update_statistics
+from mobileone_q.models.fuse import fuse
+from mobileone_q.models.quantized import to_codes
+from tests.conftest import batch_norms, random_images, random_model, small
+from tests.export.test_graph import run, with_codes
+from tests.models.test_fake_quant import block_codes, disturb
+
+
+@pytest.fixture(scope="module")
+def bundled():
+    """(train-time, fused, calibration images) of the sample."""
+    model, _ = load_model(sample.WEIGHTS, "s0", 32)
+    return model, fuse(model), Batches(sample_images("calibration"), range(48), sample.PREPROCESSING)
+
+
+def trained(quantized, fused, model, branches, images):
+    """A step of distillation on each batch."""
+    trainable = FakeQuantModel(quantized) if branches == "fused" else live_model(quantized, model)
+    update_statistics(trainable.train(), True)
+    rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
+    groups = [{"params": g["params"], "lr": rate * g["share"]} for g in trainable.parameter_groups()]
+    optimizer = torch.optim.Adam(groups)
+    for x in tensors(images):
+        loss = (trainable(x) - fused(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return trainable.eval()
+
+
+@pytest.mark.parametrize(("arch", "target"), [("s0", "onnxruntime"), ("s4", "tensorrt")])
+def test_it_starts_at_the_quantized_model_and_ships_what_it_trains(arch, target):
+    model = random_model(small(arch))
+    fused, x = fuse(model), random_images(small(arch), 2)
+    quantized = calibrate(fused, [(x.numpy(), None)], Recipe(target=target))
+    live = live_model(quantized, model).eval()
+    with torch.no_grad():
+        assert torch.equal(live(x), quantized(x))
+        disturb(live, 0.01)
+        after = block_codes(live, x)
+        assert all(torch.equal(a, b) for a, b in zip(after, block_codes(live.to_quantized(), x)))
+        assert not torch.equal(after[-1], quantized(x))
+
+
+def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
+    """To first order in nothing: with weights far from rounding, the chain follows the fold."""
+    model, fused, images = bundled
+    changed = copy.deepcopy(model)
+    for norm in batch_norms(changed):
+        norm.bias.data += 0.01
+    quantized = calibrate(fused, images, Recipe())
+    live = live_model(quantized, model)
+    for norm in batch_norms(live):
+        norm.bias.data += 0.01
+    expected = fuse(changed)
+    moves = moved(quantized)
+    for name, block in live.blocks():
+        if name == "head":
+            continue
+        change = block.codes_and_bias()[1] - quantized.block(name).bias
+        wanted = moves[name].bias(expected.block(name).bias - fused.block(name).bias)
+        assert torch.allclose(change, wanted, rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(method="minmax"), Recipe(target="onnxruntime")])
+def test_what_calibration_moved_is_recorded(bundled, recipe):
+    model, fused, images = bundled
+    equalised, quantized = fit(fused, images, recipe)
+    trained_once = trained(quantized, fused, model, "live", images).to_quantized()
+    for moves in (moved(quantized), moved(trained_once)):
+        assert any((block.copies > 1).any() for block in moves.values())
+        for name, block in equalised.blocks():
+            ours = moves[name].kernel(fused.block(name).weight)
+            assert torch.allclose(ours, block.weight, rtol=1e-4, atol=1e-9), name
+
+
+def test_a_fused_checkpoint_has_no_branches(bundled):
+    _, fused, images = bundled
+    quantized = calibrate(fused, images, Recipe())
+    with pytest.raises(TrainingError, match="no branches"):
+        live_model(quantized, fused)
+
+
+def test_batch_statistics_move_until_they_are_frozen(bundled):
+    model, fused, images = bundled
+    live = live_model(calibrate(fused, images, Recipe()), model).train()
+    x = next(tensors(images))
+    for wanted in (False, True, False):
+        update_statistics(live, wanted)
+        live.train()
+        before = [norm.running_mean.clone() for norm in batch_norms(live)]
+        live(x)
+        moved = [not torch.equal(a, n.running_mean) for a, n in zip(before, batch_norms(live))]
+        assert all(moved) if wanted else not any(moved)
+
+
+@pytest.mark.parametrize("branches", ["fused", "live"])
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, branches):
+    """Each trained block, fed the engine's codes, gives the engine's next ones: at most 1 LSB apart,
+    on at most 0.1 % of activations."""
+    model, fused, images = bundled
+    quantized = calibrate(fused, images, Recipe(target=target))
+    trainable = trained(quantized, fused, model, branches, images)
+    shipped = trainable.to_quantized()
+    assert any(not torch.equal(a.weight, quantized.block(name).weight) for name, a in shipped.blocks())
+    proto = to_onnx(shipped)
+    names = with_codes(proto, shipped)
+    x = next(tensors(images))[:16]
+    engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimise=False)[1:]]
+    blocks = [block for _, block in trainable.blocks()]
+    shifts = [128 if target == "tensorrt" and block.grid == "uint8" else 0 for block in blocks]
+    apart = total = 0
+    with torch.no_grad():
+        for k, consumer in enumerate(blocks[1:]):
+            codes = engine[k] + shifts[k]
+            y = blocks[k].activate(blocks[k].linear(codes * blocks[k].input_scale))
+            ours = to_codes(consumer.gather(y), consumer.input_scale, consumer.grid)
+            difference = (ours - engine[k + 1].reshape(ours.shape) - shifts[k + 1]).abs()
+            assert difference.max() <= 1, consumer.spec.name
+            apart += int((difference > 0).sum())
+            total += difference.numel()
+    assert apart <= 1e-3 * total

@@ -1,0 +1,117 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mobileone_q.architecture.variants import VARIANTS, Architecture, BlockSpec
+from mobileone_q.errors import FusionError
+from mobileone_q.models import fuse as fuse_module
+from mobileone_q.models.branches import MultiBranchBlock
+from mobileone_q.models.fuse import certify, fold_branches, fuse
+from mobileone_q.models.fused import FusedModel, apply_kernel
+from tests.conftest import batch_norms, fill, random_images, random_model, relative_error, small
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_fusion_is_exact_in_float64(name):
+    model = random_model(small(name))
+    x = random_images(model.arch).double()
+    with torch.no_grad():
+        assert relative_error(model.double()(x), fuse(model, torch.float64)(x)) < 1e-12
+
+
+def test_the_model_given_is_left_as_it_was():
+    model = random_model(small())
+    before = copy.deepcopy(model.state_dict())
+    fuse(model)
+    certify(model)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_fusing_twice_is_harmless():
+    once = fuse(random_model(small("s4")))
+    twice = fuse(once)
+    assert twice is not once
+    assert all(torch.equal(value, once.state_dict()[key]) for key, value in twice.state_dict().items())
+
+
+def filled_block(spec: BlockSpec) -> MultiBranchBlock:
+    block = MultiBranchBlock(spec).double().eval().requires_grad_(False)
+    block.load_state_dict({k: fill(k, list(v.shape)) for k, v in block.state_dict().items()})
+    return block
+
+
+SAME = BlockSpec("block", 12, 12, kernel=(3, 3), padding=(1, 1), branches=2)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        replace(SAME, groups=1),
+        replace(SAME, groups=4),  # where 1 < groups < channels, the identity's index is not i
+        replace(SAME, groups=12),
+        replace(SAME, stride=(2, 2)),
+        replace(SAME, dilation=(2, 2), padding=(2, 2)),
+        replace(SAME, kernel=(1, 5), padding=(0, 2)),
+        replace(SAME, kernel=(5, 3), padding=(4, 1), dilation=(2, 1), stride=(1, 2), out_channels=8),
+        replace(SAME, kernel=(1, 1), padding=(0, 0)),
+        # Less and more padding than "same": the 1×1 branches must still land on the centre tap.
+        replace(SAME, padding=(0, 0)),
+        replace(SAME, padding=(0, 0), stride=(2, 2)),
+        replace(SAME, padding=(3, 2), stride=(2, 1)),
+        replace(SAME, dilation=(2, 2)),
+        replace(SAME, kernel=(3, 5), dilation=(1, 2), padding=(2, 1), groups=12),
+    ],
+)
+def test_every_kind_of_block_folds_exactly(spec):
+    block = filled_block(spec)
+    x = torch.randn(2, 12, 9, 11, dtype=torch.float64)
+    weight, bias = fold_branches(block)
+    assert relative_error(block.branch_sum(x), apply_kernel(spec, x, weight, bias)) < 1e-13
+
+
+@pytest.mark.parametrize("kernel", [(4, 4), (1, 2), (3, 6)])
+def test_a_kernel_without_a_centre_tap_is_refused(kernel):
+    spec = replace(SAME, stride=(2, 2), kernel=kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+    with pytest.raises(FusionError, match=r"block: .* kernel has no centre tap"):
+        fold_branches(filled_block(spec))
+
+
+def test_certificate_holds_every_block_and_both_inputs():
+    model = random_model(small())
+    certificate = certify(model, random_images(model.arch).numpy())
+    assert certificate.worst < 1e-12
+    assert certificate.real is not None
+    assert list(certificate.random.blocks) == [block.name for block in model.arch.blocks]
+    assert 1e-9 < certificate.random.float32_end_to_end < 1e-5  # what rounding to float32 costs
+
+
+def test_certificate_would_show_a_wrong_fusion(monkeypatch):
+    model = random_model(small())
+    right = fuse_module.fold_batch_norm
+
+    def without_mean(kernel, bn):
+        folded, bias = right(kernel, bn)
+        return folded, bias + bn.running_mean * 1e-3
+
+    monkeypatch.setattr(fuse_module, "fold_batch_norm", without_mean)
+    certificate = certify(model)
+    assert certificate.worst > 1e-6
+    assert certificate.random.blocks["head"] < 1e-12  # the classifier has no batch norm to get wrong
+
+
+def test_fused_blocks_have_no_branches_left():
+    fused = fuse(random_model(small("s4")))
+    assert isinstance(fused, FusedModel)
+    assert not batch_norms(fused)
+    assert {key.split(".")[-1] for key in fused.state_dict()} == {"weight", "bias"}
+
+
+def test_other_networks_are_refused():
+    from mobileone_q.models.branches import Chain
+
+    arch = Architecture("other", (BlockSpec("only", 3, 3),))
+    with pytest.raises(FusionError, match="only: cannot fuse a Conv2d"):
+        fuse(Chain(arch, lambda spec: torch.nn.Conv2d(3, 3, 1)))

@@ -1,0 +1,235 @@
+"""The deployment folder, run as on a device: TensorRT and NumPy, nothing else to import."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibrate.pipeline import Recipe, calibrate
+from mobileone_q.data import sample
+from mobileone_q.runs.bundle import write_bundle
+from mobileone_q.deploy.run_image import preprocess, read_image
+from mobileone_q.engines import BuildOptions
+from mobileone_q.errors import EngineError, RunError
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.files import write_json
+from mobileone_q.models.fuse import fuse
+from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.runs.folder import Run
+from tests.conftest import random_images, random_model, small
+
+TRANSFORM = Preprocessing(resize=36, crop=32)
+
+# A stand-in for TensorRT: the "engine" is a matrix, its logits matrix @ input. It reads and writes
+# the addresses it is given, which the stand-in for the CUDA runtime took from ordinary memory.
+TENSORRT = """
+import ctypes
+import numpy as np
+class Logger: pass
+class Context:
+    def __init__(self, matrix): self.matrix, self.addresses = matrix, {}
+    def set_input_shape(self, name, shape):
+        assert name == "input" and tuple(shape) == (1, 3, 32, 32); return True
+    def get_tensor_shape(self, name): return (1, len(self.matrix))
+    def set_tensor_address(self, name, address): self.addresses[name] = address; return True
+    def execute_async_v3(self, stream):
+        def at(name, size):
+            return np.ctypeslib.as_array((ctypes.c_float * size).from_address(self.addresses[name]))
+        at("logits", len(self.matrix))[:] = self.matrix @ at("input", 3072)
+        return True
+class Engine:
+    def __init__(self, matrix): self.matrix = matrix
+    def create_execution_context(self): return Context(self.matrix)
+class Runtime:
+    def __init__(self, logger): pass
+    def deserialize_cuda_engine(self, data): return Engine(np.frombuffer(data, np.float32).reshape(10, 3072))
+"""
+CUDART = """
+#include <stdlib.h>
+#include <string.h>
+int cudaMalloc(void **p, size_t n) { *p = malloc(n); return *p == 0; }
+int cudaMemcpy(void *to, const void *from, size_t n, int kind) {
+  if (kind != 1 && kind != 2) return 1;
+  memcpy(to, from, n);
+  return 0;
+}
+int cudaFree(void *p) { free(p); return 0; }
+int cudaDeviceSynchronize(void) { return 0; }
+"""
+
+
+def make_run(folder, target):
+    run = Run(folder)
+    folder.mkdir()
+    fused = fuse(random_model(small()))
+    quantized = calibrate(fused, [(random_images(small(), 4).numpy(), None)], Recipe(target=target))
+    fused.save(run.fused)
+    quantized.save(run.quantized)
+    export_onnx(fused, run.onnx("fp32"))
+    export_onnx(quantized, run.onnx("int8"))
+    write_json(run.report, {"target": target, "model": sample.NAME})
+    write_json(run.manifest, {"preprocessing": TRANSFORM.to_dict()})
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {target: make_run(folder / target, target) for target in ("tensorrt", "dla")}
+
+
+@pytest.fixture(scope="module")
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
+
+
+def write_ppm(path, image):
+    height, width, _ = image.shape
+    path.write_bytes(b"P6\n# a comment\n%d %d\n255\n" % (width, height) + image.tobytes())
+
+
+def test_one_image_with_nothing_but_numpy_and_tensorrt(runs, picture, tmp_path):
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler for the stand-in of the CUDA runtime")
+    folder = tmp_path / "bundle"
+    write_bundle(runs["tensorrt"], folder, "int8", BuildOptions())
+    stand_ins = tmp_path / "stand-ins"
+    for name, text in (
+        ("tensorrt.py", TENSORRT),
+        ("torch.py", "raise ImportError('no torch on this device')"),
+        ("mobileone_q.py", "raise ImportError('no mobileone_q on this device')"),
+        ("PIL.py", "raise ImportError('no Pillow on this device')"),
+    ):
+        stand_ins.mkdir(exist_ok=True)
+        (stand_ins / name).write_text(text)
+    (tmp_path / "cudart.c").write_text(CUDART)
+    library = tmp_path / "libcudart.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "cudart.c"], check=True)
+    matrix = np.random.default_rng(1).standard_normal((10, 3072)).astype(np.float32) / 50
+    (folder / "model.plan").write_bytes(matrix.tobytes())
+    write_ppm(folder / "image.ppm", picture)
+
+    def run(image):
+        environment = {**os.environ, "PYTHONPATH": str(stand_ins), "CUDART": str(library)}
+        words = [sys.executable, str(folder / "run_image.py"), str(folder / "model.plan"), str(image)]
+        return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+    done = run(folder / "image.ppm")
+    assert done.returncode == 0, done.stderr
+    logits = matrix @ TRANSFORM(Image.fromarray(picture)).reshape(-1)
+    best = [sample.CLASSES[index] for index in np.argsort(-logits)[:5]]
+    assert [line.split("%  ")[1] for line in done.stdout.splitlines()] == best
+    share = 100 * np.exp(logits.max()) / np.exp(logits).sum()
+    assert float(done.stdout.split()[0]) == pytest.approx(share, abs=1.0)
+    Image.fromarray(picture).save(folder / "image.png")
+    refused = run(folder / "image.png")
+    assert refused.returncode == 1
+    assert "convert it to PPM or .npy" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (20, 30), (36, 36), (400, 300)])
+def test_its_preprocessing_is_ours(shape):
+    """Pillow rounds in fixed point and the script in floating point: at most one level apart."""
+    image = np.random.default_rng(2).integers(0, 256, (*shape, 3), np.uint8)
+    ours = TRANSFORM(Image.fromarray(image))
+    theirs = preprocess(image, TRANSFORM.to_dict())[0]
+    level = 1 / 255 / min(TRANSFORM.std)
+    assert np.abs(ours - theirs).max() < 1.01 * level
+    assert (np.abs(ours - theirs) > 0.01 * level).mean() < 0.05
+
+
+def test_images_it_reads_by_itself(picture, tmp_path):
+    write_ppm(tmp_path / "a.ppm", picture)
+    np.save(tmp_path / "a.npy", picture)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    for suffix in ("ppm", "npy", "png"):
+        assert (read_image(tmp_path / f"a.{suffix}") == picture).all()
+
+
+def test_what_is_in_it(runs, tmp_path):
+    folder = tmp_path / "bundle"
+    text = write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(remainder="fp16"))
+    assert "./build.sh" in text
+    assert {path.name for path in folder.iterdir()} == {
+        "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "preprocessing.json", "labels.txt"
+    }  # fmt: skip
+    settings = json.loads((folder / "preprocessing.json").read_text())
+    assert (settings["resize"], settings["crop"], settings["layout"]) == (36, 32, "NCHW")
+    assert settings["mean"] == list(TRANSFORM.mean)
+    assert (folder / "labels.txt").read_text().splitlines() == list(sample.CLASSES)
+    with pytest.raises(RunError, match="is not empty"):
+        write_bundle(runs["tensorrt"], folder, "int8", BuildOptions())
+
+
+def build_line(folder, tmp_path, version):
+    """What build.sh would run on a device with that TensorRT: trtexec replaced by echo."""
+    script = (folder / "build.sh").read_text().replace("/usr/src/tensorrt/bin/trtexec", "echo trtexec")
+    (folder / "echo.sh").write_text(script)
+    environment = {**os.environ, "TENSORRT_VERSION": version}
+    return subprocess.run(
+        ["sh", folder / "echo.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("8.5.2.2", "--onnx=int8.onnx --int8 --fp16"),
+        ("8.6.1", "--onnx=int8.onnx --int8 --fp16"),
+        ("10.3.0", "--onnx=int8-fp16.onnx --stronglyTyped"),
+        ("10.16.1", "--onnx=int8-fp16.onnx --stronglyTyped"),
+        ("11.4.1", "--onnx=int8-fp16.onnx"),
+    ],
+)
+def test_the_build_script_picks_its_line_by_version(runs, tmp_path, version, words):
+    folder = tmp_path / "bundle"
+    write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(remainder="fp16"))
+    line = build_line(folder, tmp_path, version).stdout.split()
+    assert line[0] == "trtexec"
+    assert set(words.split()) <= set(line)
+    if not version.startswith("8"):
+        assert "--int8" not in line
+
+
+@pytest.mark.parametrize(("version", "number"), [("8.5.2.2", 8502), ("10.3.0", 100300)])
+def test_a_bundle_for_dla_brings_its_cache(runs, tmp_path, version, number):
+    folder = tmp_path / "bundle"
+    write_bundle(runs["dla"], folder, "int8", BuildOptions(dla_core=0))
+    line = build_line(folder, tmp_path, version).stdout.split()
+    assert {"--calib=model.calib", "--useDLACore=0", "--minShapes=input:1x3x32x32"} <= set(line)
+    assert "--maxShapes=input:1x3x32x32" in line  # a DLA takes no range of batch sizes
+    first, rest = (folder / "model.calib").read_text().split("\n", 1)
+    assert first == f"TRT-{number}-EntropyCalibration2"
+    assert rest == runs["dla"].calibration.read_text().split("\n", 1)[1]
+    refused = build_line(folder, tmp_path, "11.4.1")
+    assert refused.returncode == 1
+    assert "use JetPack 5 or 6" in refused.stderr
+
+
+def test_grids_and_device_must_fit(runs, tmp_path):
+    with pytest.raises(EngineError, match="is for target tensorrt, not DLA"):
+        write_bundle(runs["tensorrt"], tmp_path / "a", "int8", BuildOptions(dla_core=0))
+    with pytest.raises(EngineError, match="is for DLA; pass --dla 0"):
+        write_bundle(runs["dla"], tmp_path / "b", "int8", BuildOptions())
+
+
+def test_the_script_is_python_3_8():
+    """JetPack 5 has Python 3.8; annotations are never evaluated there."""
+    import ast
+
+    source = Path(sample.__file__).parents[2] / "deploy" / "run_image.py"
+    tree = ast.parse(source.read_text(), feature_version=(3, 8))
+    imported = {
+        name.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for name in node.names
+    }
+    assert imported == {"ctypes", "json", "os", "sys", "numpy", "tensorrt"}

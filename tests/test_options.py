@@ -1,0 +1,86 @@
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from cli import main
+from mobileone_q.architecture.config import read_architecture
+from mobileone_q.config import read_config
+from mobileone_q.errors import ConfigError
+from mobileone_q.models.fuse import certify
+from tests.conftest import random_model
+from tests.test_cli import invoke, refused
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def opening_command(path):
+    """The command in a file's first line, and its words with the file's real place."""
+    first = path.read_text().splitlines()[0].removeprefix("# ").split()
+    assert first[0] == "mobileone-q"
+    assert f"configs/{path.name}" in first
+    words = [str(path) if word == f"configs/{path.name}" else word for word in first[2:]]
+    command = main.commands[first[1]]
+    return command, words, command.make_context(first[1], words)
+
+
+def plain(value):
+    """An option's value as YAML would hold it."""
+    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+
+
+def is_architecture(path):
+    return "blocks" in yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_opens_with_a_command_that_accepts_it(path):
+    command, words, context = opening_command(path)
+    if is_architecture(path):
+        assert context.params["arch"] == str(path)
+        arch = read_architecture(path)
+        assert arch.name == path.stem
+        assert certify(random_model(arch)).worst < 1e-12
+        return
+    values = read_config(path, set(context.params))
+    assert values
+    given = {p.name for p in command.params if set(p.opts) & set(words)}
+    left = {key: value for key, value in values.items() if key not in given}
+    assert left == {key: plain(context.params[key]) for key in left}
+
+
+def test_both_kinds_of_config_are_there():
+    assert {is_architecture(path) for path in CONFIGS} == {True, False}
+
+
+def test_a_config_is_used_and_the_command_line_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("c.yaml").write_text("arch: s0\nimages: 16\ntarget: tensorrt\n")
+    output = invoke("calibrate", "--config", "c.yaml", "--target", "onnxruntime")
+    assert "target onnxruntime" in output
+    assert "on 16 images" in output
+
+
+def test_unknown_options_are_listed_at_once(tmp_path):
+    (tmp_path / "c.yaml").write_text("metod: mse\nimage: 3\n")
+    line = refused("calibrate", "--config", tmp_path / "c.yaml", "--arch", "s0")
+    assert "unknown options image, metod" in line
+    assert "method" in line
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just words"])
+def test_what_is_not_a_mapping_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"c\.yaml"):
+        read_config(tmp_path / "c.yaml", {"a"})
+
+
+def test_a_bad_value_is_a_usage_error(tmp_path):
+    (tmp_path / "c.yaml").write_text("method: magic\n")
+    assert "magic" in invoke("calibrate", "--config", tmp_path / "c.yaml", "--arch", "s0", code=2)
+
+
+def test_a_missing_config_is_named(tmp_path):
+    assert "none.yaml" in refused("calibrate", "--config", tmp_path / "none.yaml", "--arch", "s0")
+    assert isinstance(main, click.Group)
