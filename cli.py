@@ -88,14 +88,15 @@ def calibrate(
 ) -> None:
     """Quantise a checkpoint to INT8 and measure the accuracy drop."""
     from calibrate.mixed_precision import calibrate_within
-    from calibrate.pipeline import Recipe
     from calibrate.pipeline import calibrate as run_recipe
+    from calibrate.pipeline import steps
+    from calibrate.recipe import Recipe
     from mobileone_q.architecture.registry import choose_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
     from mobileone_q.data.inputs import choose_inputs
     from mobileone_q.export.graph import export_onnx
     from mobileone_q.files import sha256
-    from mobileone_q.models.fuse import certify
+    from mobileone_q.models.certificate import certify
     from mobileone_q.models.fuse import fuse as fuse_branches
     from mobileone_q.progress import progress
     from mobileone_q.report import print_accuracy, update_report
@@ -118,7 +119,7 @@ def calibrate(
     started = time.perf_counter()
     kept: list[Kept] = []
     if max_drop_pts is None:
-        with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
+        with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
             quantized = run_recipe(fused, inputs.calibration, recipe, advance)
     else:
         quantized, kept = calibrate_within(
@@ -303,7 +304,7 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
     from mobileone_q.checkpoints.load import load_model, save_fused
     from mobileone_q.data.inputs import certificate_images
     from mobileone_q.errors import RunError
-    from mobileone_q.models.fuse import certify
+    from mobileone_q.models.certificate import certify
     from mobileone_q.models.fuse import fuse as fuse_branches
 
     if dst.exists():
@@ -366,13 +367,15 @@ def train(**options: Any) -> None:
 @AS_JSON
 def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, **options: Any) -> None:
     """Rank blocks by what quantising each alone costs, inputs and weights apart."""
-    from calibrate.pipeline import Recipe, fit, load_all
+    from calibrate.images import load_all
+    from calibrate.pipeline import fit, steps
+    from calibrate.recipe import Recipe
     from calibrate.sensitivity import rank_blocks
     from mobileone_q.architecture.registry import choose_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
     from mobileone_q.data.inputs import choose_inputs
-    from mobileone_q.models.branches import MobileOne
     from mobileone_q.models.fuse import fuse as fuse_branches
+    from mobileone_q.models.mobileone import MobileOne
     from mobileone_q.progress import progress
     from mobileone_q.report import print_sensitivity
 
@@ -381,7 +384,7 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
     inputs = choose_inputs(wanted, **options)
     model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
     fused = fuse_branches(model)
-    with progress("calibrating", recipe.steps(fused, len(inputs.calibration))) as advance:
+    with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
         equalised, quantized = fit(fused, inputs.calibration, recipe, advance)
     images, labels = load_all(inputs.judged.sample(SENSITIVITY_IMAGES))
     original = model if isinstance(model, MobileOne) else None

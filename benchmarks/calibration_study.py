@@ -20,18 +20,20 @@ from unittest import mock
 
 import torch
 
+from calibrate import bias_correction as bias_module
 from calibrate import equalize as equalise_module
 from calibrate import pipeline as recipe_module
 from calibrate import reconstruct as correct_module
 from calibrate import rounding as rounding_module
 from calibrate import statistics as statistics_module
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.sources import Batches, ImageFolder
+from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.evaluation.metrics import Accuracy
 from mobileone_q.models.fuse import fuse
-from mobileone_q.runs.measure import Comparison
 
 SEEDS, COUNTS = range(5), (16, 50, 100, 200)
 NEAREST = {"rounding": "nearest"}
@@ -39,7 +41,7 @@ BARE = NEAREST | {"equalise": False, "correct": False}
 EQUAL_POSITIONS = mock.patch.object(
     statistics_module, "position_weights", lambda sample: sample.new_ones(len(sample), sample.shape[2])
 )
-EQUAL_ERRORS = mock.patch.object(correct_module, "_importance", lambda block, y, y_q: torch.ones_like(y))
+EQUAL_ERRORS = mock.patch.object(bias_module, "_importance", lambda block, y, y_q: torch.ones_like(y))
 NO_GAIN = mock.patch.object(correct_module, "GAINS", [1.0])
 POINTWISE = mock.patch.object(
     correct_module, "_is_convolution", lambda block: block.spec.kernel == (1, 1) and not block.spec.is_head

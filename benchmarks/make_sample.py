@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from calibrate.pipeline import tensors
+from calibrate.images import tensors
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data.idx import read_arrays
-from mobileone_q.models.branches import MobileOne
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.views import labelled
 
 CONFIG = "configs/sample.yaml"

@@ -22,8 +22,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from calibrate.pipeline import Recipe
 from calibrate.pipeline import calibrate as run_recipe
+from calibrate.recipe import Recipe
 from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.inputs import choose_inputs
@@ -31,7 +31,8 @@ from mobileone_q.data.sample import PREPROCESSING
 from mobileone_q.data.sources import Batches, ImageFolder, class_listing
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import TARGETS, QuantizedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import TARGETS
 from mobileone_q.report import update_report
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.measure import measure_accuracy

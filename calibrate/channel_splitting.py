@@ -23,7 +23,7 @@ from calibrate.fisher import of_inputs
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.quantized import grid_steps, input_grids
+from mobileone_q.models.grids import grid_steps, input_grids
 
 IMAGES = 32  # for the gradients; of fewer it is not safe to say that a channel is dead
 

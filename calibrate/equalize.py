@@ -20,13 +20,7 @@ from torch import Tensor
 from calibrate.ranges import HEADROOM, channel_ranges, input_range, quantization_error
 from calibrate.statistics import ChannelHistogram, Statistics, map_of
 from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.quantized import (
-    WEIGHT_STEPS,
-    grid_steps,
-    input_grids,
-    quantize_weight,
-    weight_scales,
-)
+from mobileone_q.models.grids import WEIGHT_STEPS, grid_steps, input_grids, quantize_weight, weight_scales
 
 # A channel weaker than this share of its tensor's strongest is treated as if it were this strong:
 # without a floor, a near-dead channel's factor explodes, and with it a bias.

@@ -7,13 +7,14 @@ Source: Martens, "New insights and perspectives on the natural gradient method" 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
-from calibrate.reconstruct import first_images, images_held
+from calibrate.images import first_images, images_held
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.progress import Advance, silent
 
 BATCH = 16
 
@@ -69,7 +70,7 @@ def of_outputs(
     batches: Iterable[Tensor],
     images: int,
     names: Collection[str],
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
 ) -> dict[str, Tensor]:
     """float64 (C_out, C_out) of each named block: by errors of its output channels, summed over positions.
 

@@ -15,15 +15,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from calibrate.pipeline import Images, Recipe, finish, load_all, prepare
+from calibrate.images import Images, load_all
+from calibrate.pipeline import finish, prepare
+from calibrate.recipe import Recipe
 from calibrate.sensitivity import rank_blocks
-from mobileone_q.architecture.variants import Architecture
+from mobileone_q.architecture.spec import Architecture
 from mobileone_q.errors import DataError
+from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.evaluation.jetson import MODULES
 from mobileone_q.evaluation.roofline import roofline
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.runs.measure import Comparison
 
 Say = Callable[[str], None]
 Drop = Callable[[tuple[str, ...]], float]

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from calibrate.statistics import ChannelHistogram
-from mobileone_q.architecture.variants import BlockSpec
+from mobileone_q.architecture.spec import BlockSpec
 
-METHODS = ("minmax", "percentile", "entropy", "mse")
 CANDIDATES = 96
 HEADROOM = 1.25
 

@@ -10,37 +10,25 @@ Last, the classifier's scales give its logits the spread that they have in FP32 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from calibrate.bias_correction import mean_error
+from calibrate.images import first_images, images_held
 from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
-from calibrate.statistics import position_weights
-from mobileone_q.architecture.variants import Architecture
 from mobileone_q.evaluation.metrics import kl_divergence
-from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.quantized import FLOAT, QuantizedBlock, QuantizedModel
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.grids import FLOAT
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.progress import Advance, silent
 
-MOST_IMAGES = 256
-WIDEST_BYTES = 512 << 20  # of the widest tensor in float32, for all images held; twice that at the peak
 POSITIONS = 64  # per image, for the covariance of a block's inputs
-MEAN_POSITIONS = 256  # per image, for a block's mean error
 ENOUGH = 8  # samples per weight of a row; with fewer, compensation fits the noise of the covariance
 CODES = {"int8": torch.int8, "uint8": torch.uint8, FLOAT: torch.float32}
 GAINS = [1 + 0.005 * k for k in sorted(range(-20, 21), key=abs)]
-UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead channel's mean defined
-
-
-def images_held(arch: Architecture) -> int:
-    """How many images the pass keeps: 256, or fewer where the widest tensor is large."""
-    height, width = arch.image_size
-    widest = 0
-    for spec in arch.blocks:
-        widest = max(widest, spec.in_channels * height * width)
-        height, width = (-(-side // stride) for side, stride in zip((height, width), spec.stride))
-    return max(1, min(MOST_IMAGES, WIDEST_BYTES // (4 * widest)))
 
 
 @torch.no_grad()
@@ -49,7 +37,7 @@ def correct(
     quantized: QuantizedModel,
     batches: Iterable[Tensor],
     compensate: bool = True,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
     curvature: Mapping[str, Tensor] = {},
 ) -> None:
     """Fit the biases, the classifier's gain and (with ``compensate``) the weights of ``quantized``, in place.
@@ -81,7 +69,7 @@ def correct(
             gain = _best_gain(torch.cat(expected), torch.cat(outputs))
             block.weight_scale *= gain
             outputs = [block.bias + gain * (y - block.bias) for y in outputs]
-        error = _mean_error(reference, block, inputs, outputs)
+        error = mean_error(reference, block, inputs, outputs)
         block.bias += error
         if k + 1 < len(chain):
             following = chain[k + 1][1]
@@ -89,17 +77,6 @@ def correct(
                 y = block.activate(outputs.pop(0).add_(error.reshape(1, -1, 1, 1)))
                 codes.append(_encode(following, following.gather(y)))
         advance(1)
-
-
-def first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
-    """The first ``count`` images, batch by batch."""
-    kept: list[Tensor] = []
-    for x in batches:
-        kept.append(x[:count])
-        count -= len(kept[-1])
-        if count <= 0:
-            break
-    return kept
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
@@ -154,26 +131,6 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     return patches.reshape(len(codes), spec.groups, -1, len(place)).permute(1, 2, 0, 3).flatten(2)
 
 
-def _mean_error(
-    reference: FusedBlock, block: QuantizedBlock, inputs: list[Tensor], outputs: list[Tensor]
-) -> Tensor:
-    """float32 (C_out,): mean of FP32 minus INT8 output per channel, by importance.
-
-    ``inputs`` are the FP32 block's, and become those of the next, batch by batch; ``outputs`` the
-    quantized block's, ahead of its activation.
-    """
-    total = torch.zeros(block.spec.out_channels, dtype=torch.float64)
-    count = torch.zeros_like(total)
-    for i, quantized in enumerate(outputs):
-        linear = reference.linear(reference.gather(inputs[i]))
-        y, y_q = _sampled(linear), _sampled(quantized)
-        importance = _importance(block, y, y_q)
-        total += ((y - y_q) * importance).sum((0, 2)).double()
-        count += importance.sum((0, 2)).double()
-        inputs[i] = reference.activate(linear)
-    return (total / count).float()
-
-
 def _best_gain(expected: Tensor, logits: Tensor) -> float:
     """The factor on the spread of ``logits`` (N, classes) with the least KL from ``expected``.
 
@@ -183,22 +140,3 @@ def _best_gain(expected: Tensor, logits: Tensor) -> float:
         return 1.0
     spread, mean, target = logits - logits.mean(0), expected.mean(0), expected.numpy()
     return min(GAINS, key=lambda gain: kl_divergence(target, (mean + gain * spread).numpy()))
-
-
-def _sampled(y: Tensor) -> Tensor:
-    """(N, C, P) of (N, C, ...), evenly spread over a map."""
-    flat = y.reshape(*y.shape[:2], -1)
-    return flat[:, :, :: -(-flat.shape[2] // MEAN_POSITIONS)]
-
-
-def _importance(block: QuantizedBlock, y: Tensor, y_q: Tensor) -> Tensor:
-    """How much each value of the outputs (N, C_out, P) counts towards its channel's mean error.
-
-    Ahead of a ReLU an error matters only where the channel is alive, in FP32 or in INT8; and the
-    few positions of massive activations, whose errors are large because they are clipped, must not
-    move the bias of all the others: they count 1 / energy.
-    """
-    if block.spec.activation == "none" or y.shape[2] == 1:
-        return torch.ones_like(y)
-    alive = (torch.maximum(y, y_q) > 0).to(y.dtype).clamp_(min=UNSEEN)
-    return alive * position_weights(y.relu(), power=1)[:, None]

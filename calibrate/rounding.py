@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mobileone_q.models.quantized import WEIGHT_STEPS, weight_scales
+from mobileone_q.models.grids import WEIGHT_STEPS, weight_scales
 
 DAMPING = 0.01
 # Ends of a row's grid to try, as shares of its largest weight: half octaves down to 1 / 512.

@@ -10,17 +10,18 @@ A few numbers per channel are not, and the averaged weights of the last steps ar
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from calibrate.reconstruct import first_images
+from calibrate.images import first_images
 from mobileone_q.models.fake_quant import GAIN, FakeQuantModel
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.progress import Advance, silent
 
 LEARNED = ("shift", "weight_gain", "input_gain")
 MOST_IMAGES = 256
@@ -37,7 +38,7 @@ def learn_rounding(
     batches: Iterable[Tensor],
     seconds: float,
     seed: int = 0,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
 ) -> None:
     """Train the scales and biases of ``quantized``, in place, for at most about ``seconds``.
 

@@ -7,7 +7,7 @@ chain, so only what comes after it runs again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobileone_q.evaluation.metrics import kl_divergence
-from mobileone_q.models.branches import MobileOne, MultiBranchBlock, apply_kernel
+from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.fuse import branch_kernels
 from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.layers import apply_kernel
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.progress import Advance, silent
 
 CHANNELS_NAMED = 3
 
@@ -60,7 +63,7 @@ def rank_blocks(
     images: Tensor,
     labels: NDArray[np.int64],
     original: MobileOne | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
 ) -> list[BlockSensitivity]:
     """Every block's sensitivity, the costliest first.
 

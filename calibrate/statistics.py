@@ -8,7 +8,7 @@ Memory is channels × BINS, whatever the number of images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.progress import Advance, silent
 
 BINS = 1024
 FEATURES = 256  # images whose pooled features are kept, up to a batch more
@@ -150,9 +151,7 @@ class Statistics:
 
 
 @torch.no_grad()
-def collect(
-    model: FusedModel, batches: Iterable[Tensor], advance: Callable[[int], None] = lambda _: None
-) -> Statistics:
+def collect(model: FusedModel, batches: Iterable[Tensor], advance: Advance = silent) -> Statistics:
     """Run a fused model over normalised images (N, 3, H, W), keeping statistics alone.
 
     ``advance(n)`` is called after each batch.

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mobileone_q.architecture.variants import Architecture
+from mobileone_q.architecture.spec import Architecture
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.errors import ArchitectureError
-from mobileone_q.models.branches import Chain, MultiBranchBlock
+from mobileone_q.models.branches import MultiBranchBlock
+from mobileone_q.models.chain import Chain
 from mobileone_q.models.fuse import switch_to_deploy
 from mobileone_q.models.fused import FusedBlock
 

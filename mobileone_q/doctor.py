@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.export.graph import OPSET
+from mobileone_q.names import OPSET
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
 PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")

@@ -11,8 +11,9 @@
     ├── TrainingError         settings that cannot be trained by, or a training run gone wrong
     │   └── Interrupted       stopped by the user; saved, and can be resumed
     ├── EngineError           building, loading or running an engine
-    │   └── BackendMissing    the runtime is not installed here
-    └── RunError              a run folder: missing, unwritable, incomplete
+    ├── RunError              a run folder: missing, incomplete, or one that must not be overwritten
+    ├── FileError             a file or folder that cannot be read or written
+    └── MissingDependency     a package that is not installed here
 
 Each message is one line: what, where, and how to mend it. The command line prints it and exits
 with code 1; any other exception that reaches the user is a bug.
@@ -63,9 +64,13 @@ class EngineError(MobileOneQError):
     """An engine could not be built, loaded or run."""
 
 
-class BackendMissing(EngineError):
-    """The runtime that an engine needs is not installed here."""
-
-
 class RunError(MobileOneQError):
-    """A run folder that is missing, unwritable or incomplete."""
+    """A run folder that is missing, incomplete, or must not be overwritten."""
+
+
+class FileError(MobileOneQError):
+    """A file or folder that cannot be read or written."""
+
+
+class MissingDependency(MobileOneQError):
+    """A package that is not installed here."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.errors import CheckpointError, RunError
+from mobileone_q.errors import CheckpointError, FileError
 
 FORMAT = "mobileone-q"
 
@@ -21,13 +21,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     An interruption at any moment leaves either the old file or the new one.
 
     Raises:
-        RunError: the folder cannot be written to.
+        FileError: the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
     except OSError as error:
-        raise RunError(
+        raise FileError(
             f"cannot write {path}: {error.strerror}; choose a folder that you may write to"
         ) from error
     os.close(handle)
@@ -39,7 +39,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,14 +58,14 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        RunError: the file is missing or is not JSON.
+        FileError: the file is missing or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
+        raise FileError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise RunError(f"{path} is not valid JSON ({error}); run the command that made it again") from None
+        raise FileError(f"{path} is not valid JSON ({error}); run the command that made it again") from None
 
 
 def sha256(path: Path) -> str:

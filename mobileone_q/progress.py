@@ -17,6 +17,10 @@ class Advance(Protocol):
     def __call__(self, steps: int, note: str = "") -> None: ...
 
 
+def silent(steps: int, note: str = "") -> None:
+    """Shows nothing: what long work calls where nobody asked for progress."""
+
+
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show progress on standard error; the value is a function to call with steps just done.

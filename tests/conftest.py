@@ -1,26 +1,21 @@
-"""Shared fixtures: small networks with random weights, random images, the developers' folder."""
+"""Fixtures for every test: the developers' folder, and runs that are made once for many tests."""
 
 from __future__ import annotations
 
 import os
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from mobileone_q.architecture.variants import Architecture, architecture
-from mobileone_q.models.branches import MobileOne
 
 os.environ.setdefault("COLUMNS", "120")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 torch.set_num_threads(1)  # the networks are small, and test processes run side by side
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The developers' folder of real weights and images, which a user's clone does not have."""
     if not SHARED.is_dir():
@@ -28,44 +23,16 @@ def shared() -> Path:
     return SHARED
 
 
-def fill(key: str, shape: list[int]) -> torch.Tensor:
-    """A weight by the rule of shared/golden/README.md: its value follows from its name."""
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros((), dtype=torch.int64)
-    random = np.random.RandomState(zlib.crc32(key.encode()))
-    normal = random.standard_normal(shape)
-    if len(shape) >= 2:
-        value = normal * np.sqrt(2 / np.prod(shape[1:]))
-    elif key.endswith("running_var"):
-        value = 1 + 0.2 * np.abs(normal)
-    elif key.endswith("weight"):
-        value = 0.4 * (1 + 0.1 * normal)
-    else:
-        value = 0.1 * normal
-    return torch.from_numpy(np.asarray(value, np.float32))
+@pytest.fixture(scope="session")
+def bundled(tmp_path_factory):
+    """The two commands that a newcomer types, and what they printed."""
+    from tests.helpers.cli import invoke
 
-
-def random_model(arch: Architecture) -> MobileOne:
-    """All branches filled by the golden rule, batch statistics included."""
-    model = MobileOne(arch).eval().requires_grad_(False)
-    state = {key: fill(key, list(value.shape)) for key, value in model.state_dict().items()}
-    model.load_state_dict(state)
-    return model
-
-
-def random_images(arch: Architecture, count: int = 4, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(count, arch.in_channels, *arch.image_size, generator=generator)
-
-
-def small(name: str = "s0") -> Architecture:
-    """A variant at 32×32 with ten classes: real structure, quick to run."""
-    return architecture(name, num_classes=10, image_size=32)
-
-
-def relative_error(reference: torch.Tensor, value: torch.Tensor) -> float:
-    return ((reference - value).abs().max() / reference.abs().max()).item()
-
-
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    folder = tmp_path_factory.mktemp("bundled")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        outputs = invoke("calibrate", "--arch", "s0"), invoke("build-engine", "--int8")
+    finally:
+        os.chdir(before)
+    return folder / "runs" / "s0", *outputs

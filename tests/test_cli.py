@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,46 +8,13 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
-from cli import main
-from mobileone_q.architecture.variants import architecture
 from mobileone_q.checkpoints.load import save_model
 from mobileone_q.data import sample
 from mobileone_q.models.fused import FusedModel
-from tests.conftest import random_model, small
-
-BLOCKS = [block.name for block in architecture("s0").blocks]
-
-
-def invoke(*words, code=0):
-    """Run a command in this process; any exception but an exit is a failure of the test."""
-    result = CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result.output
-
-
-def refused(*words, code=1):
-    """The single line that a command ends with when it refuses."""
-    output = invoke(*words, code=code)
-    errors = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, output
-    assert output.splitlines()[-1] == errors[0]
-    return errors[0]
-
-
-@pytest.fixture(scope="module")
-def bundled(tmp_path_factory):
-    """The two commands that a newcomer types, and what they printed."""
-    folder = tmp_path_factory.mktemp("bundled")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        outputs = invoke("calibrate", "--arch", "s0"), invoke("build-engine", "--int8")
-    finally:
-        os.chdir(before)
-    return folder / "runs" / "s0", *outputs
+from tests.helpers.cli import BLOCKS, invoke, refused
+from tests.helpers.networks import random_model, small
 
 
 def test_the_sample_is_what_it_says():

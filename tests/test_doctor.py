@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mobileone_q.doctor import MISSING, OK, WARNING, Facts, _l4t, gather, judge
-from tests.test_cli import invoke
+from tests.helpers.cli import invoke
 
 ALL = {
     "torch": "2.5.0",

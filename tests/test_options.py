@@ -8,9 +8,9 @@ from cli import main
 from mobileone_q.architecture.config import read_architecture
 from mobileone_q.config import read_config
 from mobileone_q.errors import ConfigError
-from mobileone_q.models.fuse import certify
-from tests.conftest import random_model
-from tests.test_cli import invoke, refused
+from mobileone_q.models.certificate import certify
+from tests.helpers.cli import invoke, refused
+from tests.helpers.networks import random_model
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -5,7 +5,7 @@ import json
 import onnx
 import pytest
 
-from tests.test_cli import BLOCKS, invoke
+from tests.helpers.cli import BLOCKS, invoke
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 

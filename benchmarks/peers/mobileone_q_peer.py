@@ -7,7 +7,8 @@ from pathlib import Path
 import common
 import numpy as np
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mobileone_q.architecture.variants import VARIANTS, Architecture, BlockSpec, Pair
+from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
+from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.errors import ArchitectureError
 
 Positive = Annotated[int, Field(ge=1)]

@@ -12,7 +12,8 @@ and a BatchNorm1d last. Fusion folds the norm; two faces are compared by cosine 
 
 from __future__ import annotations
 
-from mobileone_q.architecture.variants import Architecture, BlockSpec, Pair, trunk, variant_of
+from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
+from mobileone_q.architecture.variants import trunk, variant_of
 from mobileone_q.errors import ArchitectureError
 
 FORMS = ("gdc", "conv")

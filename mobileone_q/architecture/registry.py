@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobileone_q.architecture.face import face_architecture, is_face
-from mobileone_q.architecture.variants import Architecture, Pair, architecture
+from mobileone_q.architecture.spec import Architecture, Pair
+from mobileone_q.architecture.variants import architecture
 
 YAML = (".yaml", ".yml")
 

@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from mobileone_q.architecture.registry import choose_architecture
-from mobileone_q.architecture.variants import VARIANTS, Architecture, Pair, architecture
+from mobileone_q.architecture.spec import Architecture, Pair
+from mobileone_q.architecture.variants import VARIANTS, architecture
 from mobileone_q.checkpoints.key_maps import BY_NAME, FOREIGN
 from mobileone_q.checkpoints.safe_pickle import UnsafePickle, module_state, read_zip
 from mobileone_q.errors import CheckpointError
 from mobileone_q.files import read_safetensors, save_tensors, write_atomically
-from mobileone_q.models.branches import Chain, MobileOne
+from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.mobileone import MobileOne
 
 State = dict[str, Tensor]
 # What weights come wrapped in. Averaged ones first: they are what their trainers evaluate.

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.architecture.variants import VARIANTS, Architecture, Pair
+from mobileone_q.architecture.spec import Architecture, Pair
+from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.data import sample
 from mobileone_q.data.arrays import ArrayBatches, ArrayFile
 from mobileone_q.data.preprocess import Preprocessing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler
-from mobileone_q.errors import BackendMissing
+from mobileone_q.errors import MissingDependency
 
 __all__ = ["BACKENDS", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "backend", "best_backend"]
 
@@ -29,6 +29,6 @@ def best_backend() -> str:
 
     try:
         TensorRTEngine.runtime()
-    except BackendMissing:
+    except MissingDependency:
         return "onnxruntime"
     return "tensorrt" if gpu_name() else "onnxruntime"

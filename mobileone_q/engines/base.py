@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from mobileone_q.engines.layer_map import Inspection
 from mobileone_q.errors import EngineError
 from mobileone_q.files import read_json, sha256, write_json
+from mobileone_q.progress import Advance, silent
 
-Advance = Callable[[int], None]
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order
 
 
@@ -130,7 +130,7 @@ class Engine(ABC):
         """The runtime and its version, such as ``onnxruntime 1.31.1``.
 
         Raises:
-            BackendMissing: it is not installed.
+            MissingDependency: it is not installed.
         """
 
     @classmethod
@@ -179,12 +179,12 @@ class Engine(ABC):
 
     @classmethod
     def build(
-        cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance = lambda _: None
+        cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance = silent
     ) -> EngineInfo:
         """Build an engine from an ONNX file; ``advance`` is told of every percent, where known.
 
         Raises:
-            BackendMissing: the runtime is not installed.
+            MissingDependency: the runtime is not installed.
             EngineError: it refuses the graph, or cannot build here.
         """
         if not onnx_path.is_file():

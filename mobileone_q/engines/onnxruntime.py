@@ -17,9 +17,10 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import Advance, BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
-from mobileone_q.errors import BackendMissing, EngineError
+from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import write_atomically
+from mobileone_q.progress import Advance
 
 PROVIDERS = ["CPUExecutionProvider"]
 LOG_ERRORS_ONLY = 3
@@ -122,7 +123,7 @@ def _import() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise BackendMissing(f"onnxruntime is not installed ({error}); pip install onnxruntime") from None
+        raise MissingDependency(f"onnxruntime is not installed ({error}); pip install onnxruntime") from None
     return onnxruntime
 
 

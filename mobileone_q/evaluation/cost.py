@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.architecture.variants import VARIANTS, Architecture, BlockSpec, Pair, architecture
+from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
+from mobileone_q.architecture.variants import VARIANTS, architecture
 
 BYTES = 4  # of a float32
 PUBLISHED_TOP1 = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}  # Apple's README
@@ -109,8 +110,8 @@ def parameter_counts(arch: Architecture) -> dict[str, int]:
     """Trainable numbers of the fused network, and of the train-time one with all branches."""
     import torch
 
-    from mobileone_q.models.branches import MobileOne
     from mobileone_q.models.fused import FusedModel
+    from mobileone_q.models.mobileone import MobileOne
 
     with torch.device("meta"):
         models: dict[str, torch.nn.Module] = {"fused": FusedModel(arch), "with_branches": MobileOne(arch)}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
 from mobileone_q.engines.layer_map import Inspection, assign, is_reformat
+from mobileone_q.progress import Advance, silent
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def profile_engines(
     fp16: Engine | None = None,
     threads: int = 1,
     runs: int = 50,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
 ) -> Latency:
     """Time ``runs`` interleaved runs end to end, then as many with per-layer profiling.
 
@@ -160,7 +161,7 @@ def profile_engines(
 
 
 def _time(
-    actions: Mapping[str, Callable[[], object]], runs: int, advance: Callable[[int], None] = lambda _: None
+    actions: Mapping[str, Callable[[], object]], runs: int, advance: Advance = silent
 ) -> dict[str, Timing]:
     """Each action's latency in ``runs`` interleaved rounds."""
     times = _interleave(list(actions.values()), runs, advance)
@@ -170,9 +171,7 @@ def _time(
     }
 
 
-def _interleave(
-    actions: Sequence[Callable[[], object]], runs: int, advance: Callable[[int], None]
-) -> list[list[float]]:
+def _interleave(actions: Sequence[Callable[[], object]], runs: int, advance: Advance) -> list[list[float]]:
     """Milliseconds of each action in ``runs`` rounds, after a fifth as many to warm up."""
     for action in list(actions) * max(3, runs // 5):
         action()

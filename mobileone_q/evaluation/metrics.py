@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.errors import DataError
+from mobileone_q.progress import Advance, silent
 
 Logits = NDArray[np.float32]
 Z95 = 1.959964
@@ -62,7 +63,7 @@ class Accuracy:
 def collect_logits(
     engines: Iterable[Runnable],
     batches: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
 ) -> tuple[list[Logits], NDArray[np.int64]]:
     """Logits (N, classes) of each engine over all batches, read once, and the labels (N,)."""
     engines = list(engines)

@@ -29,7 +29,7 @@ def latency_from(path: Path) -> dict[str, Any]:
     """The report section ``latency`` of a recording.
 
     Raises:
-        RunError: a file cannot be read.
+        FileError: a file cannot be read.
         EngineError: it is no recording, or lacks an engine.
     """
     recording = read_json(path)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mobileone_q.architecture.variants import Architecture, BlockSpec, Pair
+from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
 from mobileone_q.evaluation.jetson import GIGA, TERA, Module
 
 BOUND = "roofline bound from published rates, not a measurement"

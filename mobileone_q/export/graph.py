@@ -24,93 +24,26 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import Tensor
 
-from mobileone_q.architecture.variants import Architecture
+from mobileone_q.architecture.spec import Architecture
+from mobileone_q.engines.tensorrt.calibration_cache import cache_path
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
+from mobileone_q.export.emitter import Emitter
 from mobileone_q.files import write_atomically
-from mobileone_q.models.branches import SqueezeExcite
 from mobileone_q.models.fused import Block, FusedModel
-from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel, int8_form
+from mobileone_q.models.grids import int8_form
+from mobileone_q.models.layers import SqueezeExcite
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.names import OPSET
 
-OPSET = 17
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
 SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
 CODES: dict[str, type] = {"int8": np.int8, "uint8": np.uint8}
 SIX = 6.0  # where ReLU6 cuts
 TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
-
-
-class Emitter:
-    """Collects nodes and constants; every node's output is named after the node."""
-
-    def __init__(self, dtype: str = "float32") -> None:
-        self.is_half = dtype == "float16"
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[onnx.TensorProto] = []
-        self._halves: set[str] = set()  # tensors in float16
-
-    def constant(self, name: str, value: NDArray[Any]) -> str:
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def constant_like(self, x: str, name: str, value: NDArray[Any]) -> str:
-        """A constant in the floating type of tensor ``x``.
-
-        Raises:
-            ExportError: float16 cannot hold it.
-        """
-        if x not in self._halves:
-            return self.constant(name, np.asarray(value, np.float32))
-        with np.errstate(over="ignore"):
-            half = np.asarray(value).astype(np.float16)
-        if not np.isfinite(half).all():
-            raise ExportError(
-                f"{name} reaches {np.abs(value).max():.3g}, beyond float16; build without --fp16"
-            )
-        return self.constant(name, half)
-
-    def to_half(self, block: str, x: str) -> str:
-        """Tensor ``x`` in float16, where the graph has such tensors at all."""
-        if not self.is_half or x in self._halves:
-            return x
-        y = self.node("Cast", f"{block}/to_half", [x], to=TensorProto.FLOAT16)
-        self._halves.add(y)
-        return y
-
-    def to_float(self, block: str, x: str) -> str:
-        """Tensor ``x`` in float32."""
-        if x not in self._halves:
-            return x
-        y = self.node("Cast", f"{block}/to_float", [x], to=TensorProto.FLOAT)
-        self._halves.remove(y)
-        return y
-
-    def node(self, op: str, name: str, inputs: list[str], **attributes: Any) -> str:
-        output = f"{name}:0"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name, **attributes))
-        if inputs[0] in self._halves:
-            self._halves.add(output)
-        return output
-
-    def quantize(self, name: str, x: str, scale: NDArray[np.float32], dtype: type) -> str:
-        """A QuantizeLinear and DequantizeLinear pair on a per-tensor grid with zero-point 0."""
-        step = self.constant(f"{name}_scale", scale)
-        zero = self.constant(f"{name}_zero_point", np.zeros((), dtype))
-        codes = self.node("QuantizeLinear", f"{name}_quantize", [x, step, zero])
-        return self.node("DequantizeLinear", f"{name}_dequantize", [codes, step, zero])
-
-    def int8_weight(self, name: str, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> str:
-        """Per-output-channel weight codes behind their DequantizeLinear."""
-        inputs = [
-            self.constant(f"{name}/weight_codes", codes),
-            self.constant(f"{name}/weight_scale", scale),
-            self.constant(f"{name}/weight_zero_point", np.zeros(len(scale), np.int8)),
-        ]
-        return self.node("DequantizeLinear", f"{name}/weight", inputs, axis=0)
 
 
 def export_onnx(
@@ -123,12 +56,12 @@ def export_onnx(
 
     Raises:
         ExportError: a value that ``dtype`` cannot hold, or a graph that the checker refuses.
-        RunError: the folder cannot be written to.
+        FileError: the folder cannot be written to.
     """
     proto = to_onnx(model, dtype=dtype, **metadata)
     write_atomically(path, lambda temporary: onnx.save(proto, temporary))
     if isinstance(model, QuantizedModel) and model.target == "dla":
-        dla.write_cache(model, dla.cache_path(path))
+        dla.write_cache(model, cache_path(path))
     return proto
 
 

@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobileone_q.models.branches import Chain, SqueezeExcite, apply_kernel
+from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
-from mobileone_q.models.quantized import FLOAT, GRIDS, WEIGHT_STEPS, QuantizedBlock, QuantizedModel
+from mobileone_q.models.grids import FLOAT, GRIDS, WEIGHT_STEPS
+from mobileone_q.models.layers import SqueezeExcite, apply_kernel
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
 SHIFT = 0.03
 GAIN = 0.016
@@ -33,7 +35,7 @@ REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real 
 
 
 class _Codes(torch.autograd.Function):
-    """Codes of x on a grid, as :func:`mobileone_q.models.quantized.to_codes`, and their LSQ gradients."""
+    """Codes of x on a grid, as :func:`mobileone_q.models.grids.to_codes`, and their LSQ gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mobileone_q.errors import TrainingError
-from mobileone_q.models.branches import Classifier, MobileOne, MultiBranchBlock
+from mobileone_q.models.branches import Classifier, MultiBranchBlock
 from mobileone_q.models.fake_quant import FakeQuantBlock, FakeQuantModel, round_through
 from mobileone_q.models.fuse import fold_branches, fold_head
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
 MOMENTUM = 0.01  # of batch statistics: they are near their end, and batches are small

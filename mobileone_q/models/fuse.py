@@ -12,18 +12,15 @@ Source: Ding et al., "RepVGG" (arXiv:2101.03697), section 3.3. Computed in float
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mobileone_q.architecture.variants import BlockSpec
+from mobileone_q.architecture.spec import BlockSpec
 from mobileone_q.errors import FusionError
-from mobileone_q.models.branches import Chain, Classifier, MobileOne, MultiBranchBlock
+from mobileone_q.models.branches import Classifier, MultiBranchBlock
+from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import FusedBlock, FusedModel
 
 
@@ -142,77 +139,3 @@ def at_centre_tap(spec: BlockSpec, kernel: Tensor) -> Tensor:
         )
     height, width = (size // 2 for size in spec.kernel)
     return F.pad(kernel, (width, width, height, height))
-
-
-@dataclass(frozen=True)
-class FusionErrors:
-    """Largest relative errors, max|a - b| / max|a|, of fused against train-time outputs.
-
-    ``end_to_end`` and ``blocks`` are of the float64 fold: they certify the algebra.
-    ``float32_end_to_end`` is of the weights as stored, rounded to float32.
-    """
-
-    end_to_end: float
-    float32_end_to_end: float
-    blocks: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """Proof that a fusion changed nothing, on random input and, where given, on real images."""
-
-    random: FusionErrors
-    real: FusionErrors | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def summary(self) -> dict[str, float]:
-        """The two figures that a report shows."""
-        measured = self.real or self.random
-        return {"worst": self.worst, "float32_end_to_end": measured.float32_end_to_end}
-
-    @property
-    def worst(self) -> float:
-        """The largest float64 error, over blocks and end to end, on any input."""
-        return max(
-            max(errors.end_to_end, *errors.blocks.values())
-            for errors in (self.random, self.real)
-            if errors is not None
-        )
-
-
-def certify(
-    model: MobileOne | FusedModel, images: NDArray[np.float32] | None = None, seed: int = 0
-) -> Certificate:
-    """Measure, in float64, how far fusion moves each block's output and the logits.
-
-    Each block is given the train-time model's own input, so that errors do not add up.
-    ``images`` is a normalised batch (N, 3, H, W); random input has the architecture's size.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    shape = (2, model.arch.in_channels, *model.arch.image_size)
-    random = torch.randn(shape, generator=generator, dtype=torch.float64)
-    original = copy.deepcopy(model).double().eval()
-    exact, stored = fuse(model, torch.float64), fuse(model).double()
-    return Certificate(
-        _errors(original, exact, stored, random),
-        None if images is None else _errors(original, exact, stored, torch.from_numpy(images).double()),
-    )
-
-
-@torch.no_grad()
-def _errors(original: Chain, exact: FusedModel, stored: FusedModel, x: Tensor) -> FusionErrors:
-    logits = original(x)
-    whole, rounded = (_relative_error(logits, fused(x)) for fused in (exact, stored))
-    blocks = {}
-    for name, block in original.blocks():
-        y = block(x)
-        blocks[name] = _relative_error(y, exact.block(name)(x))
-        x = y
-    return FusionErrors(whole, rounded, blocks)
-
-
-def _relative_error(reference: Tensor, value: Tensor) -> float:
-    largest = reference.abs().max().item()
-    return (reference - value).abs().max().item() / largest if largest else 0.0

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobileone_q.architecture.variants import Architecture, BlockSpec
+from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.files import load_tensors, save_tensors
-from mobileone_q.models.branches import ACTIVATIONS, Chain, SqueezeExcite, apply_kernel, kernel_shape
+from mobileone_q.models.chain import Chain
+from mobileone_q.models.layers import ACTIVATIONS, SqueezeExcite, apply_kernel, kernel_shape
 
 
 class Block(nn.Module):

@@ -15,83 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileone_q.architecture.variants import Architecture, BlockSpec
-from mobileone_q.errors import CalibrationError, CheckpointError
+from mobileone_q.architecture.spec import Architecture, BlockSpec
+from mobileone_q.errors import CheckpointError
 from mobileone_q.files import load_tensors, save_tensors
-from mobileone_q.models.branches import Chain, SqueezeExcite, apply_kernel, kernel_shape
+from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
-
-TARGETS = ("tensorrt", "onnxruntime", "dla")
-WEIGHT_STEPS = 127
-NON_NEGATIVE = ("relu", "relu6")
-
-# Codes of each activation grid: lowest, highest. Both have zero-point 0.
-GRIDS: dict[str, tuple[int, int]] = {"int8": (-128, 127), "uint8": (0, 255)}
-FLOAT = "float"  # the "grid" of a block that stays in floating point
-
-
-def input_grids(arch: Architecture, target: str, keep_float: Collection[str] = ()) -> dict[str, str]:
-    """Which grid each block's input is quantised on, by block name; ``float`` for those kept so.
-
-    Inputs that are never negative want uint8. ONNX Runtime has it; TensorRT has int8 alone, and
-    takes a uint8 grid only where :func:`int8_form` can write it as one. Elsewhere, and on
-    ``dla``, the grid is int8 and such inputs use half of it.
-
-    Raises:
-        CalibrationError: unknown target or block.
-    """
-    if target not in TARGETS:
-        raise CalibrationError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
-    unknown = set(keep_float) - {block.name for block in arch.blocks}
-    if unknown:
-        raise CalibrationError(
-            f"{arch.name} has no block {min(unknown)!r} to keep in floating point; "
-            f"its blocks are stem, stage1.0.dw, stage1.0.pw, ... head (`mobileone-q sensitivity` lists them)"
-        )
-    grids = {arch.blocks[0].name: "int8"}  # normalised images have both signs
-    for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
-        fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
-        grids[consumer.name] = "uint8" if fits and producer.activation in NON_NEGATIVE else "int8"
-    return grids | dict.fromkeys(keep_float, FLOAT)
-
-
-def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
-    """How a uint8 grid between two blocks becomes an int8 one with zero-point 0, if it can.
-
-    Either way the tensor loses 128 s before it is quantised, so that codes 0..255 become
-    -128..127, and the consumer's bias takes back 128 s times the sum of its weights. That is
-    exact only where every output sees all inputs: not at a zero-padded border.
-
-    ``saturate``: the producer's bias loses 128 s and its ReLU goes, since what it would have cut
-    saturates at -128. Of a ReLU6 the upper cut stays, at 6 - 128 s, unless the grid ends below it.
-    ``offset``: after pooling, where a ReLU cannot be deferred, an Add does it.
-    Behind an SE gate there is no bias to take from, and an Add on a whole map is not worth it.
-    """
-    if consumer.pool:
-        return "offset"
-    return None if consumer.is_padded or producer.se_channels else "saturate"
-
-
-def grid_steps(grid: str) -> int:
-    """Steps from zero to the grid's positive end: 127 or 255."""
-    return GRIDS[grid][1]
-
-
-def to_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
-    """Codes as floats: ties to even, saturating, as ONNX's QuantizeLinear does."""
-    return (x / scale).round_().clamp_(*GRIDS[grid])
-
-
-def weight_scales(weight: Tensor) -> Tensor:
-    """float32 (C_out,): each output channel's largest weight on code 127; 1 for an empty channel."""
-    largest = weight.flatten(1).abs().amax(1)
-    return torch.where(largest > 0, largest / WEIGHT_STEPS, 1.0)
-
-
-def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """Round to the nearest code, ties to even: float (C_out, ...), (C_out,) to int8."""
-    columns = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return (weight / columns).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8)
+from mobileone_q.models.grids import FLOAT, input_grids, to_codes
+from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
 
 
 class QuantizedBlock(Block):

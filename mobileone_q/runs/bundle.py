@@ -14,16 +14,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
-from mobileone_q.architecture.variants import Architecture
 from mobileone_q.deploy import run_image
 from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.engines.tensorrt.trtexec import trtexec_line
 from mobileone_q.errors import RunError
 from mobileone_q.files import write_json, write_text
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.runs.graphs import build_options, write_graph
 from mobileone_q.runs.folder import Run
+from mobileone_q.runs.graphs import build_options, write_graph
 
 ENGINE = "model.plan"
 VERSIONS = ("8.5", "8.6", "10.3", "11.1")  # one line for each; the next lower one serves what lies between

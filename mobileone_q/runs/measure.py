@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.architecture.variants import Architecture
-from mobileone_q.engines import BuildOptions, Engine, backend
+from mobileone_q.architecture.spec import Architecture
+from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.evaluation.metrics import (
-    Accuracy,
     Runnable,
     agreement,
     collect_logits,
@@ -23,17 +22,14 @@ from mobileone_q.evaluation.metrics import (
     cosine_similarity,
     kl_divergence,
 )
-from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.runs.graphs import load_engine
-from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import Run
+from mobileone_q.runs.graphs import load_engine
 
 PRECISIONS = ("fp32", "int8")
 SIMULATED_IMAGES = 100  # enough to see whether simulation and engine tell the same story
 
-Advance = Callable[[int], None]
 Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
@@ -53,33 +49,11 @@ class Simulation:
             return self._model(torch.from_numpy(few)).numpy()
 
 
-class Comparison:
-    """Quantized models against one FP32 model on the same images, as exported graphs in ONNX Runtime.
-
-    ``folder`` takes the graphs; (N,) labels may be -1. FP32 runs once.
-    """
-
-    def __init__(self, fused: FusedModel, images: Batches, folder: Path) -> None:
-        self._images, self._folder = images, folder
-        (self._fp32,), self._labels = collect_logits([self._engine(fused, "fp32")], images)
-
-    def with_int8(self, quantized: QuantizedModel) -> Accuracy:
-        (int8,), _ = collect_logits([self._engine(quantized, "int8")], self._images)
-        return compare(self._fp32, int8, self._labels)
-
-    def _engine(self, model: FusedModel | QuantizedModel, precision: str) -> Engine:
-        factory, threads = backend("onnxruntime"), os.cpu_count() or 1
-        onnx, engine = (self._folder / f"{precision}{suffix}" for suffix in (".onnx", factory.suffix))
-        export_onnx(model, onnx)
-        factory.build(onnx, engine, BuildOptions(precision, threads=threads))
-        return factory.load(engine, threads=threads)
-
-
 def measure_accuracy(
     run: Run,
     quantized: QuantizedModel,
     images: Batches,
-    advance: Advance = lambda _: None,
+    advance: Advance = silent,
 ) -> dict[str, Any]:
     """Report sections ``accuracy`` and ``simulation``; by cosine similarity where there are no classes.
 
@@ -130,7 +104,7 @@ def measure_latency(
     threads: int,
     runs: int,
     batch: int = 1,
-    advance: Advance = lambda _: None,
+    advance: Advance = silent,
 ) -> dict[str, Any]:
     """The report section ``latency``, from the run's built engines; ``advance(1)`` 2 * runs times.
 

@@ -6,7 +6,7 @@ can be loaded here. What cannot is listed with the reason, never passed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines import BACKENDS, backend
-from mobileone_q.errors import EngineError
+from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.metrics import Logits, Runnable, agreement, collect_logits, compare, kl_divergence
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.runs.graphs import load_engine
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import Run
+from mobileone_q.runs.graphs import load_engine
 
 REFERENCE = {"fp32": "fp32 torch", "fp16": "fp32 torch", "int8": "int8 simulation"}
 
@@ -75,7 +76,7 @@ def engines_at_hand(run: Run, threads: int) -> tuple[dict[str, Runnable], dict[s
                 continue
             try:
                 usable[label] = load_engine(run, precision, name, threads)
-            except EngineError as error:
+            except (EngineError, MissingDependency) as error:
                 unusable[label] = str(error)
     return usable, unusable
 
@@ -84,7 +85,7 @@ def measure_parity(
     run: Run,
     images: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
     threads: int = 1,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = silent,
 ) -> dict[str, Any]:
     """The report section ``parity``.
 

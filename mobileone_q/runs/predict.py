@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mobileone_q.data.preprocess import Preprocessing, class_names
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.engines.base import EngineInfo
 from mobileone_q.errors import DataError, EngineError
 from mobileone_q.evaluation.metrics import Runnable
-from mobileone_q.data.preprocess import Preprocessing, class_names
 from mobileone_q.runs.folder import Run
 
 

@@ -13,20 +13,21 @@ from mobileone_q.data.inputs import Inputs
 from mobileone_q.errors import TrainingError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_atomically
-from mobileone_q.models.branches import MobileOne
 from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.models.fake_quant_branches import live_model, update_statistics
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress
 from mobileone_q.report import update_report
 from mobileone_q.runs.folder import Run, write_manifest
+from mobileone_q.runs.inputs import inputs_of
 from mobileone_q.runs.measure import measure_accuracy
-from mobileone_q.training.folder import choose_folder
+from mobileone_q.training.distributed import choose_folder
 from mobileone_q.training.loop import Training, end, make_engine
 from mobileone_q.training.objectives import Distillation
 from mobileone_q.training.settings import take_settings
-from mobileone_q.training.views import inputs_of, split, views
+from mobileone_q.training.views import split, views
 
 KEPT = ("arch", "model", "target", "fusion")
 

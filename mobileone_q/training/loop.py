@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mobileone_q.errors import BackendMissing, Interrupted, TrainingError
-from mobileone_q.progress import progress
+from mobileone_q.errors import Interrupted, MissingDependency, TrainingError
+from mobileone_q.progress import Advance, progress
 from mobileone_q.training.checkpoint import Position, State
 from mobileone_q.training.data import Batch, Feed, Views
-from mobileone_q.training.memory import keep_freed_memory
+from mobileone_q.training.distributed import keep_freed_memory
 from mobileone_q.training.metric_log import Journal
 from mobileone_q.training.objectives import Figures, Objective
 from mobileone_q.training.optim import averaged, make_optimizer, schedule
@@ -53,13 +53,13 @@ def make_engine(settings: Settings) -> Any:
     """Accelerate's Accelerator, on the device that the settings name.
 
     Raises:
-        BackendMissing: Accelerate is not installed.
+        MissingDependency: Accelerate is not installed.
     """
     try:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError:
-        raise BackendMissing("training needs Accelerate: pip install mobileone-q[train]") from None
+        raise MissingDependency("training needs Accelerate: pip install mobileone-q[train]") from None
     keep_freed_memory()
     AcceleratorState._reset_state()  # or a second run in one process keeps the first one's precision
     return Accelerator(
@@ -159,9 +159,7 @@ class Training:
         kept_step = position.best_step if self.keeps_best else position.step
         return Outcome(self.evaluate(), position.start, position.step, kept_step, seconds)
 
-    def _epoch(
-        self, epoch: int, journal: Journal, advance: Callable[..., None], wants_to_stop: threading.Event
-    ) -> None:
+    def _epoch(self, epoch: int, journal: Journal, advance: Advance, wants_to_stop: threading.Event) -> None:
         position, settings = self.state.position, self.settings
         first = position.step % self.steps_per_epoch
         self.on_epoch(self.model, epoch)

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mobileone_q.errors import BackendMissing
+from mobileone_q.errors import MissingDependency
 from mobileone_q.files import write_text
 
 
@@ -25,7 +25,7 @@ class Journal:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise BackendMissing(
+            raise MissingDependency(
                 "training needs TensorBoard's writer: pip install mobileone-q[train]"
             ) from None
         path = folder / "metrics.jsonl"

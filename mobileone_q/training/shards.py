@@ -18,7 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.errors import BackendMissing, DataError
+from mobileone_q.errors import DataError, MissingDependency
 from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.data import UNREADABLE, Batch, Renderer, Row, collate
 
@@ -36,7 +36,7 @@ class Shards:
     """A :class:`mobileone_q.training.data.Feed` of ``images`` samples an epoch.
 
     Raises:
-        BackendMissing: webdataset is not installed.
+        MissingDependency: webdataset is not installed.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Shards:
         try:
             from webdataset.shardlists import expand_urls
         except ImportError:
-            raise BackendMissing(
+            raise MissingDependency(
                 "streaming shards needs webdataset: pip install mobileone-q[train]"
             ) from None
         self.urls: list[str] = expand_urls(pattern)

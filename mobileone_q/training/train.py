@@ -10,10 +10,9 @@ import torch
 from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.errors import TrainingError
-from mobileone_q.models.branches import MobileOne
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.data import Feed
-from mobileone_q.training.distributed import synchronise
-from mobileone_q.training.folder import TRAINING, choose_folder
+from mobileone_q.training.distributed import TRAINING, choose_folder, synchronise
 from mobileone_q.training.loop import Outcome, Training, end, make_engine
 from mobileone_q.training.objectives import Classification
 from mobileone_q.training.optim import sizes

@@ -9,15 +9,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from mobileone_q.architecture.variants import Architecture
-from mobileone_q.data import sample
 from mobileone_q.data.arrays import ArrayBatches, ArrayFile
 from mobileone_q.data.idx import is_idx_folder, read_split
-from mobileone_q.data.inputs import ARRAYS, Inputs, choose_inputs
+from mobileone_q.data.inputs import ARRAYS
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.sources import Batches, ImageFolder
 from mobileone_q.errors import DataError
-from mobileone_q.runs.folder import Run
 from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.data import Renderer, Views
 
@@ -50,21 +47,6 @@ def split(chosen: Chosen, share: float, seed: int) -> tuple[Chosen, Chosen]:
     order = np.random.default_rng(seed).permutation(len(chosen.indices))
     rest, held = ([chosen.indices[k] for k in sorted(part)] for part in (order[count:], order[:count]))
     return replace(chosen, indices=rest), replace(chosen, indices=held)
-
-
-def inputs_of(
-    run: Run, arch: Architecture, data: Path | None, eval_data: Path | None, images: int | None
-) -> Inputs:
-    """What a run was calibrated and evaluated on, where options do not say otherwise."""
-    manifest, report = run.read_manifest(), run.read_report()
-    images = images or report["images"]["calibration"]
-    if report["model"] == sample.NAME and data is None and eval_data is None:
-        return choose_inputs(arch, None, None, None, images, manifest["seed"])
-    seen = manifest["images"]
-    if eval_data is None and data is None and seen.get("evaluation") not in (None, seen["source"]):
-        eval_data = Path(seen["evaluation"])
-    weights = Path(manifest["weights"]["path"])
-    return choose_inputs(arch, weights, data or Path(seen["source"]), eval_data, images, manifest["seed"])
 
 
 def labelled(path: Path, split_name: str, image_size: int | None) -> Batches | ArrayBatches:

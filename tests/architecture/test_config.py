@@ -7,19 +7,18 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.architecture.config import ArchitectureConfig, read_architecture
 from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.architecture.variants import ArchitectureError
 from mobileone_q.export.graph import to_onnx
-from mobileone_q.models.branches import MobileOne
-from mobileone_q.models.fuse import certify, fuse
-from tests.conftest import random_images, random_model
-from tests.test_cli import invoke, refused
-
-
-def build(**fields):
-    return ArchitectureConfig.model_validate(fields).build()
+from mobileone_q.models.certificate import certify
+from mobileone_q.models.fuse import fuse
+from mobileone_q.models.mobileone import MobileOne
+from tests.helpers.architectures import architectures, build
+from tests.helpers.cli import invoke, refused
+from tests.helpers.networks import random_images, random_model
 
 
 def test_defaults_are_the_documented_ones():
@@ -171,57 +170,6 @@ def test_signals_from_arrays_through_the_command_line(tmp_path):
     assert "pass --data FILE.npz" in refused("calibrate", *options, "--data", tmp_path)
     np.savez(tmp_path / "other.npz", z=x)
     assert "needs an array x" in refused("calibrate", *options, "--data", tmp_path / "other.npz")
-
-
-# Small enough that 200 of them take seconds; sizes that differ by axis, and padding beside "same".
-ODD = st.sampled_from([1, 3, 5])
-sizes = st.one_of(ODD, st.tuples(ODD, ODD))
-steps = st.one_of(st.integers(1, 2), st.tuples(st.integers(1, 2), st.integers(1, 2)))
-pads = st.one_of(st.integers(0, 4), st.tuples(st.integers(0, 4), st.integers(0, 4)))
-
-
-@st.composite
-def block_fields(draw):
-    depth = draw(st.integers(1, 2))
-    return {
-        "filters": draw(st.integers(1, 8)),
-        "depth": depth,
-        "kernel_size": draw(sizes),
-        "strides": draw(steps),
-        "padding": draw(pads),
-        "dilation": draw(st.one_of(st.integers(1, 3), st.tuples(st.integers(1, 3), st.integers(1, 3)))),
-        "se_ratio": draw(st.sampled_from([1, 2, 8])),
-        "se_depth": draw(st.integers(0, depth)),
-        "num_conv_branches": draw(st.integers(1, 3)),
-        "activation": draw(st.sampled_from(["relu", "relu6"])),
-    }
-
-
-@st.composite
-def architectures(draw):
-    signal = draw(st.booleans())
-    fields = {
-        "input_filters": draw(st.integers(1, 6)),
-        "input_channels": draw(st.integers(1, 3)),
-        "input_kernel_size": draw(ODD if signal else sizes),
-        "input_strides": draw(st.integers(1, 2)),
-        "input_padding": draw(st.integers(0, 2)),
-        "input_activation": draw(st.sampled_from(["relu", "relu6"])),
-        "input_size": [draw(st.integers(40, 64))] if signal else [draw(st.integers(26, 34)), 30],
-        "include_top": draw(st.booleans()),
-        "num_classes": 3,
-        "blocks": draw(st.lists(block_fields(), min_size=1, max_size=2)),
-    }
-    if signal:
-        for block in fields["blocks"]:
-            for key in ("kernel_size", "strides", "padding", "dilation"):
-                block[key] = block[key] if isinstance(block[key], int) else block[key][1]
-    try:
-        return build(**fields)
-    except ArchitectureError:  # nothing left of the input: as good as another draw
-        for block in fields["blocks"]:
-            block |= {"strides": 1, "padding": 4, "dilation": 1}
-        return build(**fields)
 
 
 drawn: dict[str, int] = {}

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from calibrate.equalize import equalise
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from calibrate.statistics import collect
 from mobileone_q.architecture.config import ArchitectureConfig
 from mobileone_q.architecture.registry import choose_architecture
@@ -19,11 +20,12 @@ from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.evaluation.metrics import compare_embeddings, cosine_similarity
 from mobileone_q.export.graph import to_onnx
-from mobileone_q.models.branches import MobileOne
-from mobileone_q.models.fuse import certify, fuse
-from tests.conftest import batch_norms, random_images, random_model, relative_error, small
-from tests.export.test_graph import power_of_two, run, with_codes
-from tests.test_cli import invoke
+from mobileone_q.models.certificate import certify
+from mobileone_q.models.fuse import fuse
+from mobileone_q.models.mobileone import MobileOne
+from tests.helpers.cli import invoke
+from tests.helpers.graphs import power_of_two, run, with_codes
+from tests.helpers.networks import batch_norms, random_images, random_model, relative_error, small
 
 
 def face(form, size=32, embedding=16):

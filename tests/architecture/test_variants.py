@@ -2,11 +2,12 @@ import json
 
 import pytest
 
-from mobileone_q.architecture.variants import VARIANTS, Architecture, architecture
+from mobileone_q.architecture.spec import Architecture
+from mobileone_q.architecture.variants import VARIANTS, architecture
 from mobileone_q.errors import ArchitectureError
-from mobileone_q.models.branches import MobileOne
 from mobileone_q.models.fused import FusedModel
-from tests.conftest import small
+from mobileone_q.models.mobileone import MobileOne
+from tests.helpers.networks import small
 
 # Apple's counts, with branches and fused.
 PARAMETERS = {

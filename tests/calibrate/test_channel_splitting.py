@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from calibrate.channel_splitting import IMAGES, split
-from calibrate.pipeline import Recipe, fit, prepare
+from calibrate.pipeline import fit, prepare
 from calibrate.ranges import channel_ranges
+from calibrate.recipe import Recipe
 from calibrate.statistics import Statistics, collect
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse
 from mobileone_q.models.fused import FusedModel
-from tests.conftest import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 BLOCK, BEFORE, READER = "stage1.0.dw", "stem", "stage1.0.pw"
 DEAD = [3, 17, 30]

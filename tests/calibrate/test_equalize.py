@@ -5,11 +5,12 @@ import torch.nn.functional as F
 from calibrate.equalize import FLOOR, column_strength, equalise, expected_error, logit_error
 from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram, collect
-from mobileone_q.architecture.variants import VARIANTS, BlockSpec
+from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.models.fuse import fuse
 from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.quantized import quantize_weight, weight_scales
-from tests.conftest import random_images, random_model, relative_error, small
+from mobileone_q.models.grids import quantize_weight, weight_scales
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 
 def uneven(name: str) -> FusedModel:

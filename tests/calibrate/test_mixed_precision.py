@@ -11,7 +11,7 @@ from mobileone_q.data import sample
 from mobileone_q.data.inputs import sample_images
 from mobileone_q.data.sources import Batches
 from mobileone_q.models.fuse import fuse
-from tests.test_cli import invoke
+from tests.helpers.cli import invoke
 
 RANKING = list("abcdefghij")
 

@@ -4,17 +4,22 @@ import pytest
 import torch
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
+from calibrate.bias_correction import UNSEEN, _importance
 from calibrate.equalize import _exchange
-from calibrate.pipeline import Recipe, calibrate, finish, prepare, quantize
-from calibrate.reconstruct import UNSEEN, _best_gain, _importance, _patches, correct, images_held
+from calibrate.images import images_held
+from calibrate.pipeline import calibrate, finish, prepare, quantize
+from calibrate.recipe import Recipe
+from calibrate.reconstruct import _best_gain, _patches, correct
 from calibrate.statistics import collect
-from mobileone_q.architecture.variants import VARIANTS, BlockSpec, architecture
+from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.architecture.variants import VARIANTS, architecture
 from mobileone_q.errors import CalibrationError, CheckpointError
 from mobileone_q.files import save_tensors
-from mobileone_q.models.branches import apply_kernel, kernel_shape
 from mobileone_q.models.fuse import fuse
-from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel, quantize_weight, weight_scales
-from tests.conftest import random_images, random_model, relative_error, small
+from mobileone_q.models.grids import quantize_weight, weight_scales
+from mobileone_q.models.layers import apply_kernel, kernel_shape
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 
 def batches(arch, count=3, size=8):
@@ -161,7 +166,7 @@ def test_the_pass_holds_no_more_images_than_its_bound(fused, monkeypatch):
     small_images, large_images = architecture("s0", image_size=32), architecture("s0", image_size=1024)
     assert images_held(small_images) == 256
     assert 1 <= images_held(large_images) < 30
-    monkeypatch.setattr("calibrate.reconstruct.MOST_IMAGES", 20)
+    monkeypatch.setattr("calibrate.images.MOST_IMAGES", 20)
     seen = []
 
     def endless():

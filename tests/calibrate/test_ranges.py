@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from calibrate.ranges import METHODS, clip_ranges
+from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram
+from mobileone_q.names import RANGE_METHODS
 
 
 def histogram_of(values: torch.Tensor) -> ChannelHistogram:
@@ -12,7 +13,7 @@ def histogram_of(values: torch.Tensor) -> ChannelHistogram:
     return histogram
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_ranges_scale_with_the_values(method):
     torch.manual_seed(0)
     values = torch.rand(2, 5000) ** 3
@@ -21,7 +22,7 @@ def test_ranges_scale_with_the_values(method):
     assert torch.allclose(large, small * 64)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RANGE_METHODS)
 def test_ranges_never_exceed_the_maximum_and_dead_channels_get_none(method):
     torch.manual_seed(0)
     values = torch.cat([torch.zeros(1, 3000), torch.randn(2, 3000), torch.full((1, 3000), 0.5)])

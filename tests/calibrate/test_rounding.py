@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
-from mobileone_q.models.quantized import weight_scales
+from mobileone_q.models.grids import weight_scales
 
 
 def correlated(samples: int = 4000, channels: int = 24) -> torch.Tensor:

@@ -3,7 +3,9 @@ import time
 import pytest
 import torch
 
-from calibrate.pipeline import Recipe, calibrate, fit, tensors
+from calibrate.images import tensors
+from calibrate.pipeline import calibrate, fit, steps
+from calibrate.recipe import Recipe
 from calibrate.scale_tuning import learn_rounding
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
@@ -11,7 +13,7 @@ from mobileone_q.data.inputs import sample_images
 from mobileone_q.data.sources import Batches
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, small
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +57,10 @@ def test_the_budget_holds_and_progress_is_whole(network):
     learn_rounding(fused, quantized, tensors(calibration), 1.0, advance=advanced.append)
     assert time.monotonic() - started < 5
     assert sum(advanced) == 5 * 100
-    steps = []
+    done = []
     recipe = Recipe(rounding="learned", rounding_seconds=1)
-    calibrate(fused, calibration, recipe, steps.append)
-    assert sum(steps) == recipe.steps(fused, len(calibration))
+    calibrate(fused, calibration, recipe, done.append)
+    assert sum(done) == steps(recipe, fused, len(calibration))
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])

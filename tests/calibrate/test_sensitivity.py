@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from calibrate.pipeline import Recipe, fit
+from calibrate.pipeline import fit
+from calibrate.recipe import Recipe
 from calibrate.sensitivity import branches_of, rank_blocks
 from cli import main
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, small
-from tests.test_cli import BLOCKS, invoke
+from tests.helpers.cli import BLOCKS, invoke
+from tests.helpers.networks import random_images, random_model, small
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import torch
 from calibrate.statistics import ChannelHistogram, collect, position_weights
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, small
 
 
 def test_counts_every_sampled_value_once():

@@ -11,8 +11,8 @@ from mobileone_q.checkpoints.download import cache_folder, fetch, is_name, sourc
 from mobileone_q.checkpoints.key_maps import BY_NAME
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.errors import CheckpointError
-from tests.conftest import random_model, small
-from tests.test_cli import invoke, refused
+from tests.helpers.cli import invoke, refused
+from tests.helpers.networks import random_model, small
 
 
 @pytest.fixture

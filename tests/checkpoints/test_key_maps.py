@@ -11,9 +11,9 @@ from mobileone_q.architecture.variants import VARIANTS, architecture
 from mobileone_q.checkpoints.key_maps import BY_NAME, FOREIGN
 from mobileone_q.checkpoints.load import load_model, save_fused
 from mobileone_q.errors import CheckpointError
-from mobileone_q.models.branches import MobileOne
 from mobileone_q.models.fuse import fuse
-from tests.conftest import fill, random_images, random_model, relative_error, small
+from mobileone_q.models.mobileone import MobileOne
+from tests.helpers.networks import fill, random_images, random_model, relative_error, small
 
 GOLDEN = [
     f"{layout}_{variant}"

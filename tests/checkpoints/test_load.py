@@ -6,10 +6,10 @@ import torch
 
 from mobileone_q.checkpoints.load import load_model, read_checkpoint, save_model, stored_image_size
 from mobileone_q.errors import CheckpointError
-from mobileone_q.models.branches import MobileOne
 from mobileone_q.models.fuse import fuse
 from mobileone_q.models.fused import FusedModel
-from tests.conftest import random_model, small
+from mobileone_q.models.mobileone import MobileOne
+from tests.helpers.networks import random_model, small
 
 
 def apple_state(model: MobileOne) -> dict[str, torch.Tensor]:

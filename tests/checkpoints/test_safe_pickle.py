@@ -18,7 +18,7 @@ from mobileone_q.errors import MobileOneQError
 from mobileone_q.models.fuse import fuse
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from tests.conftest import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 
 class Touch:

@@ -5,9 +5,9 @@ import pytest
 
 from mobileone_q.architecture.variants import architecture
 from mobileone_q.engines.layer_map import Inspection, assign, is_reformat, read_inspection
-from mobileone_q.errors import EngineError, RunError
+from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
-from tests.test_cli import invoke, refused
+from tests.helpers.cli import invoke, refused
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDED = (FIXTURES / "recorded-10.json", FIXTURES / "recorded-11.json")
@@ -108,7 +108,7 @@ def test_parts_may_be_files_and_errors_name_them(tmp_path):
     path.write_text(json.dumps(recording))
     assert latency_from(path) == latency_from(RECORDED[0])
     (tmp_path / "int8.profile.json").unlink()
-    with pytest.raises(RunError, match=r"cannot read .*int8\.profile\.json"):
+    with pytest.raises(FileError, match=r"cannot read .*int8\.profile\.json"):
         latency_from(path)
     path.write_text("{}")
     assert "needs `engines` with fp32 and int8" in refused("profile", "--from", path)

@@ -4,14 +4,15 @@ import numpy as np
 import onnx
 import pytest
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.engines import BACKENDS, BuildOptions, backend
 from mobileone_q.engines.base import sidecar
-from mobileone_q.errors import BackendMissing, EngineError
+from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.latency import owner, profile_engines
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, small
 
 ENGINE = backend("onnxruntime")
 ARCH = small()
@@ -117,7 +118,7 @@ def test_a_missing_runtime_is_one_line(monkeypatch):
     packages = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
     for name in BACKENDS:
         monkeypatch.setitem(sys.modules, packages[name], None)
-        with pytest.raises(BackendMissing, match="is not installed") as caught:
+        with pytest.raises(MissingDependency, match="is not installed") as caught:
             backend(name).runtime()
         assert "pip install" in str(caught.value)
 

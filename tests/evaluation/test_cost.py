@@ -9,8 +9,8 @@ from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.architecture.variants import VARIANTS, architecture
 from mobileone_q.evaluation.cost import NOTES, describe, operator_costs, variant_table
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_model, small
-from tests.test_cli import invoke
+from tests.helpers.cli import invoke
+from tests.helpers.networks import random_model, small
 
 
 def rows_of(values):

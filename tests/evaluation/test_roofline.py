@@ -3,13 +3,14 @@ import json
 import pytest
 import torch
 
-from mobileone_q.architecture.variants import BlockSpec, architecture
+from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.architecture.variants import architecture
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.trtexec import trtexec_line
 from mobileone_q.evaluation.jetson import MODULES, Module
 from mobileone_q.evaluation.roofline import block_work, reading, roofline
 from mobileone_q.models.fused import FusedModel
-from tests.test_cli import invoke
+from tests.helpers.cli import invoke
 
 ROUND = Module("round", "a module of round numbers", 87, 2.0, 1.0, 1.0, 0, "", "made up")
 

@@ -6,12 +6,13 @@ import onnxruntime
 import pytest
 import torch
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4"])

@@ -1,16 +1,18 @@
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from calibrate.pipeline import Recipe, calibrate
-from mobileone_q.errors import ExportError, RunError
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
+from mobileone_q.errors import ExportError, FileError
 from mobileone_q.export.graph import export_onnx, to_onnx
 from mobileone_q.models.fuse import fuse
-from mobileone_q.models.quantized import QuantizedModel, input_grids, to_codes
-from tests.conftest import random_images, random_model, relative_error, small
+from mobileone_q.models.grids import input_grids, to_codes
+from mobileone_q.models.quantized import QuantizedModel
+from tests.helpers.graphs import power_of_two, run, with_codes
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4"])
@@ -20,25 +22,6 @@ def fused(request):
 
 def quantized_for(fused, target):
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=target))
-
-
-def run(proto, x, *extra, optimise=True):
-    options = onnxruntime.SessionOptions()
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    return session.run(["logits", *extra], {"input": x.numpy()})
-
-
-def with_codes(proto, quantized):
-    """The graph with every block's input codes as further outputs."""
-    names = [f"{name}/input_quantize:0" for name, _ in quantized.blocks()]
-    zero_points = {i.name: i.data_type for i in proto.graph.initializer}
-    for name in names:
-        block = name.removesuffix("/input_quantize:0")
-        kind = zero_points[f"{block}/input_zero_point"]
-        proto.graph.output.append(helper.make_tensor_value_info(name, kind, None))
-    return names
 
 
 def test_fp32_graph_computes_the_fused_model(fused):
@@ -104,18 +87,11 @@ def test_grids_by_target():
     assert set(input_grids(arch, "dla").values()) == {"int8"}
 
 
-def power_of_two(quantized: QuantizedModel) -> QuantizedModel:
-    """The model with every scale and bias a short binary fraction: float32 computes it exactly."""
-    for _, block in quantized.blocks():
-        block.input_scale.copy_(2.0 ** block.input_scale.log2().round())
-        block.weight_scale.copy_(2.0 ** block.weight_scale.log2().round())
-        block.bias.copy_((block.bias * 64).round() / 64)
-    return quantized
-
-
 @pytest.mark.parametrize("exact", [True, False])
 def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
-    """One set of scales in both forms: TensorRT's int8 codes are the plain uint8 ones, 128 apart."""
+    """O
+    from tests.helpers.graphs import power_of_two, run, with_codes
+    ne set of scales in both forms: TensorRT's int8 codes are the plain uint8 ones, 128 apart."""
     fused = fuse(random_model(small()))
     quantized = quantized_for(fused, "tensorrt")
     if exact:
@@ -208,7 +184,7 @@ def test_an_interrupted_write_keeps_the_old_file(fused, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(onnx, "save", fail)
-    with pytest.raises(RunError, match=r"cannot write .*m\.onnx: No space left"):
+    with pytest.raises(FileError, match=r"cannot write .*m\.onnx: No space left"):
         export_onnx(fused, path)
     assert path.read_bytes() == b"old"
     assert len(list(tmp_path.iterdir())) == 1

@@ -34,3 +34,14 @@ def write_signals(folder: Path, count: int = 96, name: str = "signals.npz", seed
     x = np.sin(2 * np.pi * (3 + 5 * y[:, None]) * time + phase) + 0.3 * random.standard_normal((count, 64))
     np.savez(folder / name, x=x[:, None].astype(np.float32), y=y)
     return folder / name
+
+
+def recipe(folder):
+    """A training recipe for the tiny network."""
+    path = folder / "recipe.yaml"
+    path.write_text(
+        f"arch: {folder / 'tiny.yaml'}\ndata: {folder / 'signals.npz'}\neval-data: {folder / 'test.npz'}\n"
+        "batch: 16\nlr: 0.1\nwarmup-steps: 3\nweight-decay: 0.001\nlabel-smoothing: 0.05\nema: 0.9\n"
+        "shift: 0.2\nflip: 0.5\njitter: 0.1\nnoise: 0.05\nmixup: 0.2\n"
+    )
+    return path

@@ -1,40 +1,23 @@
 import pytest
 import torch
 
-from calibrate.pipeline import Recipe, calibrate, tensors
+from calibrate.images import tensors
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
 from mobileone_q.data.inputs import sample_images
 from mobileone_q.data.sources import Batches
 from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
 from mobileone_q.models.fuse import fuse
-from mobileone_q.models.quantized import GRIDS, to_codes
-from tests.conftest import random_images, random_model, small
+from mobileone_q.models.grids import GRIDS
+from tests.helpers.networks import block_codes, disturb, random_images, random_model, small
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
 def quantized(request):
     fused = fuse(random_model(small()))
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=request.param))
-
-
-def block_codes(model, x):
-    """Every block's input codes, given the model's own inputs."""
-    codes = []
-    for _, block in model.blocks():
-        gathered = block.gather(x)
-        codes.append(to_codes(gathered, block.input_scale, block.grid))
-        x = block.activate(block.linear(gathered))
-    return [*codes, x]
-
-
-def disturb(model, amount=0.3):
-    """Move everything that trains, as training would."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += amount * torch.randn(parameter.shape, generator=generator)
-    return model
 
 
 def test_it_starts_at_the_quantized_model(quantized):
@@ -57,7 +40,9 @@ def test_what_trains_is_what_ships_bit_for_bit(quantized):
 
 @pytest.mark.parametrize("grid", ["int8", "uint8"])
 def test_gradients_are_those_of_torch(grid):
-    """torchao's LearnableFakeQuantize calls this operator of torch."""
+    """t
+    from tests.helpers.networks import block_codes, disturb
+    orchao's LearnableFakeQuantize calls this operator of torch."""
     low, high = GRIDS[grid]
     x = 40 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([0.25])

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 
-from calibrate.pipeline import Recipe, calibrate, fit, tensors
+from calibrate.images import tensors
+from calibrate.pipeline import calibrate, fit
+from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
 from mobileone_q.data.inputs import sample_images
@@ -15,10 +17,9 @@ from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.models.fake_quant_branches import live_model, moved, update_statistics
 from mobileone_q.models.fuse import fuse
-from mobileone_q.models.quantized import to_codes
-from tests.conftest import batch_norms, random_images, random_model, small
-from tests.export.test_graph import run, with_codes
-from tests.models.test_fake_quant import block_codes, disturb
+from mobileone_q.models.grids import to_codes
+from tests.helpers.graphs import run, with_codes
+from tests.helpers.networks import batch_norms, block_codes, disturb, random_images, random_model, small
 
 
 @pytest.fixture(scope="module")

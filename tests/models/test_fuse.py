@@ -4,13 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mobileone_q.architecture.variants import VARIANTS, Architecture, BlockSpec
+from mobileone_q.architecture.spec import Architecture, BlockSpec
+from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.errors import FusionError
 from mobileone_q.models import fuse as fuse_module
 from mobileone_q.models.branches import MultiBranchBlock
-from mobileone_q.models.fuse import certify, fold_branches, fuse
+from mobileone_q.models.certificate import certify
+from mobileone_q.models.fuse import fold_branches, fuse
 from mobileone_q.models.fused import FusedModel, apply_kernel
-from tests.conftest import batch_norms, fill, random_images, random_model, relative_error, small
+from tests.helpers.networks import batch_norms, fill, random_images, random_model, relative_error, small
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -110,7 +112,7 @@ def test_fused_blocks_have_no_branches_left():
 
 
 def test_other_networks_are_refused():
-    from mobileone_q.models.branches import Chain
+    from mobileone_q.models.chain import Chain
 
     arch = Architecture("other", (BlockSpec("only", 3, 3),))
     with pytest.raises(FusionError, match="only: cannot fuse a Conv2d"):

@@ -11,18 +11,18 @@ from hypothesis.extra.numpy import arrays
 
 from calibrate.equalize import equalise
 from calibrate.pipeline import quantize
-from calibrate.ranges import METHODS, clip_ranges, quantization_error
+from calibrate.ranges import clip_ranges, quantization_error
 from calibrate.reconstruct import correct
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse
-from mobileone_q.models.quantized import TARGETS
-from tests.architecture.test_config import architectures
-from tests.conftest import random_images, random_model, relative_error
+from mobileone_q.names import RANGE_METHODS, TARGETS
+from tests.helpers.architectures import architectures
+from tests.helpers.networks import random_images, random_model, relative_error
 
 often = settings(max_examples=100, deadline=None, database=None, derandomize=True)
 seldom = settings(often, max_examples=40, suppress_health_check=list(HealthCheck))
-methods = pytest.mark.parametrize("method", METHODS)
+methods = pytest.mark.parametrize("method", RANGE_METHODS)
 STEPS = st.sampled_from([127, 255])
 TIES = 1.0 + 2 / 96  # one candidate of the search: methods may differ by it where errors tie
 
@@ -87,7 +87,7 @@ def test_no_method_expects_less_error_than_mse(x, steps):
     histogram = histogram_of(x)
     errors = {
         method: quantization_error(histogram, clip_ranges(histogram, method, steps)[:, None] / steps, steps)
-        for method in METHODS
+        for method in RANGE_METHODS
     }
     for method in ("minmax", "mse"):
         assert (errors[method] >= 0).all()

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.data import sample
-from mobileone_q.runs.bundle import write_bundle
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import EngineError, RunError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_json
 from mobileone_q.models.fuse import fuse
-from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.runs.bundle import write_bundle
 from mobileone_q.runs.folder import Run
-from tests.conftest import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, small
 
 TRANSFORM = Preprocessing(resize=36, crop=32)
 

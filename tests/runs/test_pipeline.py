@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
+from mobileone_q.architecture.config import ArchitectureConfig
+from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.checkpoints.load import load_model, save_model
-from mobileone_q.architecture.registry import choose_architecture
-from mobileone_q.architecture.config import ArchitectureConfig
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.evaluation.metrics import cosine_similarity
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import certify, fuse
+from mobileone_q.models.certificate import certify
+from mobileone_q.models.fuse import fuse
 from mobileone_q.models.quantized import QuantizedModel
-from tests.conftest import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, small
 
 SIGNAL = {
     "model_name": "signal", "input_channels": 2, "input_size": [128], "input_filters": 16, "num_classes": 5,

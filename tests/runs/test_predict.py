@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mobileone_q.data import sample
 from mobileone_q.architecture.variants import architecture
+from mobileone_q.data import sample
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import DataError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.runs.predict import Predictor, softmax
-from mobileone_q.data.preprocess import Preprocessing
-from tests.test_cli import bundled, invoke, refused  # noqa: F401
+from tests.helpers.cli import invoke, refused
 
 COUNT = 20
 
@@ -34,7 +34,7 @@ def predictions(*words):
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_json_lines_name_the_right_classes(bundled, pictures, precision):  # noqa: F811
+def test_json_lines_name_the_right_classes(bundled, pictures, precision):
     paths, labels = pictures
     rows = predictions("--run", bundled[0], "--precision", precision, "--top", 3, *paths)
     assert [row["image"] for row in rows] == [str(path) for path in paths]
@@ -48,7 +48,7 @@ def test_json_lines_name_the_right_classes(bundled, pictures, precision):  # noq
     assert right >= 0.8 * COUNT
 
 
-def test_fp32_gives_the_fused_model_s_probabilities(bundled, pictures):  # noqa: F811
+def test_fp32_gives_the_fused_model_s_probabilities(bundled, pictures):
     path = pictures[0][0]
     (row,) = predictions("--run", bundled[0], "--precision", "fp32", "--top", 10, path)
     model = FusedModel.load(bundled[0] / "fused.safetensors")
@@ -58,7 +58,7 @@ def test_fp32_gives_the_fused_model_s_probabilities(bundled, pictures):  # noqa:
         assert entry["probability"] == pytest.approx(expected[entry["class"]].item(), abs=1e-5)
 
 
-def test_lines_for_people_and_an_engine_file(bundled, pictures):  # noqa: F811
+def test_lines_for_people_and_an_engine_file(bundled, pictures):
     path = pictures[0][0]
     output = invoke("predict", "--engine", bundled[0] / "engines" / "int8.onnxruntime.onnx", "--top", 2, path)
     lines = output.splitlines()
@@ -68,7 +68,7 @@ def test_lines_for_people_and_an_engine_file(bundled, pictures):  # noqa: F811
     assert "%" in lines[1]
 
 
-def test_class_names_from_a_file(bundled, pictures, tmp_path):  # noqa: F811
+def test_class_names_from_a_file(bundled, pictures, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("".join(f"n{number:08} thing {number}\n" for number in range(10)))
     (row,) = predictions("--run", bundled[0], "--classes", names, "--top", 1, pictures[0][0])
@@ -87,7 +87,7 @@ def test_folders_of_some_classes_alone_give_no_names():
     assert inputs.names_for(architecture("s0", num_classes=2)) == ("cat", "dog")
 
 
-def test_what_cannot_be_read_is_named(bundled, pictures, tmp_path):  # noqa: F811
+def test_what_cannot_be_read_is_named(bundled, pictures, tmp_path):
     (tmp_path / "bad.png").write_text("no image")
     assert "bad.png" in refused("predict", "--run", bundled[0], tmp_path / "bad.png")
     assert "none.png" in refused("predict", "--run", bundled[0], tmp_path / "none.png")

@@ -8,15 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from calibrate.pipeline import Recipe, calibrate, load_all
+from calibrate.images import load_all
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.data.inputs import choose_inputs
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.runs.folder import Run
-from tests.helpers.tiny import write_architecture, write_signals
-from tests.test_cli import invoke, refused
-from tests.training.test_loop import recipe
+from tests.helpers.cli import invoke, refused
+from tests.helpers.tiny import recipe, write_architecture, write_signals
 
 QUICK = ("--images", 64, "--epochs", 2, "--batch", 16, "--device", "cpu", "--log-every", 1)
 

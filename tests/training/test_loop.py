@@ -17,14 +17,14 @@ from mobileone_q.architecture.config import read_architecture
 from mobileone_q.data.arrays import ArrayBatches, ArrayFile
 from mobileone_q.errors import DataError, Interrupted, TrainingError
 from mobileone_q.files import read_safetensors
-from mobileone_q.models.branches import MobileOne
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.loop import Training
 from mobileone_q.training.objectives import Classification
 from mobileone_q.training.settings import Settings
 from mobileone_q.training.views import split, views
-from tests.helpers.tiny import write_architecture, write_signals
-from tests.test_cli import invoke, refused
+from tests.helpers.cli import invoke, refused
+from tests.helpers.tiny import recipe, write_architecture, write_signals
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "configs" / "train-imagenet-s0.yaml"
@@ -41,7 +41,9 @@ def folder(tmp_path_factory):
 
 
 def training(folder, target, on_epoch=lambda model, epoch: None, model=None, **settings):
-    """A run of the tiny network on the signals."""
+    """A
+    from tests.helpers.tiny import recipe
+     run of the tiny network on the signals."""
     torch.manual_seed(0)
     chosen, judged = (ArrayBatches.choose(ArrayFile(folder / name)) for name in ("signals.npz", "test.npz"))
     wanted = {"epochs": 3, "batch": 16, "optimizer": "sgd", "lr": 0.1, "device": "cpu", "ema": 0.9}
@@ -213,17 +215,6 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def recipe(folder):
-    """A training recipe for the tiny network."""
-    path = folder / "recipe.yaml"
-    path.write_text(
-        f"arch: {folder / 'tiny.yaml'}\ndata: {folder / 'signals.npz'}\neval-data: {folder / 'test.npz'}\n"
-        "batch: 16\nlr: 0.1\nwarmup-steps: 3\nweight-decay: 0.001\nlabel-smoothing: 0.05\nema: 0.9\n"
-        "shift: 0.2\nflip: 0.5\njitter: 0.1\nnoise: 0.05\nmixup: 0.2\n"
-    )
-    return path
-
-
 def test_settings_out_of_range_are_listed_at_once(folder):
     with pytest.raises(TrainingError, match=r"lr -1\.0, ema 1"):
         Settings(lr=-1.0, ema=1)
@@ -248,7 +239,7 @@ def test_freed_memory_is_used_again():
     """In a process of its own, since malloc's settings last."""
     code = """
 import resource, torch
-from mobileone_q.training.memory import keep_freed_memory
+from mobileone_q.training.distributed import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

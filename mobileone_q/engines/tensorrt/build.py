@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mobileone_q.engines.base import BuildOptions
 from mobileone_q.engines.tensorrt import timing_cache as timing
 from mobileone_q.engines.tensorrt import versions
+from mobileone_q.engines.tensorrt.calibration_cache import for_version
 from mobileone_q.errors import EngineError
-from mobileone_q.export.dla import for_version
 from mobileone_q.files import write_text
+from mobileone_q.progress import Advance, silent
 
 SEVERITIES = ("internal error", "error", "warning")  # ILogger.Severity 0 to 2; 3 info, 4 verbose
 HUNDRED = 100
-
-Advance = Callable[[int], None]
 
 
 def make_logger(trt: Any) -> Any:
@@ -58,7 +57,7 @@ def summarise(messages: Sequence[str]) -> str:
 
 def serialize(
     trt: Any, logger: Any, onnx_path: Path, options: BuildOptions, runtime: str, device: str,
-    advance: Advance = lambda _: None,
+    advance: Advance = silent,
 ) -> Any:  # fmt: skip
     """Parse an ONNX file and build its serialized engine; None where the builder gives up.
 

@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import Advance, BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.layer_map import Inspection, read_inspection
 from mobileone_q.engines.tensorrt.build import keep_log, make_logger, serialize
 from mobileone_q.engines.tensorrt.versions import is_strongly_typed
-from mobileone_q.errors import BackendMissing, EngineError
+from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import write_atomically
+from mobileone_q.progress import Advance
 
 
 class TensorRTEngine(Engine):
@@ -50,7 +51,7 @@ class TensorRTEngine(Engine):
         try:
             return importlib.import_module(cls.package)
         except (ImportError, OSError) as error:
-            raise BackendMissing(f"{cls.title} is not installed ({error}); {cls.remedy}") from None
+            raise MissingDependency(f"{cls.title} is not installed ({error}); {cls.remedy}") from None
 
     @classmethod
     def runtime(cls) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.errors import RunError
+from mobileone_q.errors import FileError
 from mobileone_q.files import write_atomically
 
 
@@ -57,7 +57,7 @@ def keep(config: Any, path: Path) -> bool:
                 learnt.combine(config.create_timing_cache(meanwhile), False)
             data = bytes(learnt.serialize())
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
-    except (OSError, RunError):
+    except (OSError, FileError):
         return False
     return True
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.architecture.variants import architecture
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.engines.tensorrt import engine as module
@@ -16,7 +17,7 @@ from mobileone_q.engines.tensorrt.build import log_path, make_logger, parse
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, small
 
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 GRAPHS = ("fp32", "fp16", "int8", "int8-fp16")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.pipeline import Recipe, calibrate
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.base import sidecar
 from mobileone_q.engines.tensorrt import build as building
@@ -18,7 +19,7 @@ from mobileone_q.engines.tensorrt import versions
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse
-from tests.conftest import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, small
 from tests.helpers.recorded_tensorrt import VERSIONS, Recorded
 
 OLD, TYPED = ("8.5.2", "8.6.1"), ("10.3.0", "10.13.3", "10.16.1", "11.1.0", "rtx-1.7.1")

@@ -1,0 +1,43 @@
+"""TensorRT's calibration cache: tensor names and their scales, as text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mobileone_q.errors import ExportError
+
+ALGORITHM = "EntropyCalibration2"
+
+DEFAULT_VERSION = "8.5.2"  # JetPack 5.1, the last that supports Xavier
+
+
+def cache_path(onnx_path: Path) -> Path:
+    """Where the cache of a graph stands: ``int8.onnx`` has ``int8.calib``."""
+    return onnx_path.with_suffix(".calib")
+
+
+def header(version: str) -> str:
+    """First line of a cache: 8.5.2 is ``TRT-8502-...``, 10.3.0 is ``TRT-100300-...``.
+
+    Source: NV_TENSORRT_VERSION in NvInferVersion.h, whose factors grew with TensorRT 10.
+    """
+    major, minor, patch = [int(part) for part in version.split(".")[:3]]
+    number = major * 10000 + minor * 100 + patch if major >= 10 else major * 1000 + minor * 100 + patch
+    return f"TRT-{number}-{ALGORITHM}"
+
+
+def for_version(path: Path, version: str) -> bytes:
+    """A cache's bytes with the first line of the version at hand.
+
+    Raises:
+        ExportError: the file is missing or is not a calibration cache.
+    """
+    try:
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    except OSError as error:
+        raise ExportError(
+            f"cannot read {path}: {error.strerror}; make it with `mobileone-q calibrate --target dla`"
+        ) from error
+    if not (first.startswith("TRT-") and first.endswith(ALGORITHM)):
+        raise ExportError(f"{path} is not a calibration cache of {ALGORITHM}; calibrate with --target dla")
+    return f"{header(version)}\n{rest}".encode()

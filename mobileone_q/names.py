@@ -1,0 +1,105 @@
+"""Names that users type, each once, and which target goes with which backend.
+
+Three words that are easily confused:
+
+    target    whose integer grids a graph is written for
+    backend   a library that runs graphs
+    runtime   a backend and its version on a device, such as ``onnxruntime 1.32.0``
+
+Nothing is imported here but ``typing`` and ``dataclasses``, so that ``--help`` and ``doctor`` answer
+at once and without torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+ArchitectureName = Literal["s0", "s1", "s2", "s3", "s4"]
+FaceForm = Literal["gdc", "conv"]
+Target = Literal["tensorrt", "onnxruntime", "dla"]
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+Precision = Literal["fp32", "fp16", "int8"]
+FloatPrecision = Literal["fp32", "fp16"]
+RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
+Rounding = Literal["nearest", "compensated"]
+KeyMapName = Literal["apple", "timm", "mmpretrain", "jahongir7174"]
+WritableLayout = Literal["own", "apple", "timm", "mmpretrain"]
+Task = Literal["classify", "embed", "features"]
+
+ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
+FACE_FORMS: tuple[FaceForm, ...] = get_args(FaceForm)
+TARGETS: tuple[Target, ...] = get_args(Target)
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+RANGE_METHODS: tuple[RangeMethod, ...] = get_args(RangeMethod)
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+WRITABLE_LAYOUTS: tuple[WritableLayout, ...] = get_args(WritableLayout)
+
+OPSET = 17  # of every ONNX file; TensorRT 8.5 and ONNX Runtime 1.12 read it
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What becomes of an INT8 graph for one target in one backend.
+
+    ``refusal`` says why the graph must not run there, with the remedy; empty where it may.
+    ``label`` stands beside every figure that was measured there; empty where the backend is the
+    target's own.
+    """
+
+    refusal: str = ""
+    label: str = ""
+
+    @property
+    def is_refused(self) -> bool:
+        return bool(self.refusal)
+
+
+def _not_its_target(target: Target, backend: BackendName) -> Pairing:
+    return Pairing(
+        label=f"not its target: the graph is written for {target}, and its speed in {backend} says "
+        f"nothing about its speed there"
+    )
+
+
+_UNSIGNED_CODES = (
+    "the INT8 graph is for target onnxruntime, and {backend} would read its uint8 codes as int8, "
+    "which ruins the network; calibrate again with --target tensorrt"
+)
+_DLA_GRIDS = (
+    "the INT8 graph is for target dla, whose grids stand in a calibration cache that {backend} does "
+    "not read; calibrate again with --target {other}"
+)
+_RTX_COMPUTES_IN_FLOAT = Pairing(
+    label="a check of form only: TensorRT for RTX has no INT8 convolution and computes in floating point"
+)
+
+# Places are left for the backend openvino and the target dla-qdq, which come later.
+_PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
+    ("onnxruntime", "onnxruntime"): Pairing(),
+    ("onnxruntime", "tensorrt"): Pairing(_UNSIGNED_CODES.format(backend="TensorRT")),
+    ("onnxruntime", "tensorrt-rtx"): Pairing(_UNSIGNED_CODES.format(backend="TensorRT for RTX")),
+    ("tensorrt", "onnxruntime"): _not_its_target("tensorrt", "onnxruntime"),
+    ("tensorrt", "tensorrt"): Pairing(),
+    ("tensorrt", "tensorrt-rtx"): _RTX_COMPUTES_IN_FLOAT,
+    ("dla", "onnxruntime"): Pairing(_DLA_GRIDS.format(backend="ONNX Runtime", other="onnxruntime")),
+    ("dla", "tensorrt"): Pairing(),  # with a DLA core: see pairing()
+    ("dla", "tensorrt-rtx"): Pairing(_DLA_GRIDS.format(backend="TensorRT for RTX", other="tensorrt")),
+}
+
+
+def pairing(target: Target, backend: BackendName, dla_core: int | None = None) -> Pairing:
+    """What becomes of an INT8 graph for ``target`` in ``backend``: the only place that knows.
+
+    ``dla_core`` is the DLA core that an engine is built for, None for the GPU or the CPU.
+    Graphs in floating point run in every backend.
+    """
+    if target == "dla" and backend == "tensorrt" and dla_core is None:
+        return Pairing("the INT8 graph is for DLA; pass --dla 0, or calibrate again with --target tensorrt")
+    if target != "dla" and dla_core is not None:
+        return Pairing(
+            f"the INT8 graph is for target {target}, not DLA; calibrate again with --target dla, "
+            "or drop --dla"
+        )
+    return _PAIRINGS[target, backend]

@@ -1,0 +1,1 @@
+"""Run folders, and everything that is done with them."""

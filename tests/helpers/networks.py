@@ -1,0 +1,76 @@
+"""Small networks with random weights, random images, and what tells two outputs apart."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import nn
+
+from mobileone_q.architecture.spec import Architecture
+from mobileone_q.architecture.variants import architecture
+from mobileone_q.models.grids import to_codes
+from mobileone_q.models.mobileone import MobileOne
+
+
+def fill(key: str, shape: list[int]) -> torch.Tensor:
+    """A weight by the rule of shared/golden/README.md: its value follows from its name."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    normal = random.standard_normal(shape)
+    if len(shape) >= 2:
+        value = normal * np.sqrt(2 / np.prod(shape[1:]))
+    elif key.endswith("running_var"):
+        value = 1 + 0.2 * np.abs(normal)
+    elif key.endswith("weight"):
+        value = 0.4 * (1 + 0.1 * normal)
+    else:
+        value = 0.1 * normal
+    return torch.from_numpy(np.asarray(value, np.float32))
+
+
+def random_model(arch: Architecture) -> MobileOne:
+    """All branches filled by the golden rule, batch statistics included."""
+    model = MobileOne(arch).eval().requires_grad_(False)
+    state = {key: fill(key, list(value.shape)) for key, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    return model
+
+
+def random_images(arch: Architecture, count: int = 4, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, arch.in_channels, *arch.image_size, generator=generator)
+
+
+def small(name: str = "s0") -> Architecture:
+    """A variant at 32×32 with ten classes: real structure, quick to run."""
+    return architecture(name, num_classes=10, image_size=32)
+
+
+def relative_error(reference: torch.Tensor, value: torch.Tensor) -> float:
+    return ((reference - value).abs().max() / reference.abs().max()).item()
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def block_codes(model, x):
+    """Every block's input codes, given the model's own inputs."""
+    codes = []
+    for _, block in model.blocks():
+        gathered = block.gather(x)
+        codes.append(to_codes(gathered, block.input_scale, block.grid))
+        x = block.activate(block.linear(gathered))
+    return [*codes, x]
+
+
+def disturb(model, amount=0.3):
+    """Move everything that trains, as training would."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += amount * torch.randn(parameter.shape, generator=generator)
+    return model
