@@ -255,7 +255,7 @@ class Arrays:
         self.name = name
         values = x.astype(np.float32)
         self.x: NDArray[np.float32] = values[:, :, None] if values.ndim == 3 else values
-        self._labels = _labels(name, y, len(x))
+        self.y = _labels(name, y, len(x))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -264,7 +264,7 @@ class Arrays:
         return f"{self.name}[{index}]"
 
     def label(self, index: int) -> int:
-        return int(self._labels[index])
+        return int(self.y[index])
 
     def read(self, index: int) -> NDArray[np.float32]:
         return self.x[index]
