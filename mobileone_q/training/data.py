@@ -85,7 +85,7 @@ class Renderer:
         image = image.convert("RGB")
         if self.augmentation.crop == 1:
             image = Image.fromarray(np.ascontiguousarray(transform.to_pixels(image).transpose(1, 2, 0)))
-        return transform.normalise(self.augmentation.image(image, transform.crop, random))
+        return transform.normalize(self.augmentation.image(image, transform.crop, random))
 
 
 @dataclass

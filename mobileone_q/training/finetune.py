@@ -27,7 +27,7 @@ from mobileone_q.training.distributed import choose_folder
 from mobileone_q.training.loop import Training, end, make_engine
 from mobileone_q.training.objectives import Distillation
 from mobileone_q.training.settings import take_settings
-from mobileone_q.training.views import split, views
+from mobileone_q.training.views import views
 
 KEPT = ("arch", "model", "target", "fusion")
 
@@ -62,8 +62,8 @@ def fine_tune(
     inputs = inputs_of(run, fused.arch, data, eval_data, images)
     trained, judged = inputs.calibration, None
     if held_out:
-        trained, judged = split(trained, held_out, settings.seed)
-    if labels and min(trained.source.label(index) for index in trained.indices) < 0:
+        trained, judged = trained.hold_out(held_out, settings.seed)
+    if labels and not trained.is_labelled:
         raise TrainingError(f"--labels needs labels, and {trained.source.name} has inputs without")
     model = _trainable(branches, quantized, inputs)
     made = Run(choose_folder(engine, output, f"{run.path.name}-qat", resume))
@@ -124,8 +124,8 @@ def _publish(
     preprocessing = manifest["preprocessing"]
     export_onnx(fused, made.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, made.onnx("int8"), preprocessing=preprocessing)
-    with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(made, quantized, inputs.judged, advance)
+    with progress("evaluating", len(inputs.evaluated)) as advance:
+        accuracy = measure_accuracy(made, quantized, inputs.evaluated, advance)
     report = update_report(
         made,
         **{key: before[key] for key in KEPT if key in before},

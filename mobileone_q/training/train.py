@@ -9,6 +9,7 @@ import torch
 
 from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
+from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.data import Feed
@@ -18,7 +19,7 @@ from mobileone_q.training.objectives import Classification
 from mobileone_q.training.optim import sizes
 from mobileone_q.training.settings import take_settings
 from mobileone_q.training.shards import Shards, is_shards
-from mobileone_q.training.views import labelled, num_classes, views
+from mobileone_q.training.views import views
 
 WEIGHTS = "weights.safetensors"
 
@@ -46,9 +47,9 @@ def train_model(
     settings, augmentation = take_settings(options)
     engine = make_engine(settings)
     judged = labelled(eval_data, "test", image_size)
-    transform = getattr(judged, "preprocessing", None)
+    transform = judged.source.preprocessing
     size = transform.crop if transform else None
-    model = _begin(arch, weights, num_classes(judged), size, settings.seed)
+    model = _begin(arch, weights, judged.num_classes(), size, settings.seed)
     if engine.num_processes > 1:
         synchronise(model)
     if resolutions and size is None:

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.data.arrays import ArrayBatches, ArrayFile
-from mobileone_q.errors import DataError, Interrupted, TrainingError
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ArrayFile
+from mobileone_q.errors import Interrupted, TrainingError
 from mobileone_q.files import read_safetensors
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.loop import Training
 from mobileone_q.training.objectives import Classification
 from mobileone_q.training.settings import Settings
-from mobileone_q.training.views import split, views
+from mobileone_q.training.views import views
 from tests.helpers.cli import invoke, refused
 from tests.helpers.tiny import recipe, write_architecture, write_signals
 
@@ -45,7 +46,7 @@ def training(folder, target, on_epoch=lambda model, epoch: None, model=None, **s
     from tests.helpers.tiny import recipe
      run of the tiny network on the signals."""
     torch.manual_seed(0)
-    chosen, judged = (ArrayBatches.choose(ArrayFile(folder / name)) for name in ("signals.npz", "test.npz"))
+    chosen, judged = (Batches.choose(ArrayFile(folder / name)) for name in ("signals.npz", "test.npz"))
     wanted = {"epochs": 3, "batch": 16, "optimizer": "sgd", "lr": 0.1, "device": "cpu", "ema": 0.9}
     return Training(
         model or MobileOne(read_architecture(folder / "tiny.yaml")),
@@ -223,15 +224,6 @@ def test_settings_out_of_range_are_listed_at_once(folder):
     assert "fewer inputs than one batch" in refused(
         "train", recipe(folder), "--batch", 200, "--output", folder / "none", "--device", "cpu"
     )
-
-
-def test_holding_out_nothing_or_everything_is_refused(folder):
-    chosen = ArrayBatches.choose(ArrayFile(folder / "signals.npz"))
-    rest, held = split(chosen, 0.25, seed=0)
-    assert len(rest) == 72
-    assert sorted([*rest.indices, *held.indices]) == list(range(96))
-    with pytest.raises(DataError, match="cannot be held out"):
-        split(chosen, 0.001, seed=0)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc's malloc")
