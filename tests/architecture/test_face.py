@@ -22,6 +22,7 @@ from mobileone_q.evaluation.metrics import compare_embeddings, cosine_similarity
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fuse
+from mobileone_q.models.grids import UINT8
 from mobileone_q.models.mobileone import MobileOne
 from tests.helpers.cli import invoke
 from tests.helpers.graphs import power_of_two, run, with_codes
@@ -189,7 +190,7 @@ def test_saturating_relu6_gives_the_uint8_codes_less_128(relu6, stretch):
     quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", method="minmax"))
     power_of_two(quantized)  # float32 is then exact, and a tie cannot fall otherwise
     for name, block in quantized.blocks():
-        if block.grid == "uint8" and name != "head":
+        if block.grid == UINT8 and name != "head":
             block.input_scale.mul_(stretch)
             assert (255 * block.input_scale > 6) == (stretch == 1)
     plain = to_onnx(quantized)
@@ -202,7 +203,7 @@ def test_saturating_relu6_gives_the_uint8_codes_less_128(relu6, stretch):
     shifted = 0
     for name, a, b in zip(names, int8, uint8):
         block = quantized.block(name.split("/")[0])
-        shift = 128 if block.grid == "uint8" else 0
+        shift = 128 if block.grid == UINT8 else 0
         assert not (a.astype(int) + shift - b.astype(int)).any(), name
         if shift and not block.spec.pool:
             shifted += 1

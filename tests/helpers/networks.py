@@ -10,7 +10,6 @@ from torch import nn
 
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.architecture.variants import architecture
-from mobileone_q.models.grids import to_codes
 from mobileone_q.models.mobileone import MobileOne
 
 
@@ -62,7 +61,7 @@ def block_codes(model, x):
     codes = []
     for _, block in model.blocks():
         gathered = block.gather(x)
-        codes.append(to_codes(gathered, block.input_scale, block.grid))
+        codes.append(block.grid.quantize(gathered, block.input_scale))
         x = block.activate(block.linear(gathered))
     return [*codes, x]
 
