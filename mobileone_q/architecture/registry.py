@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mobileone_q.architecture.face import face_architecture, is_face
 from mobileone_q.architecture.spec import Architecture, Pair
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 
 YAML = (".yaml", ".yml")
 
 
-def choose_architecture(
+def resolve_architecture(
     name: str, *, num_classes: int | None = None, image_size: int | Pair | None = None
 ) -> Architecture:
     """The architecture called ``name``; what is not given is its own default.
@@ -30,4 +30,4 @@ def choose_architecture(
         sizes = {} if image_size is None else {"image_size": image_size}
         widths = {} if num_classes is None else {"embedding": num_classes}
         return face_architecture(name, **sizes, **widths)  # type: ignore[arg-type]
-    return architecture(name, num_classes=num_classes or 1000, image_size=image_size or 224)
+    return build_variant(name, num_classes=num_classes or 1000, image_size=image_size or 224)

@@ -46,7 +46,7 @@ def variant_of(name: str) -> tuple[str, Variant]:
     return key, VARIANTS[key]
 
 
-def architecture(name: str, *, num_classes: int = 1000, image_size: int | Pair = 224) -> Architecture:
+def build_variant(name: str, *, num_classes: int = 1000, image_size: int | Pair = 224) -> Architecture:
     """Build S0 to S4 from the table.
 
     Raises:

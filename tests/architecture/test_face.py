@@ -13,15 +13,15 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from calibrate.statistics import collect
 from mobileone_q.architecture.config import ArchitectureConfig
-from mobileone_q.architecture.registry import choose_architecture
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.backbone import Backbone
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.evaluation.metrics import compare_embeddings, cosine_similarity
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.certificate import certify
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from tests.helpers.cli import invoke
 from tests.helpers.graphs import power_of_two, run, with_codes
@@ -29,12 +29,12 @@ from tests.helpers.networks import batch_norms, random_images, random_model, rel
 
 
 def face(form, size=32, embedding=16):
-    return choose_architecture(f"s0-face-{form}", image_size=size, num_classes=embedding)
+    return resolve_architecture(f"s0-face-{form}", image_size=size, num_classes=embedding)
 
 
 @pytest.mark.parametrize("form", ["gdc", "conv"])
 def test_shapes_at_112(form):
-    arch = choose_architecture(f"s1-face-{form}")
+    arch = resolve_architecture(f"s1-face-{form}")
     sizes = dict(zip((block.name for block in arch.blocks), arch.sizes()))
     assert arch.image_size == (112, 112)
     assert sizes["stem"] == sizes["stage1.1.pw"] == (56, 56)  # the first stage does not downsample
@@ -53,7 +53,7 @@ def test_the_final_norm_is_folded_exactly(form):
     model = random_model(face(form))
     assert isinstance(model.block("head").bn, torch.nn.BatchNorm1d)
     assert certify(model).worst < 1e-12
-    fused = fuse(model)
+    fused = fuse_branches(model)
     assert not batch_norms(fused)
     assert fused(random_images(fused.arch)).shape == (4, 16)
     assert "head.bn.weight" not in fused.state_dict()
@@ -62,7 +62,7 @@ def test_the_final_norm_is_folded_exactly(form):
 @pytest.mark.parametrize("form", ["gdc", "conv"])
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_int8_embeddings_point_where_fp32_ones_do(form, target):
-    fused = fuse(random_model(face(form)))
+    fused = fuse_branches(random_model(face(form)))
     batches = [(random_images(fused.arch, 16, seed).numpy(), None) for seed in range(2)]
     quantized = calibrate(fused, batches, Recipe(target=target))
     x = random_images(fused.arch, 16, seed=9)
@@ -95,7 +95,7 @@ def test_another_input_size_than_the_head_s_is_refused():
     with pytest.raises(ArchitectureError, match=r"head reads a \(2, 2\) map.* it gets \(4, 4\)"):
         wrong.sizes()
     with pytest.raises(ArchitectureError, match="choose s0-face-gdc, s0-face-conv"):
-        choose_architecture("s0-face-gap")
+        resolve_architecture("s0-face-gap")
     invoke("fuse", "--arch", "s0-face-gap", "a.pth", "b.safetensors", code=2)
 
 
@@ -121,7 +121,7 @@ def test_switch_to_deploy_fuses_in_place(name):
     after = copy.deepcopy(model.state_dict())
     model.switch_to_deploy()
     assert all(torch.equal(value, after[key]) for key, value in model.state_dict().items())
-    assert after.keys() == fuse(random_model(small(name))).state_dict().keys()
+    assert after.keys() == fuse_branches(random_model(small(name))).state_dict().keys()
 
 
 def test_backbone_gives_a_detector_its_maps(tmp_path):
@@ -139,13 +139,13 @@ def test_backbone_gives_a_detector_its_maps(tmp_path):
     backbone.switch_to_deploy()
     assert all(relative_error(a, b) < 1e-5 for a, b in zip(maps, backbone(x)))
     assert backbone.block("stem").weight.requires_grad
-    fuse(model).save(tmp_path / "fused.safetensors")
+    fuse_branches(model).save(tmp_path / "fused.safetensors")
     again = Backbone.from_checkpoint(tmp_path / "fused.safetensors", "s0", out_indices=(3,))
     assert relative_error(maps[3], again(x)[0]) < 1e-5
 
 
 def test_mmpretrain_s_shapes_at_224():
-    backbone = Backbone(architecture("s0"), out_indices=(0, 1, 2, 3))
+    backbone = Backbone(build_variant("s0"), out_indices=(0, 1, 2, 3))
     assert [size for size in backbone.arch.sizes() if size[0] in (56, 28, 14, 7)][-1] == (7, 7)
     with torch.no_grad():
         shapes = [tuple(m.shape) for m in backbone.eval()(torch.zeros(1, 3, 224, 224))]
@@ -155,7 +155,7 @@ def test_mmpretrain_s_shapes_at_224():
 @pytest.mark.parametrize("index", [4, -5])
 def test_a_stage_that_is_not_there(index):
     with pytest.raises(ArchitectureError, match="counted from 0"):
-        Backbone(architecture("s0"), out_indices=(index,))
+        Backbone(build_variant("s0"), out_indices=(index,))
     with pytest.raises(ArchitectureError, match="counted from 0"):
         random_model(small()).features(torch.zeros(1, 3, 32, 32), (index,))
 
@@ -165,7 +165,9 @@ def relu6():
     """ReLU6 in every block, biases such that many values are cut at 6."""
     blocks = [{"filters": 24, "depth": 3, "padding": 1, "activation": "relu6"}]
     config = {"input_filters": 12, "input_size": 24, "input_activation": "relu6", "num_classes": 5}
-    fused = fuse(random_model(ArchitectureConfig.model_validate(config | {"blocks": blocks}).build()))
+    fused = fuse_branches(
+        random_model(ArchitectureConfig.model_validate(config | {"blocks": blocks}).build())
+    )
     for name, block in fused.blocks():
         if name != "head":
             block.weight.mul_(3)

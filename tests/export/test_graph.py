@@ -8,7 +8,7 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.errors import ExportError, FileError
 from mobileone_q.export.graph import export_onnx, to_onnx
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import input_grids, to_codes
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.graphs import power_of_two, run, with_codes
@@ -17,7 +17,7 @@ from tests.helpers.networks import random_images, random_model, relative_error, 
 
 @pytest.fixture(scope="module", params=["s0", "s4"])
 def fused(request):
-    return fuse(random_model(small(request.param)))
+    return fuse_branches(random_model(small(request.param)))
 
 
 def quantized_for(fused, target):
@@ -92,7 +92,7 @@ def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
     """O
     from tests.helpers.graphs import power_of_two, run, with_codes
     ne set of scales in both forms: TensorRT's int8 codes are the plain uint8 ones, 128 apart."""
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     quantized = quantized_for(fused, "tensorrt")
     if exact:
         power_of_two(quantized)
@@ -170,7 +170,7 @@ def test_the_float16_graph_computes_the_same(fused, target):
 
 
 def test_what_float16_cannot_hold_is_refused():
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     fused.block("stage1.0.dw").bias[0] = 1e6
     with pytest.raises(ExportError, match=r"stage1\.0\.dw/bias reaches 1e\+06, beyond float16"):
         to_onnx(fused, dtype="float16")

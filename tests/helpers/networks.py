@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mobileone_q.architecture.spec import Architecture
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.models.grids import to_codes
 from mobileone_q.models.mobileone import MobileOne
 
@@ -46,7 +46,7 @@ def random_images(arch: Architecture, count: int = 4, seed: int = 0) -> torch.Te
 
 def small(name: str = "s0") -> Architecture:
     """A variant at 32×32 with ten classes: real structure, quick to run."""
-    return architecture(name, num_classes=10, image_size=32)
+    return build_variant(name, num_classes=10, image_size=32)
 
 
 def relative_error(reference: torch.Tensor, value: torch.Tensor) -> float:

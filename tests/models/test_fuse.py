@@ -10,7 +10,7 @@ from mobileone_q.errors import FusionError
 from mobileone_q.models import fuse as fuse_module
 from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.certificate import certify
-from mobileone_q.models.fuse import fold_branches, fuse
+from mobileone_q.models.fuse import fold_branches, fuse_branches
 from mobileone_q.models.fused import FusedModel, apply_kernel
 from tests.helpers.networks import batch_norms, fill, random_images, random_model, relative_error, small
 
@@ -20,21 +20,21 @@ def test_fusion_is_exact_in_float64(name):
     model = random_model(small(name))
     x = random_images(model.arch).double()
     with torch.no_grad():
-        assert relative_error(model.double()(x), fuse(model, torch.float64)(x)) < 1e-12
+        assert relative_error(model.double()(x), fuse_branches(model, torch.float64)(x)) < 1e-12
 
 
 def test_the_model_given_is_left_as_it_was():
     model = random_model(small())
     before = copy.deepcopy(model.state_dict())
-    fuse(model)
+    fuse_branches(model)
     certify(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert next(model.parameters()).dtype == torch.float32
 
 
 def test_fusing_twice_is_harmless():
-    once = fuse(random_model(small("s4")))
-    twice = fuse(once)
+    once = fuse_branches(random_model(small("s4")))
+    twice = fuse_branches(once)
     assert twice is not once
     assert all(torch.equal(value, once.state_dict()[key]) for key, value in twice.state_dict().items())
 
@@ -105,7 +105,7 @@ def test_certificate_would_show_a_wrong_fusion(monkeypatch):
 
 
 def test_fused_blocks_have_no_branches_left():
-    fused = fuse(random_model(small("s4")))
+    fused = fuse_branches(random_model(small("s4")))
     assert isinstance(fused, FusedModel)
     assert not batch_norms(fused)
     assert {key.split(".")[-1] for key in fused.state_dict()} == {"weight", "bias"}
@@ -116,4 +116,4 @@ def test_other_networks_are_refused():
 
     arch = Architecture("other", (BlockSpec("only", 3, 3),))
     with pytest.raises(FusionError, match="only: cannot fuse a Conv2d"):
-        fuse(Chain(arch, lambda spec: torch.nn.Conv2d(3, 3, 1)))
+        fuse_branches(Chain(arch, lambda spec: torch.nn.Conv2d(3, 3, 1)))

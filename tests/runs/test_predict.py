@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.data import sample
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import DataError
@@ -83,8 +83,8 @@ def test_folders_of_some_classes_alone_give_no_names():
     from mobileone_q.data.inputs import Inputs
 
     inputs = Inputs("", None, None, None, ("cat", "dog"))
-    assert inputs.names_for(architecture("s0")) is None
-    assert inputs.names_for(architecture("s0", num_classes=2)) == ("cat", "dog")
+    assert inputs.names_for(build_variant("s0")) is None
+    assert inputs.names_for(build_variant("s0", num_classes=2)) == ("cat", "dog")
 
 
 def test_what_cannot_be_read_is_named(bundled, pictures, tmp_path):
