@@ -1,4 +1,4 @@
-"""Architectures of the user's own: what YAML may say, what it may not, and 200 drawn at random."""
+"""Architectures from YAML: what they may say, what is refused, and 200 drawn at random."""
 
 import numpy as np
 import onnxruntime
@@ -11,7 +11,7 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.config import ArchitectureConfig, read_architecture
 from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.architecture.variants import ArchitectureError
+from mobileone_q.errors import ArchitectureError
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fuse_branches
@@ -99,8 +99,11 @@ REFUSED = {
     "model_name: ../x\nblocks: [{filters: 8}]": r"model_name: ",
     "dropout: 1.5\nblocks: [{filters: 8}]": r"dropout: ",
     "input_size: 8\nblocks: [{filters: 8, kernel_size: 9}]": r"nothing is left of a \(8, 8\) input after",
-    "- 1": r"is no architecture: the file: ",
+    "- 1": r"is not an architecture: the file: ",
     "blocks: [": r"is not valid YAML",
+    "model_name: !!bool maybe": r"is not valid YAML",
+    "dropout: 2020-13-01": r"is not valid YAML",
+    "blocks: " + "[" * 2000: r"is nested too deeply",
 }
 
 

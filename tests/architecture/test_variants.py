@@ -7,9 +7,10 @@ from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.names import ARCHITECTURES
 from tests.helpers.networks import small
 
-# Apple's counts, with branches and fused.
+# Parameters of Apple's networks, with branches and fused.
 PARAMETERS = {
     "s0": (5_293_272, 2_078_504),
     "s1": (4_825_192, 4_764_840),
@@ -17,6 +18,10 @@ PARAMETERS = {
     "s3": (10_170_600, 10_078_312),
     "s4": (14_951_248, 14_838_352),
 }
+
+
+def test_the_table_has_the_names_that_users_type():
+    assert tuple(VARIANTS) == ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", VARIANTS)
