@@ -10,7 +10,7 @@ from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import quantize_weight, weight_scales
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
 
 def uneven(name: str) -> FusedModel:
@@ -169,3 +169,13 @@ def test_the_classifier_s_alpha_is_the_one_with_the_least_kl():
     _, after = equalise(model, statistics, "tensorrt")
     ratio = (statistics.features / after.features)[:, statistics.features.amin(0) > 0]
     assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-4)  # one factor per channel
+
+
+def test_equalization_leaves_relu6_alone():
+    relu6 = relu6_network()
+    x = random_images(relu6.arch, 8)
+    statistics = collect(relu6, [x])
+    histograms = statistics.histograms
+    assert all(h.maximum.max() == 6 for name, h in histograms.items() if name not in ("stem", "head"))
+    after, _ = equalise(relu6, statistics, "tensorrt")
+    assert torch.equal(after(x), relu6(x))
