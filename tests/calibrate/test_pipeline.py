@@ -16,7 +16,7 @@ from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.errors import CalibrationError, CheckpointError
 from mobileone_q.files import save_tensors
 from mobileone_q.models.fuse import fuse_branches
-from mobileone_q.models.grids import quantize_weight, weight_scales
+from mobileone_q.models.grids import INT8, quantize_weight, weight_scales
 from mobileone_q.models.layers import apply_kernel, kernel_shape
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from tests.helpers.networks import random_images, random_model, relative_error, small
@@ -102,7 +102,7 @@ def smooth(count, seed):
 )
 def test_patches_are_what_a_convolution_reads(shape):
     spec = BlockSpec("block", 6, 12, **shape)
-    block = QuantizedBlock(spec, "int8")
+    block = QuantizedBlock(spec, INT8)
     codes = torch.randint(-128, 128, (3, 6, 7, 8), dtype=torch.int8)
     weight = torch.randint(-127, 128, kernel_shape(spec)).float()
     expected = apply_kernel(spec, codes.float(), weight, None)

@@ -13,7 +13,6 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.grids import to_codes
 from mobileone_q.models.mobileone import MobileOne
 
 
@@ -79,7 +78,7 @@ def block_codes(model, x):
     codes = []
     for _, block in model.blocks():
         gathered = block.gather(x)
-        codes.append(to_codes(gathered, block.input_scale, block.grid))
+        codes.append(block.grid.quantize(gathered, block.input_scale))
         x = block.activate(block.linear(gathered))
     return [*codes, x]
 

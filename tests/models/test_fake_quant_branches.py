@@ -17,7 +17,7 @@ from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.models.fake_quant_branches import live_model, moved, update_statistics
 from mobileone_q.models.fuse import fuse_branches
-from mobileone_q.models.grids import to_codes
+from mobileone_q.models.grids import UINT8
 from tests.helpers.graphs import run, with_codes
 from tests.helpers.networks import batch_norms, block_codes, disturb, random_images, random_model, small
 
@@ -125,13 +125,13 @@ def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, b
     x = next(tensors(images))[:16]
     engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimise=False)[1:]]
     blocks = [block for _, block in trainable.blocks()]
-    shifts = [128 if target == "tensorrt" and block.grid == "uint8" else 0 for block in blocks]
+    shifts = [128 if target == "tensorrt" and block.grid == UINT8 else 0 for block in blocks]
     apart = total = 0
     with torch.no_grad():
         for k, consumer in enumerate(blocks[1:]):
             codes = engine[k] + shifts[k]
             y = blocks[k].activate(blocks[k].linear(codes * blocks[k].input_scale))
-            ours = to_codes(consumer.gather(y), consumer.input_scale, consumer.grid)
+            ours = consumer.grid.quantize(consumer.gather(y), consumer.input_scale)
             difference = (ours - engine[k + 1].reshape(ours.shape) - shifts[k + 1]).abs()
             assert difference.max() <= 1, consumer.spec.name
             apart += int((difference > 0).sum())
