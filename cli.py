@@ -91,21 +91,21 @@ def calibrate(
     from calibrate.pipeline import calibrate as run_recipe
     from calibrate.pipeline import steps
     from calibrate.recipe import Recipe
-    from mobileone_q.architecture.registry import choose_architecture
+    from mobileone_q.architecture.registry import resolve_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
     from mobileone_q.data.inputs import choose_inputs
     from mobileone_q.data.settings import InputOptions
     from mobileone_q.export.graph import export_onnx
     from mobileone_q.files import sha256
     from mobileone_q.models.certificate import certify
-    from mobileone_q.models.fuse import fuse as fuse_branches
+    from mobileone_q.models.fuse import fuse_branches
     from mobileone_q.progress import progress
     from mobileone_q.report import print_accuracy, update_report
     from mobileone_q.runs.folder import Run, write_manifest
     from mobileone_q.runs.measure import measure_accuracy
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
-    wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
+    wanted = resolve_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
     inputs = choose_inputs(wanted, InputOptions(**options))
     model, checkpoint = load_model(inputs.weights, arch, inputs.image_size(wanted))
     run = Run.create(output, model.arch.name)
@@ -306,7 +306,7 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
     from mobileone_q.data.inputs import certificate_images
     from mobileone_q.errors import RunError
     from mobileone_q.models.certificate import certify
-    from mobileone_q.models.fuse import fuse as fuse_branches
+    from mobileone_q.models.fuse import fuse_branches
 
     if dst.exists():
         raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
@@ -372,17 +372,17 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
     from calibrate.pipeline import fit, steps
     from calibrate.recipe import Recipe
     from calibrate.sensitivity import rank_blocks
-    from mobileone_q.architecture.registry import choose_architecture
+    from mobileone_q.architecture.registry import resolve_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
     from mobileone_q.data.inputs import choose_inputs
     from mobileone_q.data.settings import InputOptions
-    from mobileone_q.models.fuse import fuse as fuse_branches
+    from mobileone_q.models.fuse import fuse_branches
     from mobileone_q.models.mobileone import MobileOne
     from mobileone_q.progress import progress
     from mobileone_q.report import print_sensitivity
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
-    wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
+    wanted = resolve_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
     inputs = choose_inputs(wanted, InputOptions(**options))
     model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
     fused = fuse_branches(model)
@@ -412,7 +412,7 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
 @THREADS
 def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
-    from mobileone_q.architecture.registry import choose_architecture
+    from mobileone_q.architecture.registry import resolve_architecture
     from mobileone_q.evaluation.cost import NOTES, describe, variant_table
     from mobileone_q.report.info import print_info, print_variants
 
@@ -422,7 +422,7 @@ def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, thr
             rows, NOTES
         )
         return
-    values = describe(choose_architecture(arch, image_size=image_size), runs, threads)
+    values = describe(resolve_architecture(arch, image_size=image_size), runs, threads)
     click.echo(json.dumps(values, indent=2)) if as_json else print_info(values)
 
 
@@ -505,13 +505,13 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
 @AS_JSON
 def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
     """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
-    from mobileone_q.architecture.variants import architecture
+    from mobileone_q.architecture.variants import build_variant
     from mobileone_q.evaluation.jetson import MODULES as published
     from mobileone_q.evaluation.roofline import roofline as bounds
     from mobileone_q.evaluation.roofline import to_dict
     from mobileone_q.report import print_roofline
 
-    chain, module = architecture(arch, image_size=image_size), published[device]
+    chain, module = build_variant(arch, image_size=image_size), published[device]
     values = to_dict(chain, module, batch, bounds(chain, module, batch))
     click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
 

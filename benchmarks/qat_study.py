@@ -24,7 +24,7 @@ from typing import Any
 
 from calibrate.pipeline import calibrate as run_recipe
 from calibrate.recipe import Recipe
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.inputs import choose_inputs
@@ -77,7 +77,7 @@ def test(path: Path, images: Batches) -> dict[str, Any]:
 def spoil(run: Run) -> None:
     """Put the poor recipe's network in place of a run's."""
     fused = FusedModel.load(run.fused)
-    inputs = choose_inputs(choose_architecture("s0", image_size=32), InputOptions())
+    inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions())
     quantized = run_recipe(fused, inputs.calibration, POOR)
     quantized.save(run.quantized, recipe=POOR.to_dict())
     export_onnx(quantized, run.onnx("int8"), preprocessing=run.read_manifest()["preprocessing"])

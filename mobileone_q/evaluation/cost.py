@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
-from mobileone_q.architecture.variants import VARIANTS, architecture
+from mobileone_q.architecture.variants import VARIANTS, build_variant
 
 BYTES = 4  # of a float32
 PUBLISHED_TOP1 = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}  # Apple's README
@@ -180,7 +180,7 @@ def variant_table(image_size: int = 224) -> list[dict[str, Any]]:
     """S0 to S4: parameters, FLOP and published accuracy."""
     rows = []
     for name in VARIANTS:
-        values = describe(architecture(name, image_size=image_size))
+        values = describe(build_variant(name, image_size=image_size))
         kept = {key: values[key] for key in ("arch", "parameters", "parameters_with_branches", "gflop")}
         rows.append(kept | {"published_top1": PUBLISHED_TOP1[name]})
     return rows

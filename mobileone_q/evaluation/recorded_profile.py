@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.base import LayerTimes
 from mobileone_q.engines.layer_map import Inspection, read_inspection
 from mobileone_q.errors import EngineError
@@ -47,7 +47,7 @@ def latency_from(path: Path) -> dict[str, Any]:
 
 def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> dict[str, Any]:
     layers = {key: _layers(path, key, engine) for key, engine in engines.items()}
-    names = [block.name for block in architecture(recording.get("arch", "s0")).blocks]
+    names = [block.name for block in build_variant(recording.get("arch", "s0")).blocks]
     timed = {key: engine["latency_ms"] for key, engine in engines.items() if "latency_ms" in engine}
     timings = {key: Timing(ms["median"], ms["p95"]) for key, ms in timed.items()}
     sums = layers["fp32"].sum_ms, layers["int8"].sum_ms

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mobileone_q.architecture.registry import choose_architecture
-from mobileone_q.architecture.variants import VARIANTS, architecture
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.evaluation.cost import NOTES, describe, operator_costs, variant_table
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import invoke
 from tests.helpers.networks import random_model, small
 
@@ -46,7 +46,7 @@ def test_s0_to_s4_give_the_published_tables():
 def test_mmpretrain_counts_multiply_adds_of_convolutions():
     halves = []
     for name in VARIANTS:
-        blocks = architecture(name)
+        blocks = build_variant(name)
         conv = next(cost for cost in operator_costs(blocks) if cost.operator == "Conv")
         halves.append(round(conv.flops / 2e9, 2))
     assert halves == [0.27, 0.82, 1.30, 1.89, 2.98]
@@ -73,8 +73,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.mark.parametrize("name", ["s4", "s0-face-conv", CONFIGS / "relu6.yaml", CONFIGS / "signal.yaml"])
 def test_parameter_memory_is_what_the_model_holds(name):
-    arch = choose_architecture(str(name))
-    fused = fuse(random_model(arch))
+    arch = resolve_architecture(str(name))
+    fused = fuse_branches(random_model(arch))
     held = {key: value.numel() * 4 for key, value in fused.state_dict().items()}
     convs = sum(v for k, v in held.items() if k.endswith("weight") and fused.state_dict()[k].ndim == 4)
     costs = {cost.operator: cost for cost in operator_costs(arch)}

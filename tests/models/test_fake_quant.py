@@ -9,14 +9,14 @@ from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
 from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import INT8, UINT8
 from tests.helpers.networks import block_codes, disturb, random_images, random_model, small
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
 def quantized(request):
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=request.param))
 
 
@@ -72,7 +72,7 @@ def test_every_parameter_gets_a_gradient(quantized):
 
 def test_training_mends_a_poor_quantization():
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
-    fused = fuse(model)
+    fused = fuse_branches(model)
     images = Batches(sample_images("calibration"), range(64), batch_size=32)
     quantized = calibrate(fused, images, Recipe(method="minmax", equalise=False, correct=False))
     x = torch.cat(list(tensors(images)))
