@@ -52,6 +52,9 @@ class ArrayFile:
     def label(self, index: int) -> int:
         return int(self.y[index])
 
+    def read(self, index: int) -> NDArray[np.float32]:
+        return self.x[index]
+
 
 @dataclass
 class ArrayBatches:

@@ -1,4 +1,4 @@
-"""From images or arrays to the inputs of training."""
+"""From a choice of images or arrays to the inputs of training."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mobileone_q.data.inputs import ARRAYS
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.sources import Batches, ImageFolder
 from mobileone_q.errors import DataError
-from mobileone_q.training.augment import Augmentation
 from mobileone_q.training.data import Renderer, Views
+from mobileone_q.training.settings import Augmentation
 
 Chosen = TypeVar("Chosen", bound="Batches | ArrayBatches")
 
@@ -25,11 +25,20 @@ def views(
     chosen: Batches | ArrayBatches,
     augmentation: Augmentation | None = None,
     seed: int = 0,
-    size: Callable[[int], int] | None = None,
+    resolution: Callable[[int], int] | None = None,
 ) -> Views:
-    """The chosen inputs for training; without ``augmentation``, as evaluation sees them."""
-    render = Renderer(chosen.preprocessing, augmentation, size) if isinstance(chosen, Batches) else None
-    return Views(chosen.source, chosen.indices, render, augmentation, seed)
+    """The chosen inputs for training; without ``augmentation``, as evaluation sees them.
+
+    ``resolution`` gives the side of the input in each epoch, pixels, where it changes.
+    """
+    preprocessing = preprocessing_of(chosen)
+    renderer = Renderer(preprocessing, augmentation, resolution) if preprocessing else None
+    return Views(chosen.source, chosen.indices, renderer, augmentation, seed)
+
+
+def preprocessing_of(chosen: Batches | ArrayBatches) -> Preprocessing | None:
+    """How images become the network's input; None for arrays, which come normalized."""
+    return chosen.preprocessing if isinstance(chosen, Batches) else None
 
 
 def split(chosen: Chosen, share: float, seed: int) -> tuple[Chosen, Chosen]:
