@@ -22,6 +22,13 @@ DEVICE_CHOICES: tuple[DeviceChoice, ...] = get_args(DeviceChoice)
 BRANCH_MODES: tuple[BranchMode, ...] = get_args(BranchMode)
 
 
+def _refuse_out_of_range(settings: Any, **holds: bool) -> None:
+    """Raise a TrainingError that lists every field whose condition does not hold."""
+    wrong = [f"{name} {getattr(settings, name)}" for name, is_held in holds.items() if not is_held]
+    if wrong:
+        raise TrainingError(f"training settings out of range: {', '.join(wrong)}; correct these options")
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """One training run.
@@ -211,9 +218,3 @@ def refuse_unknown(options: Mapping[str, Any], *settings: Any) -> None:
         raise TrainingError(
             f"unknown training options {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
         )
-
-
-def _refuse_out_of_range(settings: Any, **holds: bool) -> None:
-    wrong = [f"{name} {getattr(settings, name)}" for name, is_held in holds.items() if not is_held]
-    if wrong:
-        raise TrainingError(f"training settings out of range: {', '.join(wrong)}; correct these options")
