@@ -1,91 +1,70 @@
 """What a training run is asked to do, and the one place where each default lives.
 
-Only the standard library is imported, so that the command line can read the defaults at once.
+Nothing heavy is imported, so that the command line can read the defaults and bounds at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
 from mobileone_q.errors import TrainingError
+from mobileone_q.settings import mistakes, setting
 
 OptimizerName = Literal["adamw", "sgd"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu"]
 BranchMode = Literal["fused", "live"]
 
-OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
-MIXED_PRECISIONS: tuple[MixedPrecision, ...] = get_args(MixedPrecision)
-DEVICE_CHOICES: tuple[DeviceChoice, ...] = get_args(DeviceChoice)
-BRANCH_MODES: tuple[BranchMode, ...] = get_args(BranchMode)
 
-
-def _refuse_out_of_range(settings: Any, **holds: bool) -> None:
-    """Raise a TrainingError that lists every field whose condition does not hold."""
-    wrong = [f"{name} {getattr(settings, name)}" for name, is_held in holds.items() if not is_held]
+def _refuse_mistakes(settings: Any, below_one: Sequence[str] = (), above_zero: Sequence[str] = ()) -> None:
+    """Raise a TrainingError that lists every field that is out of range or not among the choices."""
+    wrong = mistakes(settings)
+    wrong += [f"{name} {value} (below 1)" for name in below_one if (value := getattr(settings, name)) == 1]
+    wrong += [f"{name} {value} (above 0)" for name in above_zero if (value := getattr(settings, name)) <= 0]
     if wrong:
-        raise TrainingError(f"training settings out of range: {', '.join(wrong)}; correct these options")
+        raise TrainingError(f"training settings that cannot be used: {', '.join(wrong)}")
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """One training run.
 
-    ``batch`` is the number of inputs per optimizer step, over all processes. ``accumulate`` is the
-    number of micro-batches per step whose gradients are summed. ``lr`` rises over ``warmup_steps``
-    and falls along a cosine to ``final_lr``. ``weight_decay`` falls to ``final_weight_decay``.
-    ``momentum`` is the momentum of SGD, or the first beta of AdamW. ``clip_norm`` is the largest norm
-    of the gradient (0: any). ``ema`` is the decay of the averaged weights, which are the ones that
-    are evaluated and kept. ``precision`` is that of mixed precision. An evaluation takes place every
-    ``evaluate_every`` epochs; after ``patience`` evaluations without a new best the run ends (0:
-    never). ``checkpoint_every`` and ``log_every`` count steps. ``workers`` processes load data beside
-    each process that trains.
+    ``batch`` is the number of inputs per optimizer step, over all processes and all micro-batches.
+    ``lr`` rises over ``warmup_steps`` and falls along a cosine to ``final_lr``. ``weight_decay``
+    follows a cosine of its own to ``final_weight_decay``. The averaged weights, whose decay is
+    ``ema``, are the ones that are evaluated and kept. After ``patience`` evaluations without a new
+    best the run ends. ``checkpoint_every`` and ``log_every`` count steps.
 
     Raises:
         TrainingError: settings out of range, all of them listed at once.
     """
 
-    epochs: int = 30
-    batch: int = 16
-    accumulate: int = 1
-    optimizer: OptimizerName = "adamw"
-    lr: float = 0.01
-    final_lr: float = 0.0
-    warmup_steps: int = 20
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    final_weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    label_smoothing: float = 0.0
-    ema: float = 0.99
-    precision: MixedPrecision = "no"
-    evaluate_every: int = 1
-    patience: int = 0
-    checkpoint_every: int = 200
-    log_every: int = 10
-    workers: int = 0
-    seed: int = 0
-    device: DeviceChoice = "auto"
+    epochs: int = setting(30, "Passes over the data.", low=1)
+    batch: int = setting(16, "Inputs per step, over all processes and micro-batches.", low=1)
+    accumulate: int = setting(1, "Micro-batches whose gradients are summed into one step.", low=1)
+    optimizer: OptimizerName = setting("adamw", "Which optimizer.")
+    lr: float = setting(0.01, "Highest learning rate; it falls along a cosine.")
+    final_lr: float = setting(0.0, "Lowest learning rate, at the end.", low=0)
+    warmup_steps: int = setting(20, "Steps in which the learning rate rises.", low=0)
+    momentum: float = setting(0.9, "Momentum of SGD, or AdamW's first beta.", low=0, high=1)
+    weight_decay: float = setting(0.0, "Weight decay at the start; it follows a cosine of its own.", low=0)
+    final_weight_decay: float = setting(0.0, "Weight decay at the end.", low=0)
+    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0 for any.", low=0)
+    label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", low=0, high=1)
+    ema: float = setting(0.99, "Decay of the averaged weights, which are the ones kept.", low=0, high=1)
+    precision: MixedPrecision = setting("no", "Mixed precision.")
+    evaluate_every: int = setting(1, "Epochs between evaluations.", low=1)
+    patience: int = setting(0, "Evaluations without a new best that end the run; 0 for never.", low=0)
+    checkpoint_every: int = setting(200, "Steps between checkpoints.", low=1)
+    log_every: int = setting(10, "Steps between lines of metrics.jsonl.", low=1)
+    workers: int = setting(0, "Processes that load data, beside each that trains.", low=0)
+    seed: int = setting(0, "Seed of the order, the augmentation and the first weights.")
+    device: DeviceChoice = setting("auto", "GPU where there is one, or the CPU.")
 
     def __post_init__(self) -> None:
-        _refuse_out_of_range(
-            self,
-            epochs=self.epochs >= 1,
-            batch=self.batch >= 1,
-            accumulate=self.accumulate >= 1,
-            optimizer=self.optimizer in OPTIMIZERS,
-            lr=self.lr > 0,
-            momentum=0 <= self.momentum < 1,
-            ema=0 <= self.ema < 1,
-            label_smoothing=0 <= self.label_smoothing < 1,
-            precision=self.precision in MIXED_PRECISIONS,
-            evaluate_every=self.evaluate_every >= 1,
-            checkpoint_every=self.checkpoint_every >= 1,
-            log_every=self.log_every >= 1,
-            device=self.device in DEVICE_CHOICES,
-        )
+        _refuse_mistakes(self, below_one=("momentum", "label_smoothing", "ema"), above_zero=("lr",))
 
     def batch_per_process(self, processes: int) -> int:
         """Number of inputs in one micro-batch of one process.
@@ -107,36 +86,30 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How much a training input is changed at random; 0 is not at all.
+    """How much a training input is changed at random; 0 is not at all, except for ``crop``.
 
-    ``crop`` is the smallest share of an image's area that a random crop takes (1: no crop).
-    ``shift`` is the largest shift, as a share of the side; the border is repeated. ``flip`` is the
-    probability of a mirror image. ``jitter`` is the largest relative change of brightness, contrast
-    and saturation, or of an array's amplitude. ``noise`` is the standard deviation of noise added to
-    an array, in the array's units. ``mixup`` is the parameter of the Beta distribution that blends
-    two inputs (Zhang et al., arXiv:1710.09412).
+    A random crop takes at least the share ``crop`` of an image's area (1: no crop). ``shift`` is a
+    share of the side; the border is repeated. ``jitter`` changes brightness, contrast and saturation
+    of an image, or the amplitude of an array; ``noise`` is in an array's own units. ``mixup`` is the
+    parameter of the Beta distribution that blends two inputs (Zhang et al., arXiv:1710.09412).
 
     Raises:
         TrainingError: values out of range, all of them listed at once.
     """
 
-    crop: float = 1.0
-    shift: float = 0.0
-    flip: float = 0.0
-    jitter: float = 0.0
-    noise: float = 0.0
-    mixup: float = 0.0
+    crop: float = setting(1.0, "Smallest share of an image's area that a random crop takes.", low=0, high=1)
+    shift: float = setting(0.0, "Largest random shift, as a share of the side.", low=0, high=1)
+    flip: float = setting(0.0, "Share of inputs that are mirrored.", low=0, high=1)
+    jitter: float = setting(
+        0.0, "Largest relative change of colours, or of an array's amplitude.", low=0, high=1
+    )
+    noise: float = setting(0.0, "Standard deviation of noise added to arrays.", low=0)
+    mixup: float = setting(
+        0.0, "Parameter of the Beta distribution that blends two inputs; 0 for none.", low=0
+    )
 
     def __post_init__(self) -> None:
-        _refuse_out_of_range(
-            self,
-            crop=0 <= self.crop <= 1,
-            shift=0 <= self.shift <= 1,
-            flip=0 <= self.flip <= 1,
-            jitter=0 <= self.jitter <= 1,
-            noise=self.noise >= 0,
-            mixup=self.mixup >= 0,
-        )
+        _refuse_mistakes(self)
 
     def to_dict(self) -> dict[str, float]:
         return asdict(self)
@@ -146,31 +119,32 @@ class Augmentation:
 class FineTuneSettings:
     """What fine-tuning a quantized network asks for beside :class:`TrainingSettings`.
 
-    ``branches`` says what trains: the fused convolutions, or the original's branches, folded in every
-    forward pass (``live``). ``labels`` is the labels' share of the loss; the rest is the KL divergence
-    from the FP32 network. ``temperature`` softens both networks' answers in training. ``held_out`` is
-    the share of the inputs that choose which weights are kept (0: the last weights are kept).
-    ``bn_epochs`` is the number of epochs in which batch statistics still move (``live`` only).
+    ``labels`` is the labels' share of the loss; the rest is the KL divergence from the FP32 network.
+    The share ``held_out`` of the inputs chooses which weights are kept; without it the last ones are.
 
     Raises:
         TrainingError: settings out of range, all of them listed at once.
     """
 
-    branches: BranchMode = "fused"
-    labels: float = 0.0
-    temperature: float = 10.0
-    held_out: float = 0.0
-    bn_epochs: int = 0
+    branches: BranchMode = setting(
+        "fused", "Train the fused convolutions, or the branches, folded in every forward pass."
+    )
+    labels: float = setting(
+        0.0, "Share of the loss that is the labels'; the rest is KL to the FP32 network.", low=0, high=1
+    )
+    temperature: float = setting(
+        10.0, "Softens both networks' answers while training, to learn from every class.", low=1
+    )
+    held_out: float = setting(
+        0.0,
+        "Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
+        low=0,
+        high=0.5,
+    )
+    bn_epochs: int = setting(0, "Epochs until batch statistics are frozen (--branches live).", low=0)
 
     def __post_init__(self) -> None:
-        _refuse_out_of_range(
-            self,
-            branches=self.branches in BRANCH_MODES,
-            labels=0 <= self.labels <= 1,
-            temperature=self.temperature >= 1,
-            held_out=0 <= self.held_out <= 0.5,
-            bn_epochs=self.bn_epochs >= 0,
-        )
+        _refuse_mistakes(self)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -180,13 +154,18 @@ class FineTuneSettings:
 class EpochSettings:
     """What an epoch of training from labels consists of.
 
-    ``resolutions`` are sides of the input, pixels; each is used for an equal part of the epochs, in
-    order, and the last is the one that the network is for (empty: one size throughout).
-    ``epoch_images`` is the number of images per epoch; only streamed shards need it.
+    Each of ``resolutions`` is used for an equal part of the epochs, in order; the last is the one
+    that the network is for. Without any there is one size throughout.
+
+    Raises:
+        TrainingError: settings out of range, all of them listed at once.
     """
 
-    resolutions: tuple[int, ...] = ()
-    epoch_images: int | None = None
+    resolutions: tuple[int, ...] = setting((), "Sides to train at in turn, pixels; repeatable.", low=1)
+    epoch_images: int | None = setting(None, "Images per epoch, for shards.", low=1)
+
+    def __post_init__(self) -> None:
+        _refuse_mistakes(self)
 
 
 # Each command's defaults, where they differ from those of the fields.

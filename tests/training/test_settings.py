@@ -22,13 +22,13 @@ from tests.helpers.training import ROOT
 
 
 def test_settings_out_of_range_are_listed_at_once():
-    with pytest.raises(TrainingError, match=r"lr -1\.0, ema 1"):
+    with pytest.raises(TrainingError, match=r"ema 1 \(below 1\), lr -1\.0 \(above 0\)"):
         TrainingSettings(lr=-1.0, ema=1)
-    with pytest.raises(TrainingError, match=r"optimizer lamb, precision int4"):
+    with pytest.raises(TrainingError, match=r"optimizer 'lamb' .*, precision 'int4' "):
         TrainingSettings(optimizer="lamb", precision="int4")
-    with pytest.raises(TrainingError, match=r"crop 2, noise -1"):
+    with pytest.raises(TrainingError, match=r"crop 2 \(at most 1\), noise -1 \(at least 0\)"):
         Augmentation(crop=2, noise=-1)
-    with pytest.raises(TrainingError, match=r"temperature 0\.5, held_out 0\.6"):
+    with pytest.raises(TrainingError, match=r"temperature 0\.5 .*, held_out 0\.6 "):
         FineTuneSettings(temperature=0.5, held_out=0.6)
 
 
