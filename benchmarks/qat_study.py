@@ -177,7 +177,8 @@ def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]
     Each time all of ``data`` and one half of ``eval_data`` are to train on, and the other half is to
     evaluate on. So the two together evaluate on all of ``eval_data``.
     """
-    trained, evaluated, listing = ImageFolder(data).paths, ImageFolder(eval_data).paths, class_listing(eval_data)
+    trained, evaluated = ImageFolder(data).paths, ImageFolder(eval_data).paths
+    listing = class_listing(eval_data)
     pairs = []
     for fold in (0, 1):
         pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
@@ -211,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> None:
     study = studies.add_parser("sample")
     study.add_argument("--starts", choices=STARTS, nargs="+", default=list(STARTS))
     study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to evaluate on its 10,000 test images")
+    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to evaluate on 10,000 images")
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)
