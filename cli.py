@@ -94,6 +94,7 @@ def calibrate(
     from mobileone_q.architecture.registry import choose_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
     from mobileone_q.data.inputs import choose_inputs
+    from mobileone_q.data.settings import InputOptions
     from mobileone_q.export.graph import export_onnx
     from mobileone_q.files import sha256
     from mobileone_q.models.certificate import certify
@@ -105,7 +106,7 @@ def calibrate(
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
     wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
-    inputs = choose_inputs(wanted, **options)
+    inputs = choose_inputs(wanted, InputOptions(**options))
     model, checkpoint = load_model(inputs.weights, arch, inputs.image_size(wanted))
     run = Run.create(output, model.arch.name)
     click.echo(f"{inputs.title}: {checkpoint.description}; target {recipe.target}")
@@ -123,7 +124,7 @@ def calibrate(
             quantized = run_recipe(fused, inputs.calibration, recipe, advance)
     else:
         quantized, kept = calibrate_within(
-            max_drop_pts, fused, inputs.calibration, inputs.judged, recipe, click.echo
+            max_drop_pts, fused, inputs.calibration, inputs.evaluated, recipe, click.echo
         )
     calibrate_s = time.perf_counter() - started
     quantized.save(run.quantized, recipe=recipe.to_dict())
@@ -132,8 +133,8 @@ def calibrate(
     export_onnx(fused, run.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, run.onnx("int8"), preprocessing=preprocessing)
 
-    with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(run, quantized, inputs.judged, advance)
+    with progress("evaluating", len(inputs.evaluated)) as advance:
+        accuracy = measure_accuracy(run, quantized, inputs.evaluated, advance)
 
     report = update_report(
         run,
@@ -374,6 +375,7 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
     from mobileone_q.architecture.registry import choose_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
     from mobileone_q.data.inputs import choose_inputs
+    from mobileone_q.data.settings import InputOptions
     from mobileone_q.models.fuse import fuse as fuse_branches
     from mobileone_q.models.mobileone import MobileOne
     from mobileone_q.progress import progress
@@ -381,12 +383,12 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
     wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
-    inputs = choose_inputs(wanted, **options)
+    inputs = choose_inputs(wanted, InputOptions(**options))
     model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
     fused = fuse_branches(model)
     with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
         equalised, quantized = fit(fused, inputs.calibration, recipe, advance)
-    images, labels = load_all(inputs.judged.sample(SENSITIVITY_IMAGES))
+    images, labels = load_all(inputs.evaluated.sample(SENSITIVITY_IMAGES))
     original = model if isinstance(model, MobileOne) else None
     with progress("measuring blocks", len(fused.arch.blocks)) as advance:
         ranking = rank_blocks(equalised, quantized, images, labels, original, advance)
@@ -473,9 +475,10 @@ def predict(
 def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
     """Compare simulation, ONNX Runtime and TensorRT on the same images."""
     from mobileone_q.data import sample
+    from mobileone_q.data.batches import Batches
     from mobileone_q.data.inputs import sample_images
     from mobileone_q.data.preprocess import Preprocessing
-    from mobileone_q.data.sources import Batches, ImageFolder
+    from mobileone_q.data.sources import ImageFolder
     from mobileone_q.errors import DataError
     from mobileone_q.progress import progress
     from mobileone_q.report import print_parity, update_report
@@ -485,9 +488,9 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
     run = Run.find(run_path)
     if data is None and run.read_report().get("model") != sample.NAME:
         raise DataError(f"{run.path} is not of the bundled sample; pass --data FOLDER of images")
-    source = ImageFolder(data) if data else sample_images("evaluation")
     transform = Preprocessing.from_dict(run.read_manifest()["preprocessing"])
-    chosen = Batches.choose(source, transform, min(images, len(source)))
+    source = ImageFolder(data, transform) if data else sample_images("evaluation", transform)
+    chosen = Batches.choose(source, min(images, len(source)))
     with progress("comparing", len(chosen)) as advance:
         parity = measure_parity(run, chosen, threads, advance)
     update_report(run, parity=parity)

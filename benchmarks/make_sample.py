@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from calibrate.images import tensors
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data.idx import read_arrays
+from mobileone_q.data.inputs import labelled
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.training.views import labelled
 
 CONFIG = "configs/sample.yaml"
 DATA = Path("/usr/share/datasets/fashion-mnist")

@@ -25,10 +25,11 @@ from typing import Any
 from calibrate.pipeline import calibrate as run_recipe
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.inputs import choose_inputs
-from mobileone_q.data.sample import PREPROCESSING
-from mobileone_q.data.sources import Batches, ImageFolder, class_listing
+from mobileone_q.data.settings import InputOptions
+from mobileone_q.data.sources import ImageFolder, class_listing
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
@@ -76,11 +77,11 @@ def test(path: Path, images: Batches) -> dict[str, Any]:
 def spoil(run: Run) -> None:
     """Put the poor recipe's network in place of a run's."""
     fused = FusedModel.load(run.fused)
-    inputs = choose_inputs(choose_architecture("s0", image_size=32), None, None, None, None, seed=0)
+    inputs = choose_inputs(choose_architecture("s0", image_size=32), InputOptions())
     quantized = run_recipe(fused, inputs.calibration, POOR)
     quantized.save(run.quantized, recipe=POOR.to_dict())
     export_onnx(quantized, run.onnx("int8"), preprocessing=run.read_manifest()["preprocessing"])
-    update_report(run, **measure_accuracy(run, quantized, inputs.judged))
+    update_report(run, **measure_accuracy(run, quantized, inputs.evaluated))
 
 
 def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:
@@ -121,7 +122,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
     if args.test is None or "default" not in args.starts:
         return
     source = read_split(args.test, "test")
-    images = Batches.choose(source, PREPROCESSING)
+    images = Batches.choose(source)
     print(f"\nOn all {len(source)} test images:\n")
     table()
     before = test(folder / "default", images)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
+from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.engines import BuildOptions, Engine, backend
 from mobileone_q.evaluation.metrics import (
     Accuracy,
@@ -19,8 +16,6 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 
-Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
-
 
 class Comparison:
     """Quantized models against one FP32 model on the same images, as exported graphs in ONNX Runtime.
@@ -28,7 +23,7 @@ class Comparison:
     ``folder`` takes the graphs; (N,) labels may be -1. FP32 runs once.
     """
 
-    def __init__(self, fused: FusedModel, images: Batches, folder: Path) -> None:
+    def __init__(self, fused: FusedModel, images: LabelledBatches, folder: Path) -> None:
         self._images, self._folder = images, folder
         (self._fp32,), self._labels = collect_logits([self._engine(fused, "fp32")], images)
 

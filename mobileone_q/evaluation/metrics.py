@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.errors import DataError
 from mobileone_q.progress import Advance, silent
 
@@ -62,7 +63,7 @@ class Accuracy:
 
 def collect_logits(
     engines: Iterable[Runnable],
-    batches: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    batches: LabelledBatches,
     advance: Advance = silent,
 ) -> tuple[list[Logits], NDArray[np.int64]]:
     """Logits (N, classes) of each engine over all batches, read once, and the labels (N,)."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.architecture.spec import Architecture
+from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.evaluation.metrics import (
@@ -29,8 +29,6 @@ from mobileone_q.runs.graphs import load_engine
 
 PRECISIONS = ("fp32", "int8")
 SIMULATED_IMAGES = 100  # enough to see whether simulation and engine tell the same story
-
-Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
 class Simulation:
@@ -52,7 +50,7 @@ class Simulation:
 def measure_accuracy(
     run: Run,
     quantized: QuantizedModel,
-    images: Batches,
+    images: LabelledBatches,
     advance: Advance = silent,
 ) -> dict[str, Any]:
     """Report sections ``accuracy`` and ``simulation``; by cosine similarity where there are no classes.

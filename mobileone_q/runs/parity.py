@@ -6,13 +6,13 @@ can be loaded here. What cannot is listed with the reason, never passed over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.engines import BACKENDS, backend
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.metrics import Logits, Runnable, agreement, collect_logits, compare, kl_divergence
@@ -83,7 +83,7 @@ def engines_at_hand(run: Run, threads: int) -> tuple[dict[str, Runnable], dict[s
 
 def measure_parity(
     run: Run,
-    images: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    images: LabelledBatches,
     threads: int = 1,
     advance: Advance = silent,
 ) -> dict[str, Any]:

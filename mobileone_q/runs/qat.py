@@ -96,8 +96,8 @@ def _publish(
     preprocessing = manifest["preprocessing"]
     export_onnx(fused, made.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, made.onnx("int8"), preprocessing=preprocessing)
-    with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(made, quantized, inputs.judged, advance)
+    with progress("evaluating", len(inputs.evaluated)) as advance:
+        accuracy = measure_accuracy(made, quantized, inputs.evaluated, advance)
     report = update_report(
         made,
         **{key: before[key] for key in KEPT if key in before},

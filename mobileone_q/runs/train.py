@@ -9,6 +9,7 @@ import torch
 
 from mobileone_q.architecture.registry import choose_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
+from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.runs.resume import TRAINING as FOLDER
@@ -24,7 +25,6 @@ from mobileone_q.training.settings import (
 )
 from mobileone_q.training.shards import is_shards
 from mobileone_q.training.train import train_classifier
-from mobileone_q.training.views import labelled, num_classes, preprocessing_of
 
 WEIGHTS = "weights.safetensors"
 
@@ -52,9 +52,9 @@ def train_run(
     settings = filled(TRAINING, options)
     accelerator = make_accelerator(settings)
     evaluation = labelled(eval_data, "test", image_size)
-    preprocessing = preprocessing_of(evaluation)
+    preprocessing = evaluation.source.preprocessing
     size = preprocessing.crop if preprocessing else None
-    model = _begin(arch, weights, num_classes(evaluation), size, settings.seed)
+    model = _begin(arch, weights, evaluation.num_classes(), size, settings.seed)
     inputs = data if is_shards(data) else labelled(Path(data), "train", image_size)
     folder = choose_folder(accelerator, output, f"train-{model.arch.name}", resume)
     with removed_if_empty(folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,14 +19,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.sources import UNREADABLE, ImageSource, Source
 from mobileone_q.errors import DataError
 from mobileone_q.training.augment import augment_array, augment_image
 from mobileone_q.training.settings import Augmentation
 
 Key = tuple[int, int]  # epoch, number of the input
 Row = tuple[NDArray[np.float32], int, int, float, str]  # x, y, y2, mixup weight, name
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
 
 
@@ -88,41 +89,50 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Renderer:
-    """Turns an opened image into the network's input; without ``augmentation``, as evaluation does.
+    """Turns an opened image into the network's input, changed at random.
 
     ``resolution`` gives the side of the input in each epoch, pixels, where it changes.
     """
 
     preprocessing: Preprocessing
-    augmentation: Augmentation | None = None
+    augmentation: Augmentation
     resolution: Callable[[int], int] | None = None
 
     def __call__(self, image: Image.Image, epoch: int, random: np.random.Generator) -> NDArray[np.float32]:
         transform = self.preprocessing
-        if self.augmentation is None:
-            return transform(image)
         if self.resolution is not None:
             crop = self.resolution(epoch)
             transform = replace(transform, crop=crop, resize=round(crop * transform.resize / transform.crop))
         image = image.convert("RGB")
         if self.augmentation.crop == 1:
             image = Image.fromarray(np.ascontiguousarray(transform.to_pixels(image).transpose(1, 2, 0)))
-        return transform.normalise(augment_image(image, self.augmentation, transform.crop, random))
+        return transform.normalize(augment_image(image, self.augmentation, transform.crop, random))
 
 
 @dataclass
 class Views:
-    """Random views of the inputs ``indices`` of a source: a map-style dataset.
+    """Random views of chosen inputs: a map-style dataset, and a :class:`Feed`.
 
-    The source has ``name``, ``identity``, ``label``, and either ``open`` (images, for which there is
-    a ``renderer``) or ``read`` (normalized arrays, for which there is none).
+    Without ``augmentation`` the inputs are as evaluation sees them. ``resolution`` gives the side of
+    images in each epoch, pixels, where it changes.
     """
 
-    source: Any
+    source: Source
     indices: Sequence[int]
-    renderer: Renderer | None
     augmentation: Augmentation | None = None
     seed: int = 0
+    resolution: Callable[[int], int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        batches: Batches,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        resolution: Callable[[int], int] | None = None,
+    ) -> Views:
+        """Views of the inputs that ``batches`` has chosen."""
+        return cls(batches.source, batches.indices, augmentation, seed, resolution)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -152,12 +162,14 @@ class Views:
         )
 
     def _read(self, index: int, epoch: int, random: np.random.Generator) -> NDArray[np.float32]:
-        if self.renderer is None:
-            x: NDArray[np.float32] = self.source.read(index)
-            return x if self.augmentation is None else augment_array(x, self.augmentation, random)
+        if self.augmentation is None:
+            return self.source.read(index)
+        if not isinstance(self.source, ImageSource):
+            return augment_array(self.source.read(index), self.augmentation, random)
+        render = Renderer(self.source.preprocessing, self.augmentation, self.resolution)
         with warnings.catch_warnings(), self.source.open(index) as image:
             warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-            return self.renderer(image, epoch, random)
+            return render(image, epoch, random)
 
     def batches_per_epoch(self, batch: int) -> int:
         return len(self) // batch

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mobileone_q.data.arrays import ArrayBatches
-from mobileone_q.data.sources import Batches
+from mobileone_q.data.batches import Batches
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.models.fake_quant_branches import live_model, update_statistics
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.training.data import Views
 from mobileone_q.training.distributed import end, make_accelerator
 from mobileone_q.training.loop import Outcome, Training
 from mobileone_q.training.objectives import Distillation
@@ -25,7 +25,6 @@ from mobileone_q.training.settings import (
     FineTuneSettings,
     TrainingSettings,
 )
-from mobileone_q.training.views import split, views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 def fine_tune(
     fused: FusedModel,
     quantized: QuantizedModel,
-    batches: Batches | ArrayBatches,
+    batches: Batches,
     *,
     folder: Path,
     original: MobileOne | FusedModel | None = None,
@@ -66,8 +65,8 @@ def fine_tune(
         )
     held_out = None
     if tuning.held_out:
-        batches, held_out = split(batches, tuning.held_out, settings.seed)
-    if tuning.labels and min(batches.source.label(index) for index in batches.indices) < 0:
+        batches, held_out = batches.hold_out(tuning.held_out, settings.seed)
+    if tuning.labels and not batches.is_labelled:
         raise TrainingError(
             f"--labels needs labels, and {batches.source.name} has inputs without one; "
             "give one folder per class, or leave out --labels"
@@ -81,8 +80,8 @@ def fine_tune(
     training = Training(
         model,
         Distillation(teacher, tuning.labels, settings.label_smoothing, tuning.temperature),
-        views(batches, augmentation, settings.seed),
-        views(held_out) if held_out else None,
+        Views.of(batches, augmentation, settings.seed),
+        Views.of(held_out) if held_out else None,
         settings,
         folder,
         accelerator=accelerator,

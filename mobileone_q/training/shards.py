@@ -18,8 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.sources import UNREADABLE
 from mobileone_q.errors import DataError, MissingDependency
-from mobileone_q.training.data import UNREADABLE, Batch, Renderer, Row, Slot, collate
+from mobileone_q.training.data import Batch, Renderer, Row, Slot, collate
 from mobileone_q.training.settings import Augmentation
 
 Sample = tuple[Callable[[], Image.Image], int, str]  # opener, label, name

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobileone_q.data.arrays import ArrayBatches
-from mobileone_q.data.sources import Batches
+from mobileone_q.data.batches import Batches
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.training.data import Feed
+from mobileone_q.training.data import Feed, Views
 from mobileone_q.training.distributed import end, make_accelerator, synchronize
 from mobileone_q.training.loop import Outcome, Training
 from mobileone_q.training.objectives import Classification
@@ -22,7 +21,6 @@ from mobileone_q.training.settings import (
     TrainingSettings,
 )
 from mobileone_q.training.shards import Shards
-from mobileone_q.training.views import preprocessing_of, views
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -30,8 +28,8 @@ if TYPE_CHECKING:
 
 def train_classifier(
     model: MobileOne,
-    data: Batches | ArrayBatches | str,
-    evaluation: Batches | ArrayBatches,
+    data: Batches | str,
+    evaluation: Batches,
     *,
     folder: Path,
     epochs: EpochSettings | None = None,
@@ -70,7 +68,7 @@ def train_classifier(
         model,
         Classification(settings.label_smoothing),
         feed,
-        views(evaluation),
+        Views.of(evaluation),
         settings,
         folder,
         accelerator=accelerator,
@@ -83,20 +81,20 @@ def train_classifier(
 
 
 def _feed(
-    data: Batches | ArrayBatches | str,
-    evaluation: Batches | ArrayBatches,
+    data: Batches | str,
+    evaluation: Batches,
     epochs: EpochSettings,
     settings: TrainingSettings,
     augmentation: Augmentation,
 ) -> Feed:
-    preprocessing = preprocessing_of(evaluation)
+    preprocessing = evaluation.source.preprocessing
     resolution = None
     if epochs.resolutions:
         if preprocessing is None:
             raise TrainingError("--resolutions are for images; arrays come in one size, so leave it out")
         resolution = resolution_schedule(epochs.resolutions, settings.epochs)
     if not isinstance(data, str):
-        return views(data, augmentation, settings.seed, resolution)
+        return Views.of(data, augmentation, settings.seed, resolution)
     if preprocessing is None:
         raise TrainingError("shards hold images, and --eval-data holds arrays; give images for both")
     if epochs.epoch_images is None:

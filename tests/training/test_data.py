@@ -2,14 +2,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mobileone_q.data import sample
-from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.inputs import labelled, sample_images
 from mobileone_q.errors import DataError
-from mobileone_q.training.data import Batch, Slot
+from mobileone_q.training.data import Batch, Slot, Views
 from mobileone_q.training.optim import resolution_schedule
 from mobileone_q.training.settings import Augmentation
-from mobileone_q.training.views import labelled, num_classes, views
 from tests.helpers.training import joined
 
 EVERYTHING = Augmentation(crop=0.5, shift=0.1, flip=0.5, jitter=0.3, mixup=0.2)
@@ -17,7 +15,7 @@ EVERYTHING = Augmentation(crop=0.5, shift=0.1, flip=0.5, jitter=0.3, mixup=0.2)
 
 @pytest.fixture(scope="module")
 def feed():
-    return views(Batches(sample_images("calibration"), range(40), sample.PREPROCESSING), EVERYTHING, seed=3)
+    return Views.of(Batches(sample_images("calibration"), range(40)), EVERYTHING, seed=3)
 
 
 def test_inputs_do_not_depend_on_workers_or_processes(feed):
@@ -39,8 +37,8 @@ def test_epochs_differ_and_a_later_start_is_the_same_stream(feed):
 
 
 def test_without_augmentation_inputs_are_what_evaluation_sees():
-    batches = Batches(sample_images("evaluation"), range(20), sample.PREPROCESSING, batch_size=20)
-    ranks = [list(views(batches).in_order(Slot(6, rank, 3))) for rank in range(3)]
+    batches = Batches(sample_images("evaluation"), range(20), batch_size=20)
+    ranks = [list(Views.of(batches).in_order(Slot(6, rank, 3))) for rank in range(3)]
     expected, labels = next(iter(batches))
     seen = torch.zeros(20, *expected.shape[1:])
     for rank, parts in enumerate(ranks):
@@ -52,9 +50,7 @@ def test_without_augmentation_inputs_are_what_evaluation_sees():
 def test_resolutions_share_the_epochs_evenly():
     side = resolution_schedule((16, 24, 32), epochs=6)
     assert [side(epoch) for epoch in range(6)] == [16, 16, 24, 24, 32, 32]
-    growing = views(
-        Batches(sample_images("calibration"), range(8), sample.PREPROCESSING), EVERYTHING, resolution=side
-    )
+    growing = Views.of(Batches(sample_images("calibration"), range(8)), EVERYTHING, resolution=side)
     assert [next(iter(growing.loader(e, Slot(8)))).x.shape[-1] for e in (0, 5)] == [16, 32]
 
 
@@ -71,10 +67,10 @@ def test_an_unreadable_image_is_replaced_and_a_folder_of_them_refused(tmp_path):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), (20 * k, 0, 0)).save(path)
     chosen = labelled(tmp_path, "train", 32)
-    assert num_classes(chosen) == 1
+    assert chosen.num_classes() == 1
     (tmp_path / "a" / "03.png").write_bytes(b"broken")
     with pytest.warns(UserWarning, match=r"a/03\.png.*taking another"):
-        _, names = joined(views(chosen).in_order(Slot(12)))
+        _, names = joined(Views.of(chosen).in_order(Slot(12)))
     assert names[3] == "a/04.png"
     for k in range(12):
         (tmp_path / "a" / f"{k:02}.png").write_bytes(b"broken")
@@ -82,4 +78,4 @@ def test_an_unreadable_image_is_replaced_and_a_folder_of_them_refused(tmp_path):
         pytest.warns(UserWarning, match="taking another"),
         pytest.raises(DataError, match="10 images in a row cannot be read"),
     ):
-        joined(views(chosen).in_order(Slot(12)))
+        joined(Views.of(chosen).in_order(Slot(12)))

@@ -6,7 +6,8 @@ import torch
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.data.arrays import ArrayBatches, ArrayFile
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import DataError, TrainingError
 from mobileone_q.models.fuse import fuse
 from mobileone_q.training.finetune import fine_tune
@@ -24,7 +25,7 @@ def start(tmp_path_factory):
     folder = write_tiny(tmp_path_factory.mktemp("finetune"))
     model = random_model(read_architecture(folder / "tiny.yaml"))
     fused = fuse(model)
-    inputs = ArrayBatches.choose(ArrayFile(folder / "signals.npz"))
+    inputs = Batches.choose(ArrayFile(folder / "signals.npz"))
     return model, fused, calibrate(fused, inputs, Recipe(target="tensorrt")), inputs
 
 
@@ -79,7 +80,7 @@ def test_what_cannot_be_tuned_is_refused_before_a_file_is_written(start, tmp_pat
         fine_tune(
             fused, quantized, inputs, folder=folder, tuning=FineTuneSettings(held_out=0.001), settings=QUICK
         )
-    unlabelled = ArrayBatches(ArrayFile(inputs.source.name), range(96))
+    unlabelled = Batches(ArrayFile(inputs.source.name), range(96))
     unlabelled.source.y[5] = -1
     with pytest.raises(TrainingError, match="--labels needs labels"):
         fine_tune(

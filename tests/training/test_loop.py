@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.data.arrays import ArrayBatches, ArrayFile
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import Interrupted, TrainingError
 from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.training.data import Views
 from mobileone_q.training.loop import Training
 from mobileone_q.training.objectives import Classification
 from mobileone_q.training.settings import Augmentation, TrainingSettings
-from mobileone_q.training.views import views
 from tests.helpers.tiny import write_tiny
 from tests.helpers.training import losses, same
 
@@ -28,15 +29,13 @@ def folder(tmp_path_factory):
 def training(folder, target, on_epoch=None, model=None, **settings):
     """A run of the tiny network on the signals."""
     torch.manual_seed(0)
-    chosen, evaluation = (
-        ArrayBatches.choose(ArrayFile(folder / name)) for name in ("signals.npz", "test.npz")
-    )
+    chosen, evaluation = (Batches.choose(ArrayFile(folder / name)) for name in ("signals.npz", "test.npz"))
     wanted = {"epochs": 3, "batch": 16, "optimizer": "sgd", "lr": 0.1, "device": "cpu", "ema": 0.9}
     return Training(
         model or MobileOne(read_architecture(folder / "tiny.yaml")),
         Classification(smoothing=0.05),
-        views(chosen, AUGMENTATION),
-        views(evaluation),
+        Views.of(chosen, AUGMENTATION),
+        Views.of(evaluation),
         TrainingSettings(**wanted | settings),
         target,
         on_epoch=on_epoch,

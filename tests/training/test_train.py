@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.data.arrays import ArrayBatches, ArrayFile
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.settings import EpochSettings, TrainingSettings
@@ -19,7 +20,7 @@ def parts(tmp_path_factory):
     """(architecture, inputs to train on, inputs to evaluate on)."""
     folder = write_tiny(tmp_path_factory.mktemp("train"))
     files = (ArrayFile(folder / name) for name in ("signals.npz", "test.npz"))
-    return read_architecture(folder / "tiny.yaml"), *map(ArrayBatches.choose, files)
+    return read_architecture(folder / "tiny.yaml"), *map(Batches.choose, files)
 
 
 def test_a_network_learns(parts, tmp_path):
