@@ -328,9 +328,9 @@ def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
     """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
     from mobileone_q.report import print_accuracy
     from mobileone_q.runs.folder import Run
-    from mobileone_q.training.finetune import fine_tune
+    from mobileone_q.runs.qat import fine_tune_run
 
-    made = fine_tune(Run.find(run_path), output, **options)
+    made = fine_tune_run(Run.find(run_path), output, **options)
     if made is not None:
         run, report = made
         print_accuracy(report)
@@ -353,12 +353,12 @@ def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
 @training_options(optimizer="sgd", lr=0.1, ema=0.999)
 def train(**options: Any) -> None:
     """Train MobileOne on labelled inputs as a recipe says, such as configs/sample.yaml."""
-    from mobileone_q.training.train import train_model
+    from mobileone_q.runs.train import train_run
 
-    made = train_model(**options)
+    made = train_run(**options)
     if made is not None:
         path, outcome = made
-        top1, top5 = (100 * outcome.figures[key] for key in ("top1", "top5"))
+        top1, top5 = (100 * outcome.metrics[key] for key in ("top1", "top5"))
         click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
         click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
 

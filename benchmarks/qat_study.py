@@ -173,15 +173,19 @@ def distilled(start: Path, args: argparse.Namespace, images: int, seed: int) -> 
 
 
 def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """(training, evaluation) folders of links, twice: all of ``data`` and one half of ``eval_data``
-    to train on, the other half to judge by; so both together judge on all of ``eval_data``."""
-    trained, judged, listing = ImageFolder(data).paths, ImageFolder(eval_data).paths, class_listing(eval_data)
+    """(training, evaluation) folders of links, twice.
+
+    Each time all of ``data`` and one half of ``eval_data`` are to train on, and the other half is to
+    evaluate on. So the two together evaluate on all of ``eval_data``.
+    """
+    trained, evaluated = ImageFolder(data).paths, ImageFolder(eval_data).paths
+    listing = class_listing(eval_data)
     pairs = []
     for fold in (0, 1):
         pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
         for path in trained:
             link(path, pair[0] / flat(path.relative_to(data)))
-        for number, path in enumerate(judged):
+        for number, path in enumerate(evaluated):
             place = path.relative_to(eval_data)
             link(path, pair[1] / place if number % 2 == fold else pair[0] / f"more-{flat(place)}")
         if listing is not None:  # half of the class folders are gone
@@ -209,7 +213,7 @@ def main(words: Sequence[str] | None = None) -> None:
     study = studies.add_parser("sample")
     study.add_argument("--starts", choices=STARTS, nargs="+", default=list(STARTS))
     study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to judge on its 10,000 test images")
+    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to evaluate on 10,000 images")
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)

@@ -34,7 +34,7 @@ def trained(quantized, fused, model, branches, images):
     trainable = FakeQuantModel(quantized) if branches == "fused" else live_model(quantized, model)
     update_statistics(trainable.train(), True)
     rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
-    groups = [{"params": g["params"], "lr": rate * g["share"]} for g in trainable.parameter_groups()]
+    groups = [{"params": g["params"], "lr": rate * g["lr_scale"]} for g in trainable.parameter_groups()]
     optimizer = torch.optim.Adam(groups)
     for x in tensors(images):
         loss = (trainable(x) - fused(x)).square().mean()
