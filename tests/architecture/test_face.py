@@ -105,7 +105,7 @@ def test_cosine_similarity():
     cosine = cosine_similarity(a, b)
     assert cosine.lowest == 0
     assert cosine.mean == pytest.approx(2 / 3)
-    assert compare_embeddings(a, b).to_dict()["kl"] is None
+    assert compare_embeddings(a, b).kl is None
 
 
 @pytest.mark.parametrize("name", ["s0", "s4"])
