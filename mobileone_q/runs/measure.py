@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileone_q import engines
 from mobileone_q.architecture.spec import Architecture
-from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.evaluation.metrics import (
     Runnable,
@@ -23,11 +25,12 @@ from mobileone_q.evaluation.metrics import (
     kl_divergence,
 )
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import BackendName, Precision
 from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.graphs import load_engine
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 SIMULATED_IMAGES = 100  # enough to see whether simulation and engine tell the same story
 
 Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
@@ -63,29 +66,29 @@ def measure_accuracy(
     FP32 is comparable. For target ``dla``, whose graph has its grids in a cache that only TensorRT
     reads, INT8 is the simulation on every image, and ``engine`` says so.
     """
-    factory, threads = backend("onnxruntime"), os.cpu_count() or 1
-    engines: list[Runnable] = []
+    backend, threads = engines.backend("onnxruntime"), os.cpu_count() or 1
+    loaded: list[Runnable] = []
     is_dla = quantized.target == "dla"
     for precision in PRECISIONS[:1] if is_dla else PRECISIONS:
-        path = run.engine(precision, factory.backend, factory.suffix)
-        factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
-        engines.append(factory.load(path, threads=threads))
+        path = run.engine(precision, backend.name, backend.suffix)
+        backend.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+        loaded.append(backend.load(path, threads=threads))
     if is_dla:
-        (fp32, int8), labels = collect_logits([*engines, Simulation(quantized, math.inf)], images, advance)
+        (fp32, int8), labels = collect_logits([*loaded, Simulation(quantized, math.inf)], images, advance)
         classifies = quantized.arch.task == "classify"
         cost = compare(fp32, int8, labels) if classifies else compare_embeddings(fp32, int8)
         accuracy = cost.to_dict()
         return {"accuracy": {"engine": "float32 simulation (DLA runs on the device alone)", **accuracy}}
-    (fp32, int8, simulated), labels = collect_logits([*engines, Simulation(quantized)], images, advance)
+    (fp32, int8, simulated), labels = collect_logits([*loaded, Simulation(quantized)], images, advance)
     few = len(simulated)
     if quantized.arch.task != "classify":
         cosine = cosine_similarity(simulated, int8[:few]).mean
         return {
-            "accuracy": {"engine": factory.runtime(), **compare_embeddings(fp32, int8).to_dict()},
+            "accuracy": {"engine": backend.runtime(), **compare_embeddings(fp32, int8).to_dict()},
             "simulation": {"images": few, "cosine": cosine},
         }
     return {
-        "accuracy": {"engine": factory.runtime(), **compare(fp32, int8, labels).to_dict()},
+        "accuracy": {"engine": backend.runtime(), **compare(fp32, int8, labels).to_dict()},
         "simulation": {
             "images": few,
             "agreement": agreement(simulated, int8[:few]),
@@ -99,7 +102,7 @@ def measure_latency(
     run: Run,
     arch: Architecture,
     target: str,
-    backend_name: str,
+    backend_name: BackendName,
     *,
     threads: int,
     runs: int,
@@ -111,15 +114,23 @@ def measure_latency(
     Raises:
         EngineError: an engine is missing or stale, or cannot run here.
     """
-    fp32, int8 = (load_engine(run, precision, backend_name, threads) for precision in PRECISIONS)
     # On a CPU, ONNX Runtime computes a float16 graph in float32: there is nothing to time.
     has_kernels = backend_name != "onnxruntime"
-    has_fp16 = has_kernels and run.engine("fp16", backend_name, backend(backend_name).suffix).is_file()
-    fp16 = load_engine(run, "fp16", backend_name, threads) if has_fp16 else None
+    suffix = engines.backend(backend_name).suffix
+    has_fp16 = has_kernels and run.engine("fp16", backend_name, suffix).is_file()
     shape = (batch, arch.in_channels, *arch.image_size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     names = [block.name for block in arch.blocks]
-    latency = profile_engines(fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance)
+    with ExitStack() as stack:
+
+        def load(precision: Precision) -> Engine:
+            return stack.enter_context(load_engine(run, precision, backend_name, threads))
+
+        fp32, int8 = map(load, PRECISIONS)
+        fp16 = load("fp16") if has_fp16 else None
+        latency = profile_engines(
+            fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance
+        )
     section = latency.to_dict()
     if not backend_name.startswith(target):
         section["note"] = (

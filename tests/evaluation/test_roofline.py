@@ -117,7 +117,7 @@ def test_the_trtexec_line_of_each_version(version, there, not_there):
 
 
 def test_the_trtexec_line_for_dla():
-    options = BuildOptions("int8", "fp16", (1, 1, 1), dla_core=1, calibration="model.calib")
+    options = BuildOptions("int8", "fp16", (1, 1, 1), dla_core=1, calibration_cache="model.calib")
     words = trtexec_line("10.3", "int8.onnx", "model.plan", options, (3, 224, 224)).split()
     assert {"--useDLACore=1", "--allowGPUFallback", "--calib=model.calib", "--int8", "--fp16"} <= set(words)
     assert "--stronglyTyped" not in words
