@@ -511,13 +511,12 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
 def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
     """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
     from mobileone_q.architecture.variants import architecture
-    from mobileone_q.evaluation.jetson import MODULES as published
-    from mobileone_q.evaluation.roofline import roofline as bounds
-    from mobileone_q.evaluation.roofline import to_dict
+    from mobileone_q.evaluation.roofline import block_bounds, to_dict
+    from mobileone_q.jetpack import JETSON_MODULES
     from mobileone_q.report import print_roofline
 
-    chain, module = architecture(arch, image_size=image_size), published[device]
-    values = to_dict(chain, module, batch, bounds(chain, module, batch))
+    chain, module = architecture(arch, image_size=image_size), JETSON_MODULES[device]
+    values = to_dict(chain, module, batch, block_bounds(chain, module, batch))
     click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
 
 
