@@ -212,43 +212,45 @@ def build_engine(
     wants_fp16: bool,
     wants_fp32: bool,
     run_path: Path | None,
-    backend: str,
+    backend: BackendName | Literal[auto],
     bundle: Path | None,
     **settings: Any,
 ) -> None:
     """Build engines of a run; where they can run, show the latency per block."""
-    from mobileone_q.engines import BuildOptions, best_backend
-    from mobileone_q.engines import backend as engine_class
+    from mobileone_q import engines
+    from mobileone_q.engines import BuildOptions
     from mobileone_q.progress import progress
     from mobileone_q.runs.folder import Run
     from mobileone_q.runs.graphs import build_options, write_graph
 
     run = Run.find(run_path)
     wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
-    options = BuildOptions(remainder="fp16" if wants_fp16 else "fp32", **settings)
+    options = BuildOptions(float_precision="fp16" if wants_fp16 else "fp32", **settings)
     if bundle is not None:
         from mobileone_q.runs.bundle import write_bundle
 
-        precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
+        precision: Precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
         click.echo(write_bundle(run, bundle, precision, options))
         return
-    backend = best_backend() if backend == "auto" else backend
-    factory = engine_class(backend)
-    precisions = ["fp32", *["fp16"] * wants_fp16, *["int8"] * wants_int8]
-    with progress(f"building for {factory.runtime()}", 100 * len(precisions)) as advance:
+    builder = engines.backend(engines.best_backend() if backend == "auto" else backend)
+    precisions: list[Precision] = ["fp32"]
+    precisions += ["fp16"] if wants_fp16 else []
+    precisions += ["int8"] if wants_int8 else []
+    typed = builder.is_typed_by_graph()
+    with progress(f"building for {builder.runtime()}", 100 * len(precisions)) as advance:
         for precision in precisions:
-            graph = write_graph(run, precision, options.remainder, factory)
-            path = run.engine(precision, backend, factory.suffix)
-            info = factory.build(graph, path, build_options(run, precision, options), advance)
+            graph = write_graph(run, precision, options.float_precision, builder.name, typed)
+            path = run.engine(precision, builder.name, builder.suffix)
+            info = builder.build(graph, path, build_options(run, precision, options), advance)
             click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
             if info.warnings:
                 click.echo(f"      {info.warnings}")
     if not wants_int8:
         return
-    if not factory.can_run():
-        click.echo(f"no latency: running a {backend} engine needs an NVIDIA GPU, and there is none here")
+    if not builder.can_run():
+        click.echo(f"no latency: running a {builder.name} engine needs an NVIDIA GPU, and there is none here")
         return
-    _show_latency(run, backend, options.threads, runs=50)
+    _show_latency(run, builder.name, options.threads, runs=50)
 
 
 @main.command()
@@ -271,7 +273,12 @@ def build_engine(
 @click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
 @THREADS
 def profile(
-    run_path: Path | None, backend: str, runs: int, batch: int, recorded: Path | None, threads: int
+    run_path: Path | None,
+    backend: BackendName | Literal[auto],
+    runs: int,
+    batch: int,
+    recorded: Path | None,
+    threads: int,
 ) -> None:
     """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
     if recorded is not None:
@@ -468,8 +475,8 @@ def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, thr
 def predict(
     run_path: Path | None,
     engine: Path | None,
-    precision: str,
-    backend: str,
+    precision: Precision,
+    backend: BackendName | Literal[auto],
     classes: Path | None,
     top: int,
     as_json: bool,
@@ -527,6 +534,7 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
 def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
     """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
     from mobileone_q.evaluation.jetson import MODULES as published
+
     from mobileone_q.evaluation.roofline import roofline as bounds
     from mobileone_q.evaluation.roofline import to_dict
     from mobileone_q.report.network import print_roofline
@@ -565,7 +573,7 @@ def _resolve_target(target: str) -> str:
     return best_backend()
 
 
-def _show_latency(run: Run, backend: str, threads: int, runs: int, batch: int = 1) -> None:
+def _show_latency(run: Run, backend: BackendName, threads: int, runs: int, batch: int = 1) -> None:
     """Time a run's two engines, put the result into its report and print both."""
     from mobileone_q.models.fused import FusedModel
     from mobileone_q.progress import progress

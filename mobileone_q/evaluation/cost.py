@@ -1,14 +1,14 @@
 """What a network costs: parameters, operations and memory traffic per operator type.
 
-Counted as Caffe2's model profiler does, in whose terms MobileOne's ports publish their figures,
-for one image of the fused float32 network:
+Everything is counted as Caffe2's model profiler does, because MobileOne's ports publish their
+figures in its terms. The counts are for one image of the fused float32 network:
 
-    FLOP      two per multiply-add; of Conv without its bias, of FC with it; Mul one per element
-    read      inputs, weights and biases, every operator's own; 4 bytes a number
-    written   outputs
-    parameter Conv: weights without biases; FC: with its bias
+    FLOP       two per multiply-add (Conv without its bias, FC with it); one per element of Mul
+    read       inputs, weights and biases of every operator, 4 bytes a number
+    written    outputs, 4 bytes a number
+    parameter  weights of Conv; weights and bias of FC
 
-Pooling and Sigmoid have traffic and no FLOP. That profiler leaves pooling's traffic out.
+Pooling and Sigmoid move data and have no FLOP. That profiler leaves out what pooling moves.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from mobileone_q.architecture.variants import VARIANTS, build_variant
 BYTES = 4  # of a float32
 PUBLISHED_TOP1 = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}  # Apple's README
 NOTES = (
-    "FLOPs: a multiply-add is two; the paper and mmpretrain (0.27, 0.82, 1.30, 1.89, 2.98 G) count it as "
-    "one, mmpretrain of convolutions alone.",
+    "FLOPs: a multiply-add counts as two here. The paper and mmpretrain (0.27, 0.82, 1.30, 1.89, 2.98 G) "
+    "count it as one, and mmpretrain counts convolutions alone.",
     "jahongir7174's table (7.80, 10.07, 14.83 M; 2.596, 3.791 G) cuts digits off; mmpretrain's (7.81, 10.08, "
     "14.84 M) rounds.",
-    "Parameters are the fused network's; with training branches S0 has 5,293,272.",
+    "Parameters are those of the fused network; with training branches S0 has 5,293,272.",
     "Top-1 is what Apple publishes; jahongir7174 measures 75.8, 77.9 and 79.3 % for S1, S3 and S4 with the "
     "same weights.",
 )
@@ -39,7 +39,7 @@ ONNX_NAMES = {"Gemm": "FC", "GlobalAveragePool": "AveragePool", "Flatten": "Resh
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """One operator type's share; ``time_ms`` is None until measured."""
+    """What one operator type costs; ``time_ms`` is None where it was not measured."""
 
     operator: str
     flops: int = 0
@@ -49,6 +49,7 @@ class OperatorCost:
     time_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The cost as JSON values, in 1e9 operations and 1e6 bytes."""
         return {
             "operator": self.operator,
             "gflop": self.flops / 1e9,
@@ -92,7 +93,7 @@ class VariantCost:
 
 
 class _Tally:
-    """Adds up numbers read, written and so on per operator type."""
+    """Adds up FLOP and numbers read, written and held, by operator type."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
@@ -101,8 +102,8 @@ class _Tally:
         costs = (flops, BYTES * read, BYTES * written, BYTES * parameters)
         self.sums[operator] = [total + cost for total, cost in zip(self.sums[operator], costs)]
 
-    def conv(self, inputs: int, outputs: int, weights: int, channels: int, positions: int) -> None:
-        self.add("Conv", 2 * weights * positions, inputs + weights + channels, outputs, weights)
+    def conv(self, macs: int, inputs: int, outputs: int, weights: int, biases: int) -> None:
+        self.add("Conv", 2 * macs, inputs + weights + biases, outputs, weights)
 
 
 def operator_costs(arch: Architecture) -> list[OperatorCost]:
@@ -116,22 +117,21 @@ def operator_costs(arch: Architecture) -> list[OperatorCost]:
 
 
 def _add_block(tally: _Tally, spec: BlockSpec, size: Pair, out_size: Pair) -> None:
-    inputs, positions = spec.in_channels * size[0] * size[1], out_size[0] * out_size[1]
-    outputs = spec.out_channels * positions
+    inputs = spec.in_channels * size[0] * size[1]
+    outputs = spec.out_channels * out_size[0] * out_size[1]
+    macs, weights = spec.multiply_adds(size), spec.weight_count
     if spec.pool:
-        weights = spec.in_channels * spec.out_channels
-        tally.add("AveragePool", 0, inputs, spec.in_channels)
         parameters = weights + spec.out_channels
-        tally.add("FC", 2 * weights + outputs, spec.in_channels + parameters, outputs, parameters)
+        tally.add("AveragePool", 0, inputs, spec.in_channels)
+        tally.add("FC", 2 * macs + outputs, spec.in_channels + parameters, outputs, parameters)
         return
-    weights = spec.out_channels * (spec.in_channels // spec.groups) * spec.kernel[0] * spec.kernel[1]
-    tally.conv(inputs, outputs, weights, spec.out_channels, positions)
+    tally.conv(macs, inputs, outputs, weights, spec.out_channels)
     if spec.se_channels:
         wide, narrow = spec.out_channels, spec.se_channels
         tally.add("AveragePool", 0, outputs, wide)
-        tally.conv(wide, narrow, wide * narrow, narrow, 1)
+        tally.conv(wide * narrow, wide, narrow, wide * narrow, narrow)
         tally.add("Relu", 0, narrow, narrow)
-        tally.conv(narrow, wide, wide * narrow, wide, 1)
+        tally.conv(wide * narrow, narrow, wide, wide * narrow, wide)
         tally.add("Sigmoid", 0, wide, wide)
         tally.add("Mul", outputs, outputs + wide, outputs)
     if spec.activation != "none":
@@ -139,7 +139,7 @@ def _add_block(tally: _Tally, spec: BlockSpec, size: Pair, out_size: Pair) -> No
 
 
 def parameter_counts(arch: Architecture) -> dict[str, int]:
-    """Trainable numbers of the fused network, and of the train-time one with all branches."""
+    """Number of parameters of the network when fused, and with all its training branches."""
     import torch
 
     from mobileone_q.models.fused import FusedModel
@@ -170,9 +170,10 @@ def network_cost(arch: Architecture, runs: int = 0, threads: int = 1) -> Network
 
 
 def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str, float]:
-    """Median milliseconds per operator type of the fused float32 graph, unoptimised, in ONNX Runtime.
+    """Median milliseconds per operator type of the fused float32 graph in ONNX Runtime.
 
-    Weights are random: they do not change how long an operator takes.
+    The graph is not optimized, so that every operator stays itself. Weights are random: they do
+    not change how long an operator takes.
     """
     import numpy as np
     import torch
@@ -191,7 +192,7 @@ def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="mobileone-q-") as folder:
         path = Path(folder) / "fp32.onnx"
         operators = {node.name: node.op_type for node in export_onnx(model, path).graph.node}
-        # The classifier is a convolution in the graph, of one position: a matrix product by kind.
+        # In the graph, the classifier is a convolution at one position, which is a matrix product.
         operators |= {spec.name: "Gemm" for spec in arch.blocks if spec.pool}
         profiler = OnnxRuntimeProfiler(path, threads)
         with profiler:

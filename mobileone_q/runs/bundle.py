@@ -11,17 +11,16 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
 from mobileone_q.deploy import run_image
-from mobileone_q.engines import BuildOptions, Engine
-from mobileone_q.engines.tensorrt.trtexec import trtexec_line
+from mobileone_q.engines import BuildOptions
+from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE, trtexec_line
 from mobileone_q.errors import RunError
 from mobileone_q.files import write_json, write_text
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.names import Precision
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.graphs import build_options, write_graph
 
@@ -53,7 +52,7 @@ sed "1s/.*/TRT-$NUMBER-EntropyCalibration2/" int8.calib > model.calib
 """
 
 
-def write_bundle(run: Run, folder: Path, precision: str, options: BuildOptions) -> str:
+def write_bundle(run: Run, folder: Path, precision: Precision, options: BuildOptions) -> str:
     """Fill a new or empty folder for one precision; returns what to do with it, in words.
 
     Raises:
@@ -66,12 +65,13 @@ def write_bundle(run: Run, folder: Path, precision: str, options: BuildOptions) 
     arch = FusedModel.load(run.fused).arch
     lines = {}
     for version in VERSIONS:
-        graph = write_graph(run, precision, options.remainder, _typing_of(version))
+        typed = int(version.split(".")[0]) >= STRONG_SINCE
+        graph = write_graph(run, precision, options.float_precision, "tensorrt", typed)
         _copy(graph, folder / graph.name)
         lines[version] = _line(version, graph.name, options, arch)
-    if options.calibration:
-        _copy(Path(options.calibration), folder / "int8.calib")
-    calibration = CALIBRATION if options.calibration else ""
+    if options.calibration_cache:
+        _copy(Path(options.calibration_cache), folder / "int8.calib")
+    calibration = CALIBRATION if options.calibration_cache else ""
     named = {f"v{version.replace('.', '_')}": line for version, line in lines.items()}
     write_text(folder / "build.sh", SCRIPT.format(engine=ENGINE, calibration=calibration, **named))
     (folder / "build.sh").chmod(0o755)
@@ -90,17 +90,11 @@ def labels(run: Run, count: int) -> list[str]:
     return [f"class {index}" for index in range(count)]
 
 
-def _typing_of(version: str) -> type[Engine]:
-    """Stands for the engine class of a version that is not installed here: only its typing counts."""
-    typed = int(version.split(".")[0]) >= 10
-    return cast(type[Engine], SimpleNamespace(is_typed_by_graph=lambda: typed, backend="tensorrt"))
-
-
 def _line(version: str, graph: str, options: BuildOptions, arch: Architecture) -> str:
-    if options.calibration:
+    if options.calibration_cache:
         if version == "11.1":
             return "echo 'TensorRT 11 has no INT8 for DLA; use JetPack 5 or 6' >&2; exit 1"
-        options = replace(options, calibration="model.calib")
+        options = replace(options, calibration_cache="model.calib")
     image = (arch.in_channels, *arch.image_size)
     return trtexec_line(version, graph, ENGINE, options, image)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileone_q import engines
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import LabelledBatches
-from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.evaluation.latency import Latency, profile_engines
 from mobileone_q.evaluation.metrics import (
     MeasuredAccuracy,
@@ -25,12 +27,12 @@ from mobileone_q.evaluation.metrics import (
     simulation_fidelity,
 )
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import BackendName, Target, pairing
+from mobileone_q.names import BackendName, Precision, Target, pairing
 from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.graphs import load_engine
 
-PRECISIONS = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 SIMULATED_IMAGES = 100  # enough to see whether the simulation and the engine agree
 IN_SIMULATION = "float32 simulation (DLA runs on the device alone)"
 
@@ -80,21 +82,21 @@ def measure_accuracy(
         DataError: there are no images, or a label is beyond the network's classes.
         EngineError: a graph cannot be run.
     """
-    factory, threads = backend("onnxruntime"), os.cpu_count() or 1
-    engines: list[Runnable] = []
+    backend, threads = engines.backend("onnxruntime"), os.cpu_count() or 1
+    loaded: list[Runnable] = []
     is_dla = quantized.target == "dla"
     for precision in PRECISIONS[:1] if is_dla else PRECISIONS:
-        path = run.engine(precision, factory.backend, factory.suffix)
-        factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
-        engines.append(factory.load(path, threads=threads))
+        path = run.engine(precision, backend.name, backend.suffix)
+        backend.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+        loaded.append(backend.load(path, threads=threads))
     simulation = Simulation(quantized, math.inf if is_dla else SIMULATED_IMAGES)
-    (fp32, *rest, simulated), labels = collect_logits([*engines, simulation], images, advance)
+    (fp32, *rest, simulated), labels = collect_logits([*loaded, simulation], images, advance)
     int8 = rest[0] if rest else simulated
     has_classes = quantized.arch.task == "classify"
     cost = compare(fp32, int8, labels) if has_classes else compare_embeddings(fp32, int8)
     if is_dla:
         return AccuracySections(MeasuredAccuracy(**vars(cost), engine=IN_SIMULATION), None)
-    runtime, few = factory.runtime(), len(simulated)
+    runtime, few = backend.runtime(), len(simulated)
     note = accuracy_note(cast(Target, quantized.target), "onnxruntime", runtime)
     accuracy = MeasuredAccuracy(**vars(cost), engine=runtime, note=note)
     if has_classes:
@@ -128,13 +130,21 @@ def measure_latency(
     Raises:
         EngineError: an engine is missing or stale, or cannot run here.
     """
-    fp32, int8 = (load_engine(run, precision, backend_name, threads) for precision in PRECISIONS)
     # On a CPU, ONNX Runtime computes a float16 graph in float32: there is nothing to time.
     has_kernels = backend_name != "onnxruntime"
-    has_fp16 = has_kernels and run.engine("fp16", backend_name, backend(backend_name).suffix).is_file()
-    fp16 = load_engine(run, "fp16", backend_name, threads) if has_fp16 else None
+    suffix = engines.backend(backend_name).suffix
+    has_fp16 = has_kernels and run.engine("fp16", backend_name, suffix).is_file()
     shape = (batch, arch.in_channels, *arch.image_size)
     x = np.random.default_rng(0).standard_normal(shape, np.float32)
     names = [block.name for block in arch.blocks]
-    latency = profile_engines(fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance)
+    with ExitStack() as stack:
+
+        def load(precision: Precision) -> Engine:
+            return stack.enter_context(load_engine(run, precision, backend_name, threads))
+
+        fp32, int8 = map(load, PRECISIONS)
+        fp16 = load("fp16") if has_fp16 else None
+        latency = profile_engines(
+            fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance
+        )
     return replace(latency, note=pairing(target, backend_name).label or None)

@@ -6,15 +6,16 @@ be loaded here. An engine that cannot be loaded is listed with the reason.
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from contextlib import ExitStack
 
+from mobileone_q import engines
 from mobileone_q.data.batches import LabelledBatches
-from mobileone_q.engines import BACKENDS, backend
 from mobileone_q.errors import EngineError, MissingDependency
-from mobileone_q.evaluation.metrics import Logits, Parity, Runnable, collect_logits, engine_parity
+from mobileone_q.evaluation.comparison import TorchModel
+from mobileone_q.evaluation.metrics import Parity, Runnable, collect_logits, engine_parity
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import BACKENDS, PRECISIONS
 from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.graphs import load_engine
@@ -22,31 +23,20 @@ from mobileone_q.runs.graphs import load_engine
 REFERENCE = {"fp32": "fp32 torch", "fp16": "fp32 torch", "int8": "int8 simulation"}
 
 
-class Torch:
-    """A PyTorch model, run as an engine."""
+def engines_at_hand(run: Run, threads: int, stack: ExitStack) -> tuple[dict[str, Runnable], dict[str, str]]:
+    """(runnables by name, reasons by name of the engines that are built and cannot run here).
 
-    def __init__(self, model: FusedModel | QuantizedModel) -> None:
-        self._model = model
-
-    def run(self, batch: NDArray[np.float32]) -> Logits:
-        import torch
-
-        with torch.no_grad():
-            return self._model(torch.from_numpy(batch)).numpy()
-
-
-def engines_at_hand(run: Run, threads: int) -> tuple[dict[str, Runnable], dict[str, str]]:
-    """The engines that can run here, by name, and why the other ones that were built cannot."""
+    ``stack`` closes the engines.
+    """
     usable: dict[str, Runnable] = {
-        "fp32 torch": Torch(FusedModel.load(run.fused)),
-        "int8 simulation": Torch(QuantizedModel.load(run.quantized)),
+        "fp32 torch": TorchModel(FusedModel.load(run.fused)),
+        "int8 simulation": TorchModel(QuantizedModel.load(run.quantized)),
     }
     unusable = {}
     is_dla = run.read_manifest().target == "dla"
     for name in BACKENDS:
-        factory = backend(name)
-        for precision in REFERENCE:
-            path = run.engine(precision, name, factory.suffix)
+        for precision in PRECISIONS:
+            path = run.engine(precision, name, engines.backend(name).suffix)
             if not path.is_file():
                 continue
             label = f"{precision} {name}"
@@ -54,7 +44,7 @@ def engines_at_hand(run: Run, threads: int) -> tuple[dict[str, Runnable], dict[s
                 unusable[label] = "its graph has no grids: for DLA they are in the calibration cache"
                 continue
             try:
-                usable[label] = load_engine(run, precision, name, threads)
+                usable[label] = stack.enter_context(load_engine(run, precision, name, threads))
             except (EngineError, MissingDependency) as error:
                 unusable[label] = str(error)
     return usable, unusable
@@ -71,8 +61,9 @@ def measure_parity(
     Raises:
         DataError: there are no images, or a label is beyond the network's classes.
     """
-    usable, unusable = engines_at_hand(run, threads)
-    outputs, labels = collect_logits(usable.values(), images, advance)
+    with ExitStack() as stack:
+        usable, unusable = engines_at_hand(run, threads, stack)
+        outputs, labels = collect_logits(usable.values(), images, advance)
     logits = dict(zip(usable, outputs))
     fp32 = logits["fp32 torch"]
     rows = []

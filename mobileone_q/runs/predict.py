@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mobileone_q import engines
 from mobileone_q.data.preprocess import Preprocessing, class_names
-from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.base import EngineInfo
 from mobileone_q.errors import DataError, EngineError
 from mobileone_q.evaluation.metrics import Runnable
+from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.folder import Run
 
 
@@ -72,7 +74,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def load_predictor(
-    run: Run, precision: str, backend_name: str, classes: Path | None = None, threads: int = 1
+    run: Run, precision: Precision, backend_name: BackendName, classes: Path | None = None, threads: int = 1
 ) -> Predictor:
     """The predictor of a run, its ONNX Runtime engine built where it is not there yet.
 
@@ -80,11 +82,11 @@ def load_predictor(
         RunError: the run is incomplete. EngineError: its engine is missing, stale, or cannot run here.
         DataError: the run takes no images, or the file of class names cannot be read.
     """
-    factory = backend(backend_name)
-    path = run.engine(precision, backend_name, factory.suffix)
+    backend = engines.backend(backend_name)
+    path = run.engine(precision, backend_name, backend.suffix)
     if backend_name == "onnxruntime" and not path.is_file():
-        factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
-    engine = factory.load(path, run.onnx(precision), threads)
+        backend.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+    engine = backend.load(path, run.onnx(precision), threads)
     return _predictor(run, engine, classes)
 
 
@@ -94,7 +96,7 @@ def predictor_of_engine(path: Path, classes: Path | None = None, threads: int = 
     run = Run(path.resolve().parent.parent)
     if not run.manifest.is_file():
         raise EngineError(f"{path} lies in no run folder, which would say how to prepare images; use --run")
-    engine = backend(info.backend).load(path, run.onnx(info.precision), threads)
+    engine = engines.backend(info.backend).load(path, run.onnx(info.precision), threads)
     return _predictor(run, engine, classes)
 
 
