@@ -8,23 +8,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobileone_q.settings import setting
+
 DEFAULT_IMAGES = 200
 
 
 @dataclass(frozen=True)
 class InputOptions:
-    """Where weights and images come from; with neither, the bundled sample serves.
+    """Where weights and images come from; with neither, the bundled sample is used.
 
-    ``weights`` is a checkpoint. ``data`` and ``eval_data`` are folders of images or ``.npz`` files of
-    normalized arrays; without ``eval_data``, inputs of ``data`` that were not drawn for calibration
-    serve. ``images`` is how many to draw, None for as many as there are, up to ``DEFAULT_IMAGES``;
-    ``seed`` decides which. ``image_size`` is the side of the network's input in pixels, None for what
-    the checkpoint or the architecture says; whoever chooses the architecture reads it.
+    Whoever chooses the architecture reads ``image_size``.
     """
 
-    weights: Path | None = None
-    data: Path | None = None
-    eval_data: Path | None = None
-    images: int | None = None
-    image_size: int | None = None
-    seed: int = 0
+    weights: Path | None = setting(
+        None,
+        "Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174: a file, or a "
+        "public name such as apple:s0 or timm:mobileone_s0.apple_in1k.",
+        default_help="bundled sample",
+    )
+    data: Path | None = setting(
+        None, "Folder of calibration images, or an .npz of arrays.", default_help="bundled sample"
+    )
+    eval_data: Path | None = setting(
+        None, "The same for evaluation, with labels.", default_help="what of --data was not drawn"
+    )
+    images: int | None = setting(
+        None, "Calibration images to draw.", low=1, default_help=f"all, up to {DEFAULT_IMAGES}"
+    )
+    image_size: int | None = setting(
+        None,
+        "Side of the network's input, pixels.",
+        low=32,
+        default_help="the checkpoint's, or else the architecture's",
+    )
+    seed: int = setting(0, "Decides which calibration images are drawn.")

@@ -29,8 +29,9 @@ from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, SimulationF
 from mobileone_q.files import read_json, write_json, write_text
 from mobileone_q.names import Target, Task
 
-SCHEMA = 2
+SCHEMA: Literal[2] = 2
 REMEDY = "make the run again with `mobileone-q calibrate`"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 VERSIONED = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 # A setting that a user chose, recorded so that the run can be made again.
@@ -152,10 +153,9 @@ class Document(BaseModel):
         value = read_json(path)
         if not isinstance(value, dict) or "schema" not in value:
             raise FileError(f"{path} is damaged: it has no field schema; {REMEDY}")
-        if value["schema"] != SCHEMA:
-            raise FileError(
-                f"{path} has schema {value['schema']!r}, and this version reads {SCHEMA}; {REMEDY}"
-            )
+        number = value["schema"]
+        if number != SCHEMA:
+            raise FileError(f"{path} has schema {number!r}, and this version reads {SCHEMA}; {REMEDY}")
         return cls._checked(value, f"{path} is damaged", REMEDY)
 
     def save(self, path: Path) -> None:
@@ -251,10 +251,7 @@ def json_schemas() -> dict[str, str]:
     models: dict[str, type[Document]] = {"report": Report, "manifest": Manifest}
     texts = {}
     for name, model in models.items():
-        schema = {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            **model.model_json_schema(mode="serialization"),
-        }
+        schema = {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
         texts[f"{name}.schema.json"] = json.dumps(schema, indent=2) + "\n"
     return texts
 

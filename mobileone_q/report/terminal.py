@@ -98,22 +98,24 @@ def print_latency(latency: Latency) -> None:
         table.add_column(heading, justify="right")
     if has_fp16:
         table.add_column("against FP16")
+
+    def add(title: str, fp32: float, fp16: float | None, int8: float, speedup: float, mark: str) -> None:
+        times = (fp32, fp16, int8) if has_fp16 else (fp32, int8)
+        cells = ["" if ms is None else f"{ms:.3f}" for ms in times]
+        table.add_row(title, *cells, f"{speedup:.2f}x", *[mark] * has_fp16)
+
     for row in latency.layers:
-        times = _milliseconds(row.fp32_ms, row.fp16_ms, row.int8_ms, has_fp16)
+        title = row.name + "*" * bool(row.shared)
         mark = "INT8 is slower" if row.slower_than_fp16 else ""
-        table.add_row(row.name + "*" * bool(row.shared), *times, f"{row.speedup:.2f}x", mark)
+        add(title, row.fp32_ms, row.fp16_ms, row.int8_ms, row.speedup, mark)
     table.add_section()
-    fp32_ms, int8_ms = latency.layer_sum_ms
-    times = _milliseconds(fp32_ms, latency.fp16_sum_ms, int8_ms, has_fp16)
-    table.add_row(
-        "sum of blocks", *times, f"{latency.sum_speedup:.2f}x", _ratio(latency.fp16_sum_ms, int8_ms)
-    )
+    (fp32_ms, int8_ms), fp16_ms = latency.layer_sum_ms, latency.fp16_sum_ms
+    add("sum of blocks", fp32_ms, fp16_ms, int8_ms, latency.sum_speedup, _ratio(fp16_ms, int8_ms))
     ends = latency.timings
     if "fp32" in ends and "int8" in ends:
+        fp32_ms, int8_ms = ends["fp32"].median_ms, ends["int8"].median_ms
         fp16_ms = ends["fp16"].median_ms if "fp16" in ends else None
-        times = _milliseconds(ends["fp32"].median_ms, fp16_ms, ends["int8"].median_ms, has_fp16)
-        against = _ratio(fp16_ms, ends["int8"].median_ms)
-        table.add_row("end to end", *times, f"{latency.speedup:.2f}x", against)
+        add("end to end", fp32_ms, fp16_ms, int8_ms, latency.speedup, _ratio(fp16_ms, int8_ms))
     out.print(table)
     if any(row.shared for row in latency.layers):
         out.print("* fused with other blocks into one layer, whose time is shared equally among them")
@@ -130,11 +132,6 @@ def print_latency(latency: Latency) -> None:
         out.print(f"as a CUDA graph, without copies: {_timings(latency.graph)}")
     if latency.note:
         out.print(f"note: {latency.note}")
-
-
-def _milliseconds(fp32: float, fp16: float | None, int8: float, has_fp16: bool) -> list[str]:
-    times = (fp32, fp16, int8) if has_fp16 else (fp32, int8)
-    return ["" if ms is None else f"{ms:.3f}" for ms in times]
 
 
 def _ratio(ms: float | None, int8_ms: float) -> str:

@@ -6,7 +6,6 @@ manifest.json  report.json  report.html  engines/
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """The paths inside a run folder, and its manifest and report."""
 
     path: Path
@@ -47,55 +46,11 @@ class Run:
         return self.path / f"{precision}.onnx"
 
     @property
-    def calibration(self) -> Path:
+    def calibration_cache(self) -> Path:
         return self.path / "int8.calib"
 
     def engine(self, precision: str, backend: str, suffix: str) -> Path:
         return self.path / "engines" / f"{precision}.{backend}{suffix}"
-
-    @classmethod
-    def create(cls, output: Path | None, arch: str) -> Run:
-        """A new folder: ``output``, which must be new or empty, or the first free ``runs/<arch>[-n]``.
-
-        Raises:
-            RunError: ``output`` already holds something, or cannot be written to.
-        """
-        if output is None:
-            names = itertools.chain([arch], (f"{arch}-{n}" for n in itertools.count(2)))
-            output = next(path for path in map(RUNS.joinpath, names) if not path.exists())
-        try:
-            if output.exists() and any(output.iterdir()):
-                raise RunError(
-                    f"{output} is not empty; choose another --output, so that nothing in it is lost"
-                )
-            output.mkdir(parents=True, exist_ok=True)
-            probe = output / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise RunError(f"cannot write to {output}: {error.strerror}; choose another --output") from error
-        return cls(output)
-
-    @classmethod
-    def find(cls, path: Path | None) -> Run:
-        """The run at ``path``, or the newest under ``runs/``.
-
-        Raises:
-            RunError: there is none.
-        """
-        if path is not None:
-            run = cls(path)
-            if not run.manifest.is_file():
-                raise RunError(
-                    f"{path} is not a finished run (no manifest.json); make one with `mobileone-q calibrate`"
-                )
-            return run
-        made = sorted(RUNS.glob("*/manifest.json"), key=lambda manifest: manifest.stat().st_mtime)
-        if not made:
-            raise RunError(
-                f"no run under {RUNS}/; make one with `mobileone-q calibrate --arch s0`, or pass --run"
-            )
-        return cls(made[-1].parent)
 
     def read_report(self) -> Report:
         """The run's report, checked.
@@ -130,3 +85,24 @@ class Run:
             FileError: the folder cannot be written to.
         """
         manifest.save(self.manifest)
+
+
+def find_run(path: Path | None) -> RunFolder:
+    """The run at ``path``, or the newest one under ``runs/``.
+
+    Raises:
+        RunError: there is none.
+    """
+    if path is not None:
+        run = RunFolder(path)
+        if not run.manifest.is_file():
+            raise RunError(
+                f"{path} is not a finished run (no manifest.json); make one with `mobileone-q calibrate`"
+            )
+        return run
+    made = sorted(RUNS.glob("[!.]*/manifest.json"), key=lambda manifest: manifest.stat().st_mtime)
+    if not made:
+        raise RunError(
+            f"no run under {RUNS}/; make one with `mobileone-q calibrate --arch s0`, or name the run's folder"
+        )
+    return RunFolder(made[-1].parent)

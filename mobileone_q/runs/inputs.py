@@ -66,6 +66,6 @@ def prepared(images: object, arch: Architecture, manifest: Manifest, count: int 
     source = as_source(images, arch, manifest.preprocessing)
     if manifest.preprocessing is None and source.preprocessing is not None:
         raise DataError(
-            f"the run was calibrated on arrays, and {source.name} has images; pass arrays, or an {ARRAYS} file"
+            f"the run was calibrated on arrays, and {source.name} has images; pass arrays, or an {ARRAYS}"
         )
     return Batches.choose(source, None if count is None else min(count, len(source)))

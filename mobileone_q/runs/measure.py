@@ -29,7 +29,7 @@ from mobileone_q.evaluation.metrics import (
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BackendName, Precision, Target, pairing
 from mobileone_q.progress import Advance, silent
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
@@ -61,7 +61,7 @@ class AccuracySections(NamedTuple):
 
 
 def measure_accuracy(
-    run: Run,
+    run: RunFolder,
     quantized: QuantizedModel,
     images: LabelledBatches,
     advance: Advance = silent,
@@ -113,7 +113,7 @@ def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> st
 
 
 def measure_latency(
-    run: Run,
+    run: RunFolder,
     arch: Architecture,
     target: Target,
     backend_name: BackendName,

@@ -17,13 +17,15 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BACKENDS, PRECISIONS
 from mobileone_q.progress import Advance, silent
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
 
 REFERENCE = {"fp32": "fp32 torch", "fp16": "fp32 torch", "int8": "int8 simulation"}
 
 
-def engines_at_hand(run: Run, threads: int, stack: ExitStack) -> tuple[dict[str, Runnable], dict[str, str]]:
+def engines_at_hand(
+    run: RunFolder, threads: int, stack: ExitStack
+) -> tuple[dict[str, Runnable], dict[str, str]]:
     """(runnables by name, reasons by name of the engines that are built and cannot run here).
 
     ``stack`` closes the engines.
@@ -51,7 +53,7 @@ def engines_at_hand(run: Run, threads: int, stack: ExitStack) -> tuple[dict[str,
 
 
 def measure_parity(
-    run: Run,
+    run: RunFolder,
     images: LabelledBatches,
     threads: int = 1,
     advance: Advance = silent,

@@ -8,18 +8,18 @@ from typing import Any
 
 from mobileone_q.checkpoints.load import fill_model, read_checkpoint
 from mobileone_q.data.inputs import Inputs
-from mobileone_q.export.graph import export_onnx
+from mobileone_q.errors import TrainingError
 from mobileone_q.files import write_atomically
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.progress import progress
-from mobileone_q.report import update_report
-from mobileone_q.runs.folder import Run, write_manifest
+from mobileone_q.report.schema import FineTuning, ImagesRecord, Report, Seconds, installed_versions, utc_now
+from mobileone_q.runs.folder import RUNS, RunFolder
 from mobileone_q.runs.inputs import inputs_of
-from mobileone_q.runs.measure import measure_accuracy
-from mobileone_q.runs.resume import TRAINING, choose_folder, removed_if_empty
-from mobileone_q.training.distributed import make_accelerator
+from mobileone_q.runs.publish import image_counts, publish
+from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
+from mobileone_q.training.distributed import agree, make_accelerator
 from mobileone_q.training.finetune import fine_tune
+from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -28,26 +28,26 @@ from mobileone_q.training.settings import (
     refuse_unknown,
 )
 
-KEPT = ("arch", "model", "target", "fusion")
-
 
 def fine_tune_run(
-    run: Run,
+    run: RunFolder,
     output: Path | None,
     *,
     data: Path | None = None,
     eval_data: Path | None = None,
     images: int | None = None,
     resume: bool = False,
+    progress: bool = False,
     **options: Any,
-) -> tuple[Run, dict[str, Any]] | None:
-    """Train, export and measure: (the new run, its report), or None in any process but the first.
+) -> RunFolder | None:
+    """Train, export and measure; gives the new run, or None in any process but the first.
 
     ``options`` are fields of TrainingSettings, Augmentation and FineTuneSettings
-    (:mod:`mobileone_q.training.settings`).
+    (:mod:`mobileone_q.training.settings`). The new run appears whole or not at all. A training run
+    that was interrupted after a checkpoint stays in a hidden folder, for ``resume``.
 
     Raises:
-        TrainingError: options that cannot be used, or see :func:`fine_tune`.
+        TrainingError: options that cannot be used, nothing to resume, or see :func:`fine_tune`.
     """
     refuse_unknown(options, FINE_TUNING, FINE_TUNING_AUGMENTATION, FineTuneSettings())
     settings = filled(FINE_TUNING, options)
@@ -59,13 +59,14 @@ def fine_tune_run(
     original = None
     if tuning.branches == "live":
         original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
-    made = Run(choose_folder(accelerator, output, f"{run.path.name}-qat", resume))
-    with removed_if_empty(made.path):
+    name = f"{run.path.resolve().name}-qat"
+    staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
+    try:
         tuned = fine_tune(
             fused,
             quantized,
             inputs.calibration,
-            folder=made.path / TRAINING,
+            folder=staged / CHECKPOINT.parent,
             original=original,
             tuning=tuning,
             settings=settings,
@@ -73,40 +74,62 @@ def fine_tune_run(
             accelerator=accelerator,
             resume=resume,
         )
-    if tuned is None:
-        return None
-    shipped, outcome = tuned
-    settled = {**tuning.to_dict(), **settings.to_dict(), "augmentation": augmentation.to_dict()}
-    return made, _publish(run, made, fused, shipped, inputs, outcome.to_dict(), settled)
+        if tuned is None:
+            return None
+        settled = {**tuning.to_dict(), **settings.to_dict(), "augmentation": augmentation.to_dict()}
+        _write(run, RunFolder(staged), fused, *tuned, inputs, settled, progress)
+        return RunFolder(publish_folder(staged, output, name))
+    finally:
+        if accelerator.is_main_process:
+            discard(staged)
 
 
-def _publish(
-    run: Run,
-    made: Run,
+def _unfinished(output: Path | None, name: str) -> Path:
+    found = resumable(output, name)
+    if found is None:
+        place = output or RUNS / name
+        raise TrainingError(f"nothing to resume for {place}; pass another --output, or leave out --resume")
+    return found
+
+
+def _write(
+    run: RunFolder,
+    made: RunFolder,
     fused: FusedModel,
     quantized: QuantizedModel,
+    outcome: Outcome,
     inputs: Inputs,
-    outcome: dict[str, Any],
     settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Write what `calibrate` writes, measured on the exported graphs; returns the report."""
+    progress: bool,
+) -> None:
     manifest, before = run.read_manifest(), run.read_report()
     write_atomically(made.fused, lambda temporary: shutil.copyfile(run.fused, temporary))
-    quantized.save(made.quantized, recipe=manifest["recipe"], qat=settings)
-    preprocessing = manifest["preprocessing"]
-    export_onnx(fused, made.onnx("fp32"), preprocessing=preprocessing)
-    export_onnx(quantized, made.onnx("int8"), preprocessing=preprocessing)
-    with progress("evaluating", len(inputs.evaluated)) as advance:
-        accuracy = measure_accuracy(made, quantized, inputs.evaluated, advance)
-    report = update_report(
-        made,
-        **{key: before[key] for key in KEPT if key in before},
-        images=inputs.describe(),
-        seconds={**before["seconds"], "qat": outcome["seconds"]},
-        qat={**outcome, "before": before["accuracy"]},
-        **accuracy,
+    quantized.save(made.quantized, recipe=dict(manifest.recipe), qat=settings)
+    report = Report(
+        arch=before.arch,
+        model=before.model,
+        target=before.target,
+        fusion=before.fusion,
+        images=image_counts(inputs, None),
+        seconds=Seconds(before.seconds.fuse, before.seconds.calibrate, outcome.seconds),
+        float_blocks=before.float_blocks,
+        qat=FineTuning(
+            steps=outcome.steps,
+            kept_step=outcome.kept_step,
+            seconds=outcome.seconds,
+            metrics=outcome.metrics,
+            start=outcome.start,
+            before=before.accuracy,
+        ),
     )
-    keep = ("arch", "weights", "preprocessing", "classes", "task", "recipe", "seed")
-    facts = {key: manifest.get(key) for key in keep}
-    write_manifest(made, **facts, images=inputs.identify(), qat=settings, tuned_from=str(run.path))
-    return report
+    changed = {
+        "made": utc_now(),
+        "versions": installed_versions(),
+        "images": ImagesRecord(**inputs.identify()),
+        "qat": settings,
+        "tuned_from": str(run.path),
+    }
+    publish(
+        made, fused, quantized, report, manifest.model_copy(update=changed), inputs, inputs.evaluated,
+        progress=progress,
+    )  # fmt: skip

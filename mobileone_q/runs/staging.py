@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mobileone_q.errors import FileError, RunError
@@ -24,21 +25,29 @@ CHECKPOINT = Path("training") / "checkpoint.pt"
 STAGED = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)-\w+")
 
 
+@dataclass
+class Place:
+    """Where a new run is: ``path`` is the hidden folder, ``final`` where it ends up once it is whole."""
+
+    path: Path
+    final: Path
+
+
 @contextmanager
-def new_folder(output: Path | None, name: str) -> Iterator[Path]:
+def new_folder(output: Path | None, name: str) -> Iterator[Place]:
     """A hidden folder to fill; it becomes ``output`` when the block ends without an error.
 
-    Without ``output`` it becomes the first free ``runs/<name>[-2, -3, ...]``. The value is the
-    hidden folder: ask :func:`final_place` where it will be.
+    Without ``output`` it becomes the first free ``runs/<name>[-2, -3, ...]``.
 
     Raises:
         RunError: ``output`` already holds something.
         FileError: the place cannot be written to.
     """
     staged = stage(output, name)
+    place = Place(staged, staged)
     try:
-        yield staged
-        publish_folder(staged, output, name)
+        yield place
+        place.final = publish_folder(staged, output, name)
     finally:
         discard(staged)
 

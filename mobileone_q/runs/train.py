@@ -10,11 +10,11 @@ import torch
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.data.inputs import labelled
-from mobileone_q.errors import TrainingError
+from mobileone_q.errors import FileError, TrainingError
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.runs.resume import TRAINING as FOLDER
-from mobileone_q.runs.resume import choose_folder, removed_if_empty
-from mobileone_q.training.distributed import make_accelerator
+from mobileone_q.runs.folder import RUNS
+from mobileone_q.runs.staging import CHECKPOINT, final_place
+from mobileone_q.training.distributed import agree, make_accelerator
 from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
     TRAINING,
@@ -42,10 +42,12 @@ def train_run(
     """Train and write the averaged weights: (their file, how the run ended).
 
     None in any process but the first. ``options`` are fields of TrainingSettings, Augmentation and
-    EpochSettings (:mod:`mobileone_q.training.settings`).
+    EpochSettings (:mod:`mobileone_q.training.settings`). A new folder is ``output``, or the first
+    free ``runs/train-ARCH``, numbered; to resume, it is ``output``, or the newest of those.
 
     Raises:
-        TrainingError: options that cannot be used, or see :func:`train_classifier`.
+        TrainingError: options that cannot be used, nothing to resume, or see
+            :func:`train_classifier`.
         DataError: inputs without labels.
     """
     refuse_unknown(options, TRAINING, TRAINING_AUGMENTATION, EpochSettings())
@@ -56,23 +58,49 @@ def train_run(
     size = preprocessing.crop if preprocessing else None
     model = _begin(arch, weights, evaluation.num_classes(), size, settings.seed)
     inputs = data if is_shards(data) else labelled(Path(data), "train", image_size)
-    folder = choose_folder(accelerator, output, f"train-{model.arch.name}", resume)
-    with removed_if_empty(folder):
+    name = f"train-{model.arch.name}"
+    folder = _unfinished(output, name) if resume else agree(accelerator, lambda: _new(output, name))
+    try:
         outcome = train_classifier(
             model,
             inputs,
             evaluation,
-            folder=folder / FOLDER,
+            folder=folder / CHECKPOINT.parent,
             epochs=filled(EpochSettings(), options),
             settings=settings,
             augmentation=filled(TRAINING_AUGMENTATION, options),
             accelerator=accelerator,
             resume=resume,
         )
+    finally:
+        if accelerator.is_main_process and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing was begun, and the same command must work again
     if outcome is None:
         return None
     save_model(model, folder / WEIGHTS)
     return folder / WEIGHTS, outcome
+
+
+def _new(output: Path | None, name: str) -> Path:
+    place = final_place(output, name)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write to {place}: {error.strerror}; choose another --output") from error
+    return place
+
+
+def _unfinished(output: Path | None, name: str) -> Path:
+    if output is not None:
+        return output
+    found = [
+        path
+        for path in RUNS.glob(f"{name}*/{CHECKPOINT}")
+        if path.parts[-3].removeprefix(name).strip("-0123456789") == ""
+    ]
+    if not found:
+        raise TrainingError(f"nothing to resume under {RUNS}/{name}; pass --output, or leave out --resume")
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
 def _begin(arch: str, weights: Path | None, classes: int, size: int | None, seed: int) -> MobileOne:
