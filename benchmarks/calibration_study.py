@@ -33,7 +33,7 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.sources import ImageFolder
 from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.evaluation.metrics import Accuracy
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 
 SEEDS, COUNTS = range(5), (16, 50, 100, 200)
 NEAREST = {"rounding": "nearest"}
@@ -77,7 +77,7 @@ class Study:
     """One network and its images, quantised again and again."""
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
-        self.fused = fuse(load_model(args.weights, "s0")[0])
+        self.fused = fuse_branches(load_model(args.weights, "s0")[0])
         self.source = ImageFolder(args.data)
         evaluation = Batches.choose(ImageFolder(args.eval_data))
         self.comparison = Comparison(self.fused, evaluation, folder)

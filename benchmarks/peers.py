@@ -38,7 +38,7 @@ from mobileone_q.errors import MobileOneQError
 from mobileone_q.evaluation.metrics import collect_logits, compare
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_json, write_text
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 
 SCRIPTS = Path(__file__).parent / "peers"
 OWN = "mobileone_q"
@@ -208,7 +208,7 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self.graph = args, folder, folder / "fp32.onnx"
-        fused = fuse(load_model(args.weights, "s0")[0])
+        fused = fuse_branches(load_model(args.weights, "s0")[0])
         fused.save(self.graph.with_suffix(".safetensors"))
         export_onnx(fused, self.graph)
         calibration = Batches.choose(ImageFolder(args.data), args.images, args.seed)

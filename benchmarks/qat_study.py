@@ -17,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from calibrate.pipeline import calibrate as run_recipe
 from calibrate.recipe import Recipe
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.inputs import choose_inputs
@@ -34,7 +34,6 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
-from mobileone_q.report import update_report
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.measure import measure_accuracy
 
@@ -70,18 +69,18 @@ def reported(run: Path) -> Measured:
 def test(path: Path, images: Batches) -> dict[str, Any]:
     """A run's accuracy on other images than its own."""
     run = Run(path)
-    accuracy: dict[str, Any] = measure_accuracy(run, QuantizedModel.load(run.quantized), images)["accuracy"]
-    return accuracy
+    return asdict(measure_accuracy(run, QuantizedModel.load(run.quantized), images).accuracy)
 
 
 def spoil(run: Run) -> None:
     """Put the poor recipe's network in place of a run's."""
     fused = FusedModel.load(run.fused)
-    inputs = choose_inputs(choose_architecture("s0", image_size=32), InputOptions())
+    inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions())
     quantized = run_recipe(fused, inputs.calibration, POOR)
     quantized.save(run.quantized, recipe=POOR.to_dict())
-    export_onnx(quantized, run.onnx("int8"), preprocessing=run.read_manifest()["preprocessing"])
-    update_report(run, **measure_accuracy(run, quantized, inputs.evaluated))
+    export_onnx(quantized, run.onnx("int8"), preprocessing=inputs.preprocessing.to_dict())
+    accuracy, simulation = measure_accuracy(run, quantized, inputs.evaluated)
+    run.write_report(run.read_report().with_sections(accuracy=accuracy, simulation=simulation))
 
 
 def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:

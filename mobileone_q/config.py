@@ -6,25 +6,18 @@ from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mobileone_q.errors import ConfigError
+from mobileone_q.yaml_files import read_yaml
 
 
 def read_config(path: Path, known: Set[str]) -> dict[str, Any]:
     """Read ``option: value`` lines; dashes and underscores are the same.
 
     Raises:
-        ConfigError: unreadable, not a mapping, or with options the command does not have; all
-            unknown ones are listed at once.
+        ConfigError: the file cannot be read, is not a mapping, or has options that the command does
+            not have; all unknown ones are listed at once.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; check --config") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not valid YAML: {reason}") from None
+    values = read_yaml(path, ConfigError, "--config") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `option: value` lines, not a {type(values).__name__}")
     options = {str(key).replace("-", "_"): value for key, value in values.items()}

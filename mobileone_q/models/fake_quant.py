@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import FLOAT, GRIDS, WEIGHT_STEPS
+from mobileone_q.models.grids import WEIGHT_STEPS, Grid
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
@@ -35,7 +35,7 @@ REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real 
 
 
 class _Codes(torch.autograd.Function):
-    """Codes of x on a grid, as :func:`mobileone_q.models.grids.to_codes`, and their LSQ gradients."""
+    """Codes of x on a grid, as :meth:`mobileone_q.models.grids.Grid.quantize`, and their LSQ gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -55,9 +55,9 @@ class _Codes(torch.autograd.Function):
         return grad, scale_grad, None, None
 
 
-def fake_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
+def fake_codes(x: Tensor, scale: Tensor, grid: Grid | None) -> Tensor:
     """Codes of ``x`` as floats, differentiable by ``x`` and by the scalar ``scale``."""
-    return x if grid == FLOAT else _Codes.apply(x, scale, *GRIDS[grid])
+    return x if grid is None else _Codes.apply(x, scale, grid.low, grid.high)
 
 
 def round_through(latent: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class FakeQuantBlock(Block):
 
     @property
     def is_float(self) -> bool:
-        return self.grid == FLOAT
+        return self.grid is None
 
     @property
     def weight_scale(self) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import TrainingError
@@ -79,7 +79,7 @@ def _begin(arch: str, weights: Path | None, classes: int, size: int | None, seed
     """The network to train: new, or with the weights of a checkpoint that has branches."""
     if weights is None:
         torch.manual_seed(seed)
-        return MobileOne(choose_architecture(arch, num_classes=classes, image_size=size))
+        return MobileOne(resolve_architecture(arch, num_classes=classes, image_size=size))
     model, _ = load_model(weights, arch, size)
     if not isinstance(model, MobileOne):
         raise TrainingError(f"{weights} has no branches to train; pass a checkpoint with branches")

@@ -11,7 +11,7 @@ from PIL import Image
 from calibrate.images import load_all
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.data.inputs import choose_inputs
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.models.fused import FusedModel
@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 def test_a_poor_start_is_mended(run, tmp_path):
     """Minmax ranges, no equalization, no correction: three quarters of the answers are lost at first."""
     poor = Run(shutil.copytree(run, tmp_path / "poor"))
-    inputs = choose_inputs(choose_architecture("s0", image_size=32), InputOptions(images=200))
+    inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions(images=200))
     fused = FusedModel.load(poor.fused)
     recipe = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
     quantized = calibrate(fused, inputs.calibration, recipe)
