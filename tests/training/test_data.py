@@ -74,6 +74,7 @@ def test_an_unreadable_image_is_replaced_and_a_folder_of_them_refused(tmp_path):
     assert names[3] == "a/04.png"
     for k in range(12):
         (tmp_path / "a" / f"{k:02}.png").write_bytes(b"broken")
+    chosen = labelled(tmp_path, "train", 32)  # the first one keeps pixels that it has read
     with (
         pytest.warns(UserWarning, match="taking another"),
         pytest.raises(DataError, match="10 images in a row cannot be read"),

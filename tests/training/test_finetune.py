@@ -9,7 +9,7 @@ from mobileone_q.architecture.config import read_architecture
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import DataError, TrainingError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.training.finetune import fine_tune
 from mobileone_q.training.settings import Augmentation, FineTuneSettings, TrainingSettings
 from tests.helpers.networks import random_model
@@ -24,7 +24,7 @@ def start(tmp_path_factory):
     """(network with branches, fused, quantized, inputs) of the tiny network."""
     folder = write_tiny(tmp_path_factory.mktemp("finetune"))
     model = random_model(read_architecture(folder / "tiny.yaml"))
-    fused = fuse(model)
+    fused = fuse_branches(model)
     inputs = Batches.choose(ArrayFile(folder / "signals.npz"))
     return model, fused, calibrate(fused, inputs, Recipe(target="tensorrt")), inputs
 
