@@ -10,17 +10,21 @@ Only click is imported here, so that ``mobileone-q --help`` answers at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
 
-from mobileone_q.names import ARCHITECTURES, FACE_FORMS
+from mobileone_q.errors import ConfigError
+from mobileone_q.names import ARCHITECTURES, BACKENDS, FACE_FORMS
 from mobileone_q.settings import Option, default_of, hints_of, options_of
 
 FILE = click.Path(path_type=Path)
+_HERE = Path(__file__).parent
+# A wheel installs configs/ inside this package; in a checkout, and an editable install, it is beside it.
+BUNDLED = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
 YAML_SUFFIXES = (".yaml", ".yml")
 FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
 ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
@@ -64,12 +68,67 @@ class BatchRange(click.ParamType):
 
 
 def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make a YAML file's values the defaults of the command's options."""
-    if path is not None:
-        from mobileone_q.config import read_config  # YAML is slow to import
+    """Make a YAML file's values the defaults of the command's options.
 
-        several = {p.name: bool(getattr(p, "multiple", False)) for p in ctx.command.params if p.name}
-        ctx.default_map = read_config(path, several)
+    Raises:
+        ConfigError: the file cannot be used; everything wrong in it is named at once.
+    """
+    if path is not None:
+        ctx.default_map = read_config(path, ctx.command.params)
+
+
+def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]:
+    """Read ``option: value`` lines; dashes and underscores are the same.
+
+    ``path`` may be the name of a bundled file: ``jetson`` is ``configs/jetson.yaml``, unless there is
+    a file of that name.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a mapping, has options that the command does not
+            have, or values that are no plain ones; everything wrong is named at once.
+    """
+    from mobileone_q.yaml_files import read_yaml  # YAML is slow to import
+
+    path = _config_path(path)
+    values = read_yaml(path, ConfigError, "--config") or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold `option: value` lines, not a {type(values).__name__}")
+    known = {param.name: param for param in params if param.name and param.name != "config"}
+    options = {str(key).replace("-", "_"): value for key, value in values.items()}
+    wrong = sorted(options.keys() - known.keys())
+    if wrong:
+        raise ConfigError(
+            f"{path} has unknown options {', '.join(wrong)}; choose from {', '.join(sorted(known))}"
+        )
+    wrong = [name for name, value in options.items() if not _is_plain(value, known[name].multiple)]
+    if wrong:
+        raise ConfigError(
+            f"{path}: {', '.join(wrong)} must each be one number, word or true/false"
+            " (a list of them where an option is repeatable)"
+        )
+    return {name: _as_typed(value) for name, value in options.items()}
+
+
+def _config_path(path: Path) -> Path:
+    if path.suffix in YAML_SUFFIXES or path.is_file():
+        return path
+    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}
+    if str(path) not in bundled:
+        raise ConfigError(f"{path} is neither a file nor a bundled config; choose from {', '.join(bundled)}")
+    return bundled[str(path)]
+
+
+def _is_plain(value: Any, several: bool) -> bool:
+    if several and isinstance(value, list):
+        return all(_is_plain(each, several=False) for each in value)
+    return isinstance(value, (bool, int, float, str)) and "\0" not in str(value)
+
+
+def _as_typed(value: Any) -> Any:
+    """As it would be typed on the command line, where click checks it; flags stay true or false."""
+    if isinstance(value, bool):
+        return value
+    return [_as_typed(each) for each in value] if isinstance(value, list) else str(value)
 
 
 def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:
@@ -93,6 +152,11 @@ THREADS = click.option(
 CONFIG = click.option(
     "--config", type=FILE, is_eager=True, expose_value=False, callback=load_config,
     help="YAML file of options, or a bundled one's name, such as jetson; the command line wins.",
+)  # fmt: skip
+CONFIG_ARGUMENT = click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=load_config)
+BACKEND = click.option(
+    "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True,
+    help="Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime.",
 )  # fmt: skip
 ARCH = click.option("--arch", type=ArchitectureParameter(), required=True, help=ARCH_HELP)
 
@@ -131,8 +195,14 @@ def takes(cls: type, name: str, *, defaults: Any = None, without: tuple[str, ...
 
 def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any) -> Decorator:
     default = default_of(cls, key) if defaults is None else getattr(defaults, key)
-    help_text = option.help + (f"  [default: {option.default_help}]" if option.default_help else "")
-    words: dict[str, Any] = {"help": help_text, "default": default, "show_default": default is not None}
+    help_text = option.help or ARCH_HELP
+    if option.default_help and default is None:
+        help_text += f"  [default: {option.default_help}]"
+    words: dict[str, Any] = {"help": help_text}
+    if option.is_required:
+        words["required"] = True
+    else:
+        words |= {"default": default, "show_default": default is not None and default != ()}
     if option.metavar:
         words["metavar"] = option.metavar
     flag = option.flag or f"--{key.replace('_', '-')}"

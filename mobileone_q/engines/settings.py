@@ -43,9 +43,7 @@ class BuildOptions:
         high=5,
         default_help="TensorRT's own",
     )
-    timing_cache: bool = setting(
-        True, "Reuse kernel timings of earlier builds on this device (TensorRT)."
-    )
+    timing_cache: bool = setting(True, "Reuse kernel timings of earlier builds on this device (TensorRT).")
     version_compatible: bool = setting(
         False, "The engine also runs on later versions of TensorRT (8.6 and later)."
     )

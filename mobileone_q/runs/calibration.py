@@ -11,19 +11,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from calibrate.images import load_all
 from calibrate.mixed_precision import FloatBlock, calibrate_within
 from calibrate.pipeline import calibration_steps, fit
 from calibrate.recipe import Recipe
+from calibrate.sensitivity import BlockSensitivity, rank_blocks
 from mobileone_q import engines
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.checkpoints.download import fetch, is_name
-from mobileone_q.checkpoints.load import Checkpoint, load_model, stored_image_size
+from mobileone_q.checkpoints.load import Checkpoint, load_model, save_fused, stored_image_size
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.inputs import Inputs, as_source, choose_inputs, draw
+from mobileone_q.data.inputs import Inputs, as_source, certificate_images, choose_inputs, draw
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import InputOptions
+from mobileone_q.errors import RunError
 from mobileone_q.files import sha256
 from mobileone_q.models.certificate import Certificate, certify
 from mobileone_q.models.fuse import fuse_branches
@@ -31,6 +34,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import Target
+from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import (
     ChosenBlock,
@@ -243,8 +247,23 @@ def calibrate(
         >>> result.quantized.target, len(result.inputs.calibration)
         ('tensorrt', 16)
     """
-    recipe = resolved_recipe(recipe, target)
+    settled = replace(recipe, target=target) if recipe and target != "auto" else recipe
     inputs = images if isinstance(images, Inputs) else _inputs_from(images, model, count, seed)
+    return calibrate_inputs(
+        model, inputs, settled or Recipe(target=settled_target(target)), seed, max_drop_pts, progress=progress
+    )
+
+
+def calibrate_inputs(
+    model: Model,
+    inputs: Inputs,
+    recipe: Recipe,
+    seed: int = 0,
+    max_drop_pts: float | None = None,
+    *,
+    progress: bool = False,
+) -> Result:
+    """As :func:`calibrate`, on inputs that are already chosen; ``seed`` is only recorded."""
     started = time.perf_counter()
     fused = fuse_branches(model.network)
     fuse_s = time.perf_counter() - started
@@ -266,14 +285,44 @@ def calibrate(
     )
 
 
-def resolved_recipe(recipe: Recipe | None, target: Literal["auto"] | Target) -> Recipe:
-    """The recipe, by default the command's, with its target settled; see :func:`calibrate`."""
+def settled_target(target: Literal["auto"] | Target) -> Target:
+    """The target that ``auto`` stands for: TensorRT where it and a GPU are, else ONNX Runtime."""
     if target != "auto":
-        return replace(recipe or Recipe(), target=target)
-    if recipe is not None:
-        return recipe
-    best = engines.best_backend()
-    return Recipe(target="onnxruntime" if best == "onnxruntime" else "tensorrt")
+        return target
+    return "tensorrt" if engines.best_backend() == "tensorrt" else "onnxruntime"
+
+
+def block_sensitivity(
+    model: Model, inputs: Inputs, recipe: Recipe, most_images: int
+) -> tuple[list[BlockSensitivity], int]:
+    """What quantizing each block alone costs, the costliest first, and on how many images."""
+    fused = fuse_branches(model.network)
+    total = calibration_steps(recipe, fused, len(inputs.calibration))
+    with show_progress("calibrating", total) as advance:
+        equalized, quantized = fit(fused, inputs.calibration, recipe, advance)
+    images, labels = load_all(inputs.evaluated.sample(most_images))
+    original = model.network if isinstance(model.network, MobileOne) else None
+    with show_progress("measuring blocks", len(fused.arch.blocks)) as advance:
+        return rank_blocks(equalized, quantized, images, labels, original, advance), len(labels)
+
+
+def fuse_file(
+    src: Path, dst: Path, arch: str, image_size: int | None, data: Path | None, layout: str
+) -> tuple[str, Certificate, int]:
+    """Fuse a checkpoint into a file: (what was done, in words, the certificate, parameters).
+
+    Raises:
+        RunError: ``dst`` exists.
+        CheckpointError: ``src`` cannot be used, or ``dst`` cannot be written in that layout.
+    """
+    if dst.exists():
+        raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
+    model = load(src, arch, image_size)
+    fused = fuse_branches(model.network)
+    certificate = certify(model.network, certificate_images(data, model.arch))
+    save_fused(fused, dst, layout, certificate=certificate.to_dict())
+    state = "was fused already" if model.is_fused else "fused"
+    return state, certificate, sum(p.numel() for p in fused.parameters())
 
 
 def gather(arch: str, options: InputOptions) -> tuple[Model, Inputs]:

@@ -7,6 +7,7 @@ be loaded here. An engine that cannot be loaded is listed with the reason.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 
 from mobileone_q import engines
 from mobileone_q.data.batches import LabelledBatches
@@ -16,9 +17,10 @@ from mobileone_q.evaluation.metrics import Parity, Runnable, collect_logits, eng
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BACKENDS, PRECISIONS
-from mobileone_q.progress import Advance, silent
+from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
+from mobileone_q.runs.inputs import comparison_inputs
 
 REFERENCE = {"fp32": "fp32 torch", "fp16": "fp32 torch", "int8": "int8 simulation"}
 
@@ -73,3 +75,16 @@ def measure_parity(
         reference = REFERENCE[name.split()[0]]
         rows.append(engine_parity(name, reference, values, logits[reference], fp32, labels))
     return Parity(len(labels), tuple(rows), unusable)
+
+
+def compare_engines(
+    run: RunFolder, data: Path | None, images: int, threads: int = 1, *, progress: bool = False
+) -> Parity:
+    """As :func:`measure_parity`, on at most ``images`` inputs of ``data``, or of the bundled sample.
+
+    Raises:
+        DataError: there are none, or they do not fit the run.
+    """
+    chosen = comparison_inputs(run, FusedModel.load(run.fused).arch, data, images)
+    with progress_if(progress, "comparing", len(chosen)) as advance:
+        return measure_parity(run, chosen, threads, advance)

@@ -23,9 +23,9 @@ from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
+    Augmentation,
     FineTuneSettings,
-    filled,
-    refuse_unknown,
+    TrainingSettings,
 )
 
 
@@ -36,23 +36,21 @@ def fine_tune_run(
     data: Path | None = None,
     eval_data: Path | None = None,
     images: int | None = None,
+    tuning: FineTuneSettings | None = None,
+    settings: TrainingSettings = FINE_TUNING,
+    augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
     resume: bool = False,
     progress: bool = False,
-    **options: Any,
 ) -> RunFolder | None:
     """Train, export and measure; gives the new run, or None in any process but the first.
 
-    ``options`` are fields of TrainingSettings, Augmentation and FineTuneSettings
-    (:mod:`mobileone_q.training.settings`). The new run appears whole or not at all. A training run
-    that was interrupted after a checkpoint stays in a hidden folder, for ``resume``.
+    The new run appears whole or not at all. A training run that was interrupted after a checkpoint
+    stays in a hidden folder, for ``resume``.
 
     Raises:
-        TrainingError: options that cannot be used, nothing to resume, or see :func:`fine_tune`.
+        TrainingError: nothing to resume, or see :func:`fine_tune`.
     """
-    refuse_unknown(options, FINE_TUNING, FINE_TUNING_AUGMENTATION, FineTuneSettings())
-    settings = filled(FINE_TUNING, options)
-    augmentation = filled(FINE_TUNING_AUGMENTATION, options)
-    tuning = filled(FineTuneSettings(), options)
+    tuning = tuning or FineTuneSettings()
     accelerator = make_accelerator(settings)
     fused, quantized = FusedModel.load(run.fused), QuantizedModel.load(run.quantized)
     inputs = inputs_of(run, fused.arch, data, eval_data, images)

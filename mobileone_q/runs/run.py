@@ -25,6 +25,14 @@ from mobileone_q.runs.graphs import load_engine
 from mobileone_q.runs.inputs import prepared
 from mobileone_q.runs.measure import measure_accuracy, measure_latency
 from mobileone_q.runs.predict import Prediction, load_predictor
+from mobileone_q.runs.qat import fine_tune_run
+from mobileone_q.training.settings import (
+    FINE_TUNING,
+    FINE_TUNING_AUGMENTATION,
+    FineTuneSettings,
+    filled,
+    refuse_unknown,
+)
 
 
 @dataclass(frozen=True)
@@ -131,13 +139,14 @@ class Run(RunFolder):
             TrainingError: settings that cannot be used.
             MissingDependency: Accelerate is not installed.
         """
-        from mobileone_q.runs.qat import fine_tune_run  # only fine-tuning needs Accelerate
-
+        refuse_unknown(settings, FINE_TUNING, FINE_TUNING_AUGMENTATION, FineTuneSettings())
         made = fine_tune_run(
             self,
             None if path is None else Path(path),
             data=None if images is None else Path(images),
-            **settings,
+            tuning=filled(FineTuneSettings(), settings),
+            settings=filled(FINE_TUNING, settings),
+            augmentation=filled(FINE_TUNING_AUGMENTATION, settings),
         )
         if made is None:
             raise TrainingError("only the first of several processes gets the fine-tuned run")

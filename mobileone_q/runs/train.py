@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,9 +18,9 @@ from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
     TRAINING,
     TRAINING_AUGMENTATION,
+    Augmentation,
     EpochSettings,
-    filled,
-    refuse_unknown,
+    TrainingSettings,
 )
 from mobileone_q.training.shards import is_shards
 from mobileone_q.training.train import train_classifier
@@ -36,22 +35,21 @@ def train_run(
     eval_data: Path,
     image_size: int | None,
     output: Path | None,
+    *,
+    epochs: EpochSettings | None = None,
+    settings: TrainingSettings = TRAINING,
+    augmentation: Augmentation = TRAINING_AUGMENTATION,
     resume: bool = False,
-    **options: Any,
 ) -> tuple[Path, Outcome] | None:
     """Train and write the averaged weights: (their file, how the run ended).
 
-    None in any process but the first. ``options`` are fields of TrainingSettings, Augmentation and
-    EpochSettings (:mod:`mobileone_q.training.settings`). A new folder is ``output``, or the first
-    free ``runs/train-ARCH``, numbered; to resume, it is ``output``, or the newest of those.
+    None in any process but the first. A new folder is ``output``, or the first free
+    ``runs/train-ARCH``, numbered; to resume, it is ``output``, or the newest of those.
 
     Raises:
-        TrainingError: options that cannot be used, nothing to resume, or see
-            :func:`train_classifier`.
+        TrainingError: nothing to resume, or see :func:`train_classifier`.
         DataError: inputs without labels.
     """
-    refuse_unknown(options, TRAINING, TRAINING_AUGMENTATION, EpochSettings())
-    settings = filled(TRAINING, options)
     accelerator = make_accelerator(settings)
     evaluation = labelled(eval_data, "test", image_size)
     preprocessing = evaluation.source.preprocessing
@@ -66,9 +64,9 @@ def train_run(
             inputs,
             evaluation,
             folder=folder / CHECKPOINT.parent,
-            epochs=filled(EpochSettings(), options),
+            epochs=epochs,
             settings=settings,
-            augmentation=filled(TRAINING_AUGMENTATION, options),
+            augmentation=augmentation,
             accelerator=accelerator,
             resume=resume,
         )
