@@ -37,7 +37,7 @@ from mobileone_q.options import (
 )
 
 if TYPE_CHECKING:
-    from calibrate.mixed_precision import Kept
+    from calibrate.mixed_precision import FloatBlock
     from mobileone_q.runs.folder import Run
 
 # Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
@@ -89,7 +89,7 @@ def calibrate(
     """Quantise a checkpoint to INT8 and measure the accuracy drop."""
     from calibrate.mixed_precision import calibrate_within
     from calibrate.pipeline import calibrate as run_recipe
-    from calibrate.pipeline import steps
+    from calibrate.pipeline import progress_steps
     from calibrate.recipe import Recipe
     from mobileone_q.architecture.registry import choose_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
@@ -117,9 +117,9 @@ def calibrate(
     fused.save(run.fused, certificate=certificate.to_dict())
 
     started = time.perf_counter()
-    kept: list[Kept] = []
+    kept: list[FloatBlock] = []
     if max_drop_pts is None:
-        with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
+        with progress("calibrating", progress_steps(recipe, fused, len(inputs.calibration))) as advance:
             quantized = run_recipe(fused, inputs.calibration, recipe, advance)
     else:
         quantized, kept = calibrate_within(
@@ -368,7 +368,7 @@ def train(**options: Any) -> None:
 def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, **options: Any) -> None:
     """Rank blocks by what quantising each alone costs, inputs and weights apart."""
     from calibrate.images import load_all
-    from calibrate.pipeline import fit, steps
+    from calibrate.pipeline import fit, progress_steps
     from calibrate.recipe import Recipe
     from calibrate.sensitivity import rank_blocks
     from mobileone_q.architecture.registry import choose_architecture
@@ -384,12 +384,12 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
     inputs = choose_inputs(wanted, **options)
     model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
     fused = fuse_branches(model)
-    with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
-        equalised, quantized = fit(fused, inputs.calibration, recipe, advance)
+    with progress("calibrating", progress_steps(recipe, fused, len(inputs.calibration))) as advance:
+        equalized, quantized = fit(fused, inputs.calibration, recipe, advance)
     images, labels = load_all(inputs.judged.sample(SENSITIVITY_IMAGES))
     original = model if isinstance(model, MobileOne) else None
     with progress("measuring blocks", len(fused.arch.blocks)) as advance:
-        ranking = rank_blocks(equalised, quantized, images, labels, original, advance)
+        ranking = rank_blocks(equalized, quantized, images, labels, original, advance)
     if as_json:
         click.echo(json.dumps([result.to_dict() for result in ranking], indent=2))
     else:

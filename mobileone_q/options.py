@@ -19,7 +19,7 @@ METHODS = ("minmax", "percentile", "entropy", "mse")
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
 MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
 LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
-ROUNDINGS = ("nearest", "compensated", "learned")
+ROUNDINGS = ("nearest", "compensated")
 FILE = click.Path(path_type=Path)
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -111,16 +111,16 @@ CALIBRATION_OPTIONS = (
         help="Runtime whose integer grids to use.",
     ),
     click.option(
-        "--method", type=click.Choice(METHODS), default="mse", show_default=True,
+        "--range-method", type=click.Choice(METHODS), default="mse", show_default=True,
         help="How activation ranges are chosen.",
     ),
     click.option(
         "--rounding", type=click.Choice(ROUNDINGS), default="compensated", show_default=True,
-        help="How weights are rounded; learned trains scales and biases besides, and takes minutes.",
+        help="How weights are rounded.",
     ),
     click.option(
-        "--rounding-seconds", type=click.FloatRange(min=1), default=240, show_default=True,
-        help="Time budget of --rounding learned.",
+        "--tune-scales", "tune_scales_seconds", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS",
+        help="Also train scales and biases, without labels, for at most so long.  [default: 0, which is off]",
     ),
     click.option(
         "--keep-float", multiple=True, metavar="BLOCK",

@@ -14,7 +14,7 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_atomically
 from mobileone_q.models.fake_quant import FakeQuantModel
-from mobileone_q.models.fake_quant_branches import live_model, update_statistics
+from mobileone_q.models.fake_quant_branches import update_statistics, with_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
@@ -105,7 +105,7 @@ def _trainable(branches: str, quantized: QuantizedModel, inputs: Inputs) -> Fake
     original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
     if not isinstance(original, MobileOne):
         raise TrainingError(f"{inputs.weights} has no branches to train; use --branches fused")
-    return live_model(quantized, original)
+    return with_branches(quantized, original)
 
 
 def _publish(

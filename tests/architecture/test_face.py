@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from calibrate.equalize import equalise
+from calibrate.equalize import equalize_channels
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from calibrate.statistics import collect
@@ -179,7 +179,7 @@ def test_equalization_leaves_relu6_alone(relu6):
     statistics = collect(relu6, [x])
     histograms = statistics.histograms
     assert all(h.maximum.max() == 6 for name, h in histograms.items() if name not in ("stem", "head"))
-    after, _ = equalise(relu6, statistics, "tensorrt")
+    after, _ = equalize_channels(relu6, statistics, "tensorrt")
     assert torch.equal(after(x), relu6(x))
 
 
@@ -187,7 +187,7 @@ def test_equalization_leaves_relu6_alone(relu6):
 def test_saturating_relu6_gives_the_uint8_codes_less_128(relu6, stretch):
     """Grids that end below 6, and above it, where the upper cut must stay in the graph."""
     images = (random_images(relu6.arch, 8) * 16).round() / 16
-    quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", method="minmax"))
+    quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", range_method="minmax"))
     power_of_two(quantized)  # float32 is then exact, and a tie cannot fall otherwise
     for name, block in quantized.blocks():
         if block.grid == UINT8 and name != "head":
