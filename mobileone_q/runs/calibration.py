@@ -14,8 +14,7 @@ from typing import Literal, cast
 from calibrate.images import load_all
 from calibrate.mixed_precision import Kept as FloatBlock
 from calibrate.mixed_precision import calibrate_within
-from calibrate.pipeline import fit
-from calibrate.pipeline import steps as progress_steps
+from calibrate.pipeline import fit, progress_steps
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import BlockSensitivity, rank_blocks
 from mobileone_q import engines
