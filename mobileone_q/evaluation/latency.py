@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
-from mobileone_q.engines.layer_map import Inspection, assign, is_reformat
+from mobileone_q.engines.layer_map import Inspection, assign_blocks, is_reformat
 from mobileone_q.progress import Advance, silent
 
 
@@ -96,7 +96,7 @@ class Layers:
 
     def shared_blocks(self, block_names: Sequence[str]) -> set[str]:
         """Blocks that were fused with others into one layer."""
-        assigned = assign(list(self.runs[0]), block_names, self.inspection)
+        assigned = assign_blocks(list(self.runs[0]), block_names, self.inspection)
         return {name for blocks in assigned.values() if len(blocks) > 1 for name in blocks}
 
 
@@ -189,7 +189,7 @@ def block_times(
     runs: Sequence[LayerTimes], block_names: Sequence[str], inspection: Inspection | None = None
 ) -> dict[str, float]:
     """Median milliseconds per block; a layer fused of several blocks counts in equal shares."""
-    assigned = assign(list(runs[0]), block_names, inspection)
+    assigned = assign_blocks(list(runs[0]), block_names, inspection)
     per_run: list[dict[str, float]] = []
     for run in runs:
         totals = dict.fromkeys(block_names, 0.0)
@@ -202,7 +202,7 @@ def block_times(
 
 def owner(layers: Sequence[str], block_names: Sequence[str]) -> dict[str, str]:
     """The block that each layer works for, the first where it was fused of several."""
-    return {layer: blocks[0] for layer, blocks in assign(layers, block_names).items()}
+    return {layer: blocks[0] for layer, blocks in assign_blocks(layers, block_names).items()}
 
 
 def _ratio(a: float, b: float) -> float:
