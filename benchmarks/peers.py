@@ -31,14 +31,14 @@ from onnx import TensorProto, numpy_helper
 
 from mobileone_q import __version__, engines
 from mobileone_q.checkpoints.load import load_model
-from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.data.sources import Batches, ImageFolder
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ImageFolder
 from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import MobileOneQError
 from mobileone_q.evaluation.metrics import collect_logits, compare
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_json, write_text
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 
 SCRIPTS = Path(__file__).parent / "peers"
 OWN = "mobileone_q"
@@ -208,12 +208,12 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.args, self.folder, self.graph = args, folder, folder / "fp32.onnx"
-        fused = fuse(load_model(args.weights, "s0")[0])
+        fused = fuse_branches(load_model(args.weights, "s0")[0])
         fused.save(self.graph.with_suffix(".safetensors"))
         export_onnx(fused, self.graph)
-        calibration = Batches.choose(ImageFolder(args.data), Preprocessing(), args.images, args.seed)
+        calibration = Batches.choose(ImageFolder(args.data), args.images, args.seed)
         np.save(folder / "images.npy", np.concatenate([pixels for pixels, _ in calibration]))
-        self.evaluation = Batches.choose(ImageFolder(args.eval_data), Preprocessing())
+        self.evaluation = Batches.choose(ImageFolder(args.eval_data))
         self.fp32, self.labels = self.logits(self.graph)
 
     def logits(self, path: Path) -> tuple[np.ndarray, np.ndarray]:

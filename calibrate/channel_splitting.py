@@ -23,7 +23,7 @@ from calibrate.fisher import of_inputs
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.grids import grid_steps, input_grids
+from mobileone_q.models.grids import input_grids
 
 IMAGES = 32  # for the gradients; of fewer it is not safe to say that a channel is dead
 
@@ -44,7 +44,7 @@ def split(
     grids = input_grids(model.arch, target)
     for producer, block, reader, dead in places:
         name = block.spec.name
-        steps = grid_steps(grids[name])
+        steps = grids[name].steps
         step = channel_ranges(block.spec, histograms[name], method, steps) / steps
         # Half the curvature times a rounding error's mean square, step^2 / 12.
         cost = torch.where(dead, 0.0, curvature[name] * step**2 / 24)

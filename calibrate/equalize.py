@@ -20,7 +20,7 @@ from torch import Tensor
 from calibrate.ranges import HEADROOM, channel_ranges, input_range, quantization_error
 from calibrate.statistics import ChannelHistogram, Statistics, map_of
 from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.grids import WEIGHT_STEPS, grid_steps, input_grids, quantize_weight, weight_scales
+from mobileone_q.models.grids import WEIGHT_STEPS, input_grids, quantize_weight, weight_scales
 
 # A channel weaker than this share of its tensor's strongest is treated as if it were this strong:
 # without a floor, a near-dead channel's factor explodes, and with it a bias.
@@ -58,7 +58,7 @@ def equalise(
         if producer.spec.activation == "relu6":
             continue  # min(x / c, 6) is not min(x, 6) / c: nothing can be exchanged through it
         name = consumer.spec.name
-        factor = _factor(histograms[name], features, consumer, method, grid_steps(grids[name]), left)
+        factor = _factor(histograms[name], features, consumer, method, grids[name].steps, left)
         _exchange(producer, consumer, factor)
         for key in {name, map_of(name)} & histograms.keys():
             histograms[key] = histograms[key].scaled(1 / factor)

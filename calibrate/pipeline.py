@@ -19,7 +19,7 @@ from calibrate.scale_tuning import MOST_IMAGES as LEARNED_IMAGES
 from calibrate.statistics import Statistics, collect, map_of
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.grids import grid_steps, quantize_weight, weight_scales
+from mobileone_q.models.grids import quantize_weight, weight_scales
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import Advance, silent
 
@@ -107,13 +107,13 @@ def quantize(
             getattr(result, name_of).copy_(getattr(block, name_of))
         if block.se is not None and result.se is not None:
             result.se.load_state_dict(block.se.state_dict())
-        if result.is_float:
+        if result.grid is None:
             result.weight.copy_(block.weight)
             continue
         scale = weight_scales(block.weight)
         result.weight.copy_(quantize_weight(block.weight, scale))
         result.weight_scale.copy_(scale)
-        steps = grid_steps(result.grid)
+        steps = result.grid.steps
         result.input_scale.fill_(input_range(block.spec, histograms[name], method, steps) / steps or 1.0)
         if result.quantize_map:
             limit = clip_ranges(histograms[map_of(name)].pooled(), method, steps).item()

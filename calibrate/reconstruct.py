@@ -21,13 +21,11 @@ from calibrate.images import first_images, images_held
 from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.grids import FLOAT
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from mobileone_q.progress import Advance, silent
 
 POSITIONS = 64  # per image, for the covariance of a block's inputs
 ENOUGH = 8  # samples per weight of a row; with fewer, compensation fits the noise of the covariance
-CODES = {"int8": torch.int8, "uint8": torch.uint8, FLOAT: torch.float32}
 GAINS = [1 + 0.005 * k for k in sorted(range(-20, 21), key=abs)]
 
 
@@ -80,7 +78,7 @@ def correct(
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
-    return block.quantize(x).to(CODES[block.grid])
+    return block.quantize(x).to(torch.float32 if block.grid is None else block.grid.torch_dtype)
 
 
 def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""What a MobileOne is made of: blocks, named variants, and architectures from YAML."""
+"""Architectures: blocks, the named variants of the paper, face networks, and networks from YAML."""

@@ -1,23 +1,23 @@
-"""The face variant: 112×112 in, an embedding out, no pooling.
+"""Face networks: a 112×112 image in, an embedding out, no pooling.
 
-MobileOne's trunk with a first stage that does not downsample, so that a 112×112 image still ends
-as a 7×7 map, and in place of the average pool either
+The trunk is MobileOne's, but its first stage does not downsample, so that a 112×112 image still ends
+as a 7×7 map. One of two forms stands in place of the average pooling:
 
-    gdc   a full-extent depthwise convolution, then a 1×1 convolution to the embedding
+    gdc   a depthwise convolution over the whole map, then a 1×1 convolution to the embedding
           (global depthwise convolution: Chen et al., "MobileFaceNets", arXiv:1804.07573)
     conv  a 1×1 convolution to few channels, then one over the whole map to the embedding
 
-and a BatchNorm1d last. Fusion folds the norm; two faces are compared by cosine similarity.
+A BatchNorm1d comes last, and fusion folds it. Two faces are compared by cosine similarity.
 """
 
 from __future__ import annotations
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
-from mobileone_q.architecture.variants import trunk, variant_of
+from mobileone_q.architecture.variants import build_trunk, find_variant
 from mobileone_q.errors import ArchitectureError
+from mobileone_q.names import FACE_FORMS
 
-FORMS = ("gdc", "conv")
-IMAGE_SIZE = 112
+FACE_SIZE = 112
 EMBEDDING = 512
 NECK_CHANNELS = 64  # of the 1×1 convolution: 64 * 7 * 7 numbers reach the embedding
 
@@ -27,23 +27,22 @@ def is_face(name: str) -> bool:
     return name.partition("-")[2].partition("-")[0] == "face"
 
 
-def face_architecture(
-    name: str, *, embedding: int = EMBEDDING, image_size: int | Pair = IMAGE_SIZE
-) -> Architecture:
-    """Build ``<variant>-face[-gdc|-conv]``; the full-extent depthwise form where none is named.
+def build_face(name: str, *, embedding: int = EMBEDDING, image_size: int | Pair = FACE_SIZE) -> Architecture:
+    """Build ``<variant>-face[-gdc|-conv]``; without a form, the full-extent depthwise one.
+
+    ``image_size`` is a side or (height, width), in pixels.
 
     Raises:
-        ArchitectureError: no such variant or form, or an image too small for the trunk.
+        ArchitectureError: there is no such variant or form, or the image is too small for the trunk.
     """
     base, _, form = name.partition("-face")
-    key, variant = variant_of(base)
-    form = form.removeprefix("-") or FORMS[0]
-    if form not in FORMS:
-        raise ArchitectureError(
-            f"unknown face variant {name!r}: choose {', '.join(f'{key}-face-{f}' for f in FORMS)}"
-        )
+    key, variant = find_variant(base)
+    form = form.removeprefix("-") or FACE_FORMS[0]
+    if form not in FACE_FORMS:
+        choices = ", ".join(f"{key}-face-{known}" for known in FACE_FORMS)
+        raise ArchitectureError(f"unknown face variant {name!r}: choose {choices}")
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    blocks = trunk(variant, first_stride=1)
+    blocks = build_trunk(variant, first_stride=1)
     extent = Architecture(name, tuple(blocks), size).sizes()[-1]
     channels = blocks[-1].out_channels
     if form == "gdc":

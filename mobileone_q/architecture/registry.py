@@ -1,33 +1,31 @@
-"""Which architecture the user means: a name of the table, a face variant, or a YAML file."""
+"""Finds the architecture that a user names: a variant of the paper, a face network, or a YAML file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mobileone_q.architecture.face import face_architecture, is_face
+from mobileone_q.architecture.face import EMBEDDING, FACE_SIZE, build_face, is_face
 from mobileone_q.architecture.spec import Architecture, Pair
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 
-YAML = (".yaml", ".yml")
+YAML_SUFFIXES = (".yaml", ".yml")
 
 
-def choose_architecture(
+def resolve_architecture(
     name: str, *, num_classes: int | None = None, image_size: int | Pair | None = None
 ) -> Architecture:
-    """The architecture called ``name``; what is not given is its own default.
+    """Build the architecture called ``name``; what is not given takes its own default.
 
-    ``num_classes`` is the width of an embedding in a face variant. A YAML file says its own input
+    In a face network ``num_classes`` is the width of the embedding. A YAML file states its own input
     size, which ``image_size`` does not change.
 
     Raises:
-        ArchitectureError: no such name, or a file that cannot be used.
+        ArchitectureError: there is no such name, or the file cannot be used.
     """
-    if name.endswith(YAML):
+    if name.endswith(YAML_SUFFIXES):
         from mobileone_q.architecture.config import read_architecture  # pydantic, which only YAML needs
 
         return read_architecture(Path(name), num_classes)
     if is_face(name):
-        sizes = {} if image_size is None else {"image_size": image_size}
-        widths = {} if num_classes is None else {"embedding": num_classes}
-        return face_architecture(name, **sizes, **widths)  # type: ignore[arg-type]
-    return architecture(name, num_classes=num_classes or 1000, image_size=image_size or 224)
+        return build_face(name, embedding=num_classes or EMBEDDING, image_size=image_size or FACE_SIZE)
+    return build_variant(name, num_classes=num_classes or 1000, image_size=image_size or 224)

@@ -1,24 +1,29 @@
-"""What a MobileOne is made of: a chain of blocks."""
+"""What a MobileOne is made of: a chain of blocks, described without any weights."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mobileone_q.errors import ArchitectureError
+from mobileone_q.names import Task
 
-Pair = tuple[int, int]
+Pair = tuple[int, int]  # (height, width)
+Activation = Literal["relu", "relu6", "none"]
 
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block of the chain: branches at training time, one convolution and a ReLU once fused.
+    """One block of the chain: branches at training time, one convolution and an activation once fused.
 
-    Sizes are (height, width) pairs; ``se_channels`` is the width of the squeeze-and-excite
-    bottleneck, 0 where the block has none. ``skips`` are the 1×1 and identity branches, where the
-    shapes allow them. A head has neither branches nor an activation: ``pool`` marks one that
-    averages its input over all positions first, ``flatten`` one whose kernel covers the whole map;
-    ``norm`` gives it a BatchNorm1d, ``dropout`` a share (0..1) of inputs dropped in training.
+    Sizes are (height, width) pairs. ``branches`` counts the k×k branches. ``se_channels`` is the width
+    of the squeeze-and-excite bottleneck, 0 for a block without one. ``skips`` allows the 1×1 and
+    identity branches; :attr:`has_scale_branch` and :attr:`has_identity_branch` say whether the shapes
+    do too.
+
+    A head has neither branches nor an activation. ``pool`` marks a head that first averages its input
+    over all positions, ``flatten`` one whose kernel covers the whole map. ``norm`` gives a head a
+    BatchNorm1d, and ``dropout`` is the share (0..1) of its inputs dropped in training.
     """
 
     name: str
@@ -31,7 +36,7 @@ class BlockSpec:
     groups: int = 1
     branches: int = 1
     se_channels: int = 0
-    activation: str = "relu"
+    activation: Activation = "relu"
     pool: bool = False
     flatten: bool = False
     norm: bool = False
@@ -40,27 +45,31 @@ class BlockSpec:
 
     @property
     def is_head(self) -> bool:
+        """Whether the block ends the network with one vector per image."""
         return self.pool or self.flatten
 
     @property
     def has_scale_branch(self) -> bool:
+        """Whether the block has a 1×1 branch beside its k×k ones."""
         return self.skips and self.kernel != (1, 1)
 
     @property
     def has_identity_branch(self) -> bool:
+        """Whether the block has a branch that is a batch norm alone."""
         return self.skips and self.in_channels == self.out_channels and self.stride == (1, 1)
 
     @property
     def skip_padding(self) -> Pair:
-        """What the input of the 1×1 and identity branches is padded by (cropped, if negative).
+        """Padding (cropping, where negative) of the input of the 1×1 and identity branches.
 
-        With it they read what the k×k kernel's centre tap reads, whatever its own padding.
+        With it these branches read the position that the k×k kernel's centre tap reads, whatever the
+        padding of the k×k branches.
         """
         height, width = (p - d * (k // 2) for k, p, d in zip(self.kernel, self.padding, self.dilation))
         return height, width
 
     def output_size(self, size: Pair) -> Pair:
-        """(height, width) of the output for an input of that size, pixels."""
+        """Compute the (height, width) of the output from that of the input, in pixels."""
         if self.is_head:
             return (1, 1)
         height, width = (
@@ -82,29 +91,32 @@ class BlockSpec:
 
     @property
     def is_depthwise(self) -> bool:
+        """Whether every channel is convolved on its own."""
         return self.groups == self.in_channels and self.groups > 1
 
     @property
     def is_padded(self) -> bool:
+        """Whether some outputs read zeros beyond the border."""
         return self.padding != (0, 0)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A named chain of blocks; the last one is the head, if there is one.
+    """A named chain of blocks; the head comes last, if there is one.
 
-    ``image_size`` is (height, width) of the input the network is meant for, in pixels; a signal
-    has height 1. ``task`` is ``classify`` (logits), ``embed`` (a vector per image, compared by
-    its direction) or ``features`` (no head: the last block's map).
+    ``image_size`` is the (height, width) of the input that the network is meant for, in pixels; a
+    signal has height 1. ``task`` is ``classify`` (logits), ``embed`` (a vector per image, compared by
+    its direction) or ``features`` (no head: the map of the last block).
     """
 
     name: str
     blocks: tuple[BlockSpec, ...]
     image_size: Pair = (224, 224)
-    task: str = "classify"
+    task: Task = "classify"
 
     @property
     def in_channels(self) -> int:
+        """Channels of the input: 3 for images."""
         return self.blocks[0].in_channels
 
     @property
@@ -125,15 +137,15 @@ class Architecture:
 
     @property
     def stage_ends(self) -> dict[int, str]:
-        """The last block of each stage, by the stage's number from 1."""
+        """Name of the last block of each stage, by the number of the stage, from 1."""
         stages = (block.name.split(".") for block in self.blocks if block.name.startswith("stage"))
         return {int(parts[0].removeprefix("stage")): ".".join(parts) for parts in stages}
 
     def sizes(self) -> list[Pair]:
-        """(height, width) of every block's output, pixels.
+        """Compute the (height, width) of every block's output, in pixels.
 
         Raises:
-            ArchitectureError: a block is left with nothing, or a head's kernel misses part of its input.
+            ArchitectureError: nothing is left at some block, or a head's kernel does not cover its input.
         """
         sizes, size = [], self.image_size
         for block in self.blocks:
@@ -152,14 +164,15 @@ class Architecture:
         return sizes
 
     def to_dict(self) -> dict[str, Any]:
+        """Describe the architecture in values that JSON can hold."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Architecture:
-        """Inverse of :meth:`to_dict`, also after a trip through JSON (which has no tuples).
+        """Rebuild an architecture from :meth:`to_dict`, also after JSON has made lists of its tuples.
 
         Raises:
-            ArchitectureError: not what :meth:`to_dict` of this version, or an earlier one, gives.
+            ArchitectureError: the values are not from :meth:`to_dict` of this version or an earlier one.
         """
         try:
             rows: list[dict[str, Any]] = [

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.spec import Architecture, Pair
-from mobileone_q.architecture.variants import VARIANTS, architecture
+from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.checkpoints.key_maps import BY_NAME, FOREIGN
 from mobileone_q.checkpoints.safe_pickle import UnsafePickle, module_state, read_zip
 from mobileone_q.errors import CheckpointError
@@ -92,7 +92,7 @@ def load_model(
         CheckpointError: the file is missing, damaged, unsafe, foreign, or holds other weights.
     """
     checkpoint = read_checkpoint(path)
-    named = choose_architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
+    named = resolve_architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
     arch = checkpoint.arch or named
     if image_size is not None and arch.blocks == named.blocks:
         arch = named
@@ -170,7 +170,7 @@ def save_fused(model: FusedModel, path: Path, layout: str, **description: Any) -
         return model.save(path, **description)
     if layout not in BY_NAME:
         raise CheckpointError(f"unknown layout {layout!r}: choose one of own, {', '.join(BY_NAME)}")
-    standard = [spec.name for spec in architecture("s0").blocks]
+    standard = [spec.name for spec in build_variant("s0").blocks]
     if [spec.name for spec in model.arch.blocks] != standard:
         raise CheckpointError(
             f"{model.arch.name} is not one of S0 to S4, which is all that {layout}'s names reach; "
@@ -275,7 +275,7 @@ def _recognise(checkpoint: Checkpoint) -> str | None:
     for name in VARIANTS:
         with torch.device("meta"):
             model = (FusedModel if checkpoint.is_fused else MobileOne)(
-                architecture(name, num_classes=checkpoint.num_classes or 1000)
+                build_variant(name, num_classes=checkpoint.num_classes or 1000)
             )
         shapes = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
         if shapes == found:

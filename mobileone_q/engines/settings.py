@@ -1,6 +1,6 @@
 """How an engine is built: one frozen dataclass whose fields are the home of every default.
 
-The command line reads the defaults from here, so nothing heavy is imported.
+The command line makes its options from the fields, so nothing heavy is imported.
 """
 
 from __future__ import annotations
@@ -8,40 +8,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mobileone_q.names import FloatPrecision, Precision
+from mobileone_q.settings import setting
 
 
 @dataclass(frozen=True)
 class BuildOptions:
     """How to build an engine.
 
-    Attributes:
-        precision: what the engine computes in.
-        float_precision: what an INT8 engine computes in where it has no integers.
-        batch: (smallest, typical, largest) number of images that the engine takes at once.
-        threads: CPU threads (ONNX Runtime).
-        compute_capabilities: GPU generations, such as 86, that TensorRT for RTX builds for; empty
-            for the GPU of this machine.
-        workspace_mb: limit of the builder's scratch memory on the device, in MiB (TensorRT).
-        optimization_level: TensorRT's, from 0 (fast build) to 5 (fast engine); None for its default.
-        timing_cache: whether kernel timings are kept and reused between builds (TensorRT).
-        version_compatible: whether the engine must also run on later versions of TensorRT.
-        hardware_compatible: whether it must also run on other GPUs, from Ampere on.
-        dla_core: the DLA core that takes every layer it can, the GPU taking the rest; None for the
-            GPU alone.
-        calibration_cache: path of the cache with the scales of a graph that has no Q/DQ (DLA).
+    ``precision`` is what the engine computes in, and ``float_precision`` what an INT8 engine computes
+    in where it has no integers. ``batch`` is the (smallest, typical, largest) number of images that
+    the engine takes at once. ``calibration_cache`` is the path of the cache with the scales of a graph
+    that has no Q/DQ (DLA). The command sets these three itself; the others are its options.
     """
 
     precision: Precision = "int8"
     float_precision: FloatPrecision = "fp32"
-    batch: tuple[int, int, int] = (1, 1, 8)
-    threads: int = 1
-    compute_capabilities: tuple[int, ...] = ()
-    workspace_mb: int = 1024
-    optimization_level: int | None = None
-    timing_cache: bool = True
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    dla_core: int | None = None
+    batch: tuple[int, int, int] = setting(
+        (1, 1, 8), "Images at once; one number for a fixed batch.", metavar="MIN:OPT:MAX"
+    )
+    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+    compute_capabilities: tuple[int, ...] = setting(
+        (),
+        "GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
+        flag="--compute-capability",
+    )
+    workspace_mb: int = setting(
+        1024, "Limit of the builder's memory on the device, MiB (TensorRT).", flag="--workspace", low=1
+    )
+    optimization_level: int | None = setting(
+        None,
+        "0 builds fast, 5 builds fast engines (TensorRT 8.6 and later).",
+        flag="--opt-level",
+        low=0,
+        high=5,
+        default_help="TensorRT's own",
+    )
+    timing_cache: bool = setting(True, "Reuse kernel timings of earlier builds on this device (TensorRT).")
+    version_compatible: bool = setting(
+        False, "The engine also runs on later versions of TensorRT (8.6 and later)."
+    )
+    hardware_compatible: bool = setting(
+        False, "The engine runs on any desktop GPU from Ampere on; not on Jetson (8.6 and later)."
+    )
+    dla_core: int | None = setting(
+        None,
+        "DLA core to build for; what it cannot do runs on the GPU (--target dla).",
+        flag="--dla",
+        low=0,
+        default_help="the GPU alone",
+    )
     calibration_cache: str | None = None
 
     @property

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -11,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q import engines
+from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.engines import BuildOptions
 from mobileone_q.evaluation.metrics import Accuracy, Logits, Runnable, collect_logits, compare
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import Precision, Target, pairing
-
-Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
 
 
 class TorchModel:
@@ -42,7 +40,7 @@ class Comparison:
     simulation stands in. ``folder`` takes the graphs; labels (N,) may be -1. FP32 runs once.
     """
 
-    def __init__(self, fused: FusedModel, images: Batches, folder: Path) -> None:
+    def __init__(self, fused: FusedModel, images: LabelledBatches, folder: Path) -> None:
         self._images, self._folder = images, folder
         (self._fp32,), self._labels = collect_logits([self._engine(fused, "fp32")], images)
 

@@ -34,14 +34,13 @@ from mobileone_q.export import dla
 from mobileone_q.export.emitter import Emitter
 from mobileone_q.files import write_atomically
 from mobileone_q.models.fused import Block, FusedModel
-from mobileone_q.models.grids import int8_form
+from mobileone_q.models.grids import UINT8, int8_form
 from mobileone_q.models.layers import SqueezeExcite
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from mobileone_q.names import OPSET
 
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
 SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
-CODES: dict[str, type] = {"int8": np.int8, "uint8": np.uint8}
 SIX = 6.0  # where ReLU6 cuts
 TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
 
@@ -112,7 +111,7 @@ def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
     shifts = {}
     for producer, consumer in zip(model.arch.blocks, model.arch.blocks[1:]):
         form = int8_form(producer, consumer)
-        if form and model.grids[consumer.name] == "uint8":
+        if form and model.grids[consumer.name] == UINT8:
             scale = model.block(consumer.name).input_scale
             shifts[consumer.name] = Shift(form, SHIFT * float(scale))
     return shifts
@@ -123,20 +122,21 @@ def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> 
     name, is_matrix = block.spec.name, _is_matrix(block)
     if block.is_float:
         x = emitter.to_half(name, x)
-    if isinstance(block, QuantizedBlock) and block.quantize_map:
-        dtype = CODES[block.grid]
-        x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), block.pool_scale.numpy(), dtype)
+    grid = block.grid if isinstance(block, QuantizedBlock) else None
+    if isinstance(block, QuantizedBlock) and block.quantize_map and grid:
+        scale = block.pool_scale.numpy()
+        x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), scale, grid.numpy_dtype)
     if block.spec.pool:
         x = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
     if is_matrix:
         x = emitter.node("Flatten", f"{name}/flatten", [x])
-    if block.is_float or not isinstance(block, QuantizedBlock):
+    if not isinstance(block, QuantizedBlock) or grid is None:
         return x
     x = emitter.to_float(name, x)
     if shift and shift.form == "offset":
         amount = emitter.constant(f"{name}/shift", np.float32(-shift.amount))
         x = emitter.node("Add", f"{name}/offset", [x, amount])
-    dtype = np.int8 if shift else CODES[block.grid]
+    dtype = np.int8 if shift else grid.numpy_dtype
     return emitter.quantize(f"{name}/input", x, block.input_scale.numpy(), dtype)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mobileone_q.models.chain import Chain
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 
@@ -67,7 +67,7 @@ def certify(
     shape = (2, model.arch.in_channels, *model.arch.image_size)
     random = torch.randn(shape, generator=generator, dtype=torch.float64)
     original = copy.deepcopy(model).double().eval()
-    exact, stored = fuse(model, torch.float64), fuse(model).double()
+    exact, stored = fuse_branches(model, torch.float64), fuse_branches(model).double()
     return Certificate(
         _errors(original, exact, stored, random),
         None if images is None else _errors(original, exact, stored, torch.from_numpy(images).double()),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import FLOAT, GRIDS, WEIGHT_STEPS
+from mobileone_q.models.grids import WEIGHT_STEPS, Grid
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
@@ -35,7 +35,7 @@ REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real 
 
 
 class _Codes(torch.autograd.Function):
-    """Codes of x on a grid, as :func:`mobileone_q.models.grids.to_codes`, and their LSQ gradients."""
+    """Codes of x on a grid, as :meth:`mobileone_q.models.grids.Grid.quantize`, and their LSQ gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -55,9 +55,9 @@ class _Codes(torch.autograd.Function):
         return grad, scale_grad, None, None
 
 
-def fake_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
+def fake_codes(x: Tensor, scale: Tensor, grid: Grid | None) -> Tensor:
     """Codes of ``x`` as floats, differentiable by ``x`` and by the scalar ``scale``."""
-    return x if grid == FLOAT else _Codes.apply(x, scale, *GRIDS[grid])
+    return x if grid is None else _Codes.apply(x, scale, grid.low, grid.high)
 
 
 def round_through(latent: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class FakeQuantBlock(Block):
 
     @property
     def is_float(self) -> bool:
-        return self.grid == FLOAT
+        return self.grid is None
 
     @property
     def weight_scale(self) -> Tensor:
@@ -155,7 +155,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         self.target, self.keep_float = quantized.target, quantized.keep_float
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For an optimizer: groups with ``share``, their part of a learning rate given in codes.
+        """For an optimizer: groups with ``lr_scale``, a factor of a learning rate given in codes.
 
         Nothing decays: training starts where it should be.
         """
@@ -164,8 +164,8 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         for name, parameter in self.named_parameters():
             (in_codes if name.rpartition(".")[2] in IN_CODES else real).append(parameter)
         groups = [
-            {"params": in_codes, "share": 1.0, "decays": False},
-            {"params": real, "share": REAL_SHARE, "decays": False},
+            {"params": in_codes, "lr_scale": 1.0, "decays": False},
+            {"params": real, "lr_scale": REAL_SHARE, "decays": False},
         ]
         return [group for group in groups if group["params"]]
 

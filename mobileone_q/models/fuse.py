@@ -25,7 +25,7 @@ from mobileone_q.models.fused import FusedBlock, FusedModel
 
 
 @torch.no_grad()
-def fuse(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
+def fuse_branches(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
     """Fuse a train-time model, folding in float64; a fused model comes back as a copy.
 
     The model given is left as it was.
@@ -63,7 +63,7 @@ def switch_to_deploy(chain: Chain) -> None:
     if all(isinstance(block, FusedBlock) for _, block in blocks):
         return
     reference = next(chain.parameters())
-    fused = fuse(chain).to(reference.device, reference.dtype).requires_grad_(reference.requires_grad)
+    fused = fuse_branches(chain).to(reference.device, reference.dtype).requires_grad_(reference.requires_grad)
     for name, _ in blocks:
         path, _, leaf = name.rpartition(".")
         chain.get_submodule(path).add_module(leaf, fused.block(name).train(chain.training))

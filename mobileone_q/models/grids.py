@@ -1,9 +1,12 @@
-"""Integer grids: which codes a block's input has on a target, and how values become codes."""
+"""Integer grids: which codes a block's input has on each target, and how values become codes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,41 +18,80 @@ WEIGHT_STEPS = 127
 
 NON_NEGATIVE = ("relu", "relu6")
 
-# Codes of each activation grid: lowest, highest. Both have zero-point 0.
-GRIDS: dict[str, tuple[int, int]] = {"int8": (-128, 127), "uint8": (0, 255)}
 
-FLOAT = "float"  # the "grid" of a block that stays in floating point
+@dataclass(frozen=True)
+class Grid:
+    """The integer codes of an activation, ``low`` to ``high``; code 0 stands for the value 0.
+
+    A block that computes in floating point has no grid: its ``Grid | None`` is None.
+    """
+
+    name: Literal["int8", "uint8"]
+    low: int
+    high: int
+
+    @property
+    def steps(self) -> int:
+        """Steps from zero to the positive end: 127 or 255."""
+        return self.high
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The type that holds its codes in torch."""
+        return torch.int8 if self.low < 0 else torch.uint8
+
+    @property
+    def numpy_dtype(self) -> type[np.integer[Any]]:
+        """The type that holds its codes in NumPy and in ONNX."""
+        return np.int8 if self.low < 0 else np.uint8
+
+    def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
+        """Codes of ``x`` as floats, rounded half to even and saturating, as ONNX's QuantizeLinear does."""
+        return (x / scale).round_().clamp_(self.low, self.high)
 
 
-def input_grids(arch: Architecture, target: str, keep_float: Collection[str] = ()) -> dict[str, str]:
-    """Which grid each block's input is quantised on, by block name; ``float`` for those kept so.
+INT8 = Grid("int8", -128, 127)
+UINT8 = Grid("uint8", 0, 255)
 
-    Inputs that are never negative want uint8. ONNX Runtime has it; TensorRT has int8 alone, and
-    takes a uint8 grid only where :func:`int8_form` can write it as one. Elsewhere, and on
-    ``dla``, the grid is int8 and such inputs use half of it.
+
+def input_grids(arch: Architecture, target: str) -> dict[str, Grid]:
+    """The grid that each block's input is quantized on, by block name.
+
+    Inputs that are never negative are best on uint8. ONNX Runtime has it. TensorRT has int8 alone, and
+    takes a uint8 grid only where :func:`int8_form` can write it as an int8 one. Elsewhere, and on
+    ``dla``, the grid is int8, and such inputs use only half of it.
+
+    Raises:
+        CalibrationError: unknown target.
+    """
+    if target not in TARGETS:
+        raise CalibrationError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
+    grids = {arch.blocks[0].name: INT8}  # normalized images have both signs
+    for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
+        fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
+        grids[consumer.name] = UINT8 if fits and producer.activation in NON_NEGATIVE else INT8
+    return grids
+
+
+def mixed_grids(arch: Architecture, target: str, keep_float: Collection[str]) -> dict[str, Grid | None]:
+    """As :func:`input_grids`, with None for the blocks in ``keep_float``: they stay in floating point.
 
     Raises:
         CalibrationError: unknown target or block.
     """
-    if target not in TARGETS:
-        raise CalibrationError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
     unknown = set(keep_float) - {block.name for block in arch.blocks}
     if unknown:
         raise CalibrationError(
             f"{arch.name} has no block {min(unknown)!r} to keep in floating point; "
             f"its blocks are stem, stage1.0.dw, stage1.0.pw, ... head (`mobileone-q sensitivity` lists them)"
         )
-    grids = {arch.blocks[0].name: "int8"}  # normalised images have both signs
-    for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
-        fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
-        grids[consumer.name] = "uint8" if fits and producer.activation in NON_NEGATIVE else "int8"
-    return grids | dict.fromkeys(keep_float, FLOAT)
+    return {**input_grids(arch, target), **dict.fromkeys(keep_float)}
 
 
 def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
     """How a uint8 grid between two blocks becomes an int8 one with zero-point 0, if it can.
 
-    Either way the tensor loses 128 s before it is quantised, so that codes 0..255 become
+    Either way the tensor loses 128 s before it is quantized, so that codes 0..255 become
     -128..127, and the consumer's bias takes back 128 s times the sum of its weights. That is
     exact only where every output sees all inputs: not at a zero-padded border.
 
@@ -61,16 +103,6 @@ def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
     if consumer.pool:
         return "offset"
     return None if consumer.is_padded or producer.se_channels else "saturate"
-
-
-def grid_steps(grid: str) -> int:
-    """Steps from zero to the grid's positive end: 127 or 255."""
-    return GRIDS[grid][1]
-
-
-def to_codes(x: Tensor, scale: Tensor, grid: str) -> Tensor:
-    """Codes as floats: ties to even, saturating, as ONNX's QuantizeLinear does."""
-    return (x / scale).round_().clamp_(*GRIDS[grid])
 
 
 def weight_scales(weight: Tensor) -> Tensor:

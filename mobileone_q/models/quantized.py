@@ -20,7 +20,7 @@ from mobileone_q.errors import CheckpointError
 from mobileone_q.files import load_tensors, save_tensors
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import FLOAT, input_grids, to_codes
+from mobileone_q.models.grids import Grid, mixed_grids
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
 
 
@@ -41,7 +41,7 @@ class QuantizedBlock(Block):
     source: Tensor
     divisor: Tensor
 
-    def __init__(self, spec: BlockSpec, grid: str, quantize_map: bool = False) -> None:
+    def __init__(self, spec: BlockSpec, grid: Grid | None, quantize_map: bool = False) -> None:
         super().__init__()
         self.spec, self.grid, self.quantize_map = spec, grid, quantize_map
         dtype = torch.float32 if self.is_float else torch.int8
@@ -57,16 +57,16 @@ class QuantizedBlock(Block):
 
     @property
     def is_float(self) -> bool:
-        return self.grid == FLOAT
+        return self.grid is None
 
     def gather(self, x: Tensor) -> Tensor:
-        if self.quantize_map:
-            x = to_codes(x, self.pool_scale, self.grid) * self.pool_scale
+        if self.quantize_map and self.grid is not None:
+            x = self.grid.quantize(x, self.pool_scale) * self.pool_scale
         return super().gather(x)
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of a gathered input, as floats."""
-        return x if self.is_float else to_codes(x, self.input_scale, self.grid)
+        return x if self.grid is None else self.grid.quantize(x, self.input_scale)
 
     def linear(self, x: Tensor) -> Tensor:
         return self.multiply(self.quantize(x))
@@ -83,7 +83,7 @@ class QuantizedModel(Chain[QuantizedBlock]):
     """A chain of quantized blocks for one target; those named in ``keep_float`` stay in float32."""
 
     def __init__(self, arch: Architecture, target: str, keep_float: Collection[str] = ()) -> None:
-        self.target, self.grids = target, input_grids(arch, target, keep_float)
+        self.target, self.grids = target, mixed_grids(arch, target, keep_float)
         super().__init__(arch, self._make)
         self.requires_grad_(False).eval()
 
@@ -92,7 +92,7 @@ class QuantizedModel(Chain[QuantizedBlock]):
         # ONNX Runtime has no integer convolution with a float output: the block before the pool
         # runs in INT8 only if a QuantizeLinear follows it; nor has DLA one without an output scale.
         # The pool averages the error away.
-        is_mapped = self.target in ("onnxruntime", "dla") and spec.pool and grid != FLOAT
+        is_mapped = self.target in ("onnxruntime", "dla") and spec.pool and grid is not None
         return QuantizedBlock(spec, grid, is_mapped)
 
     @property

@@ -1,4 +1,4 @@
-"""Architectures of the user's own: what YAML may say, what it may not, and 200 drawn at random."""
+"""Architectures from YAML: what they may say, what is refused, and 200 drawn at random."""
 
 import numpy as np
 import onnxruntime
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.config import ArchitectureConfig, read_architecture
-from mobileone_q.architecture.registry import choose_architecture
-from mobileone_q.architecture.variants import ArchitectureError
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.errors import ArchitectureError
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.certificate import certify
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from tests.helpers.architectures import architectures, build
 from tests.helpers.cli import invoke, refused
@@ -80,7 +80,7 @@ def test_without_a_top_the_last_map_comes_out():
     arch = build(input_filters=8, input_size=32, include_top=False, blocks=[{"filters": 16, "padding": 1}])
     model = random_model(arch)
     assert model(random_images(arch)).shape == (4, 16, 16, 16)
-    proto = to_onnx(fuse(model))
+    proto = to_onnx(fuse_branches(model))
     dims = proto.graph.output[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in dims] == ["batch", 16, 16, 16]
 
@@ -99,8 +99,11 @@ REFUSED = {
     "model_name: ../x\nblocks: [{filters: 8}]": r"model_name: ",
     "dropout: 1.5\nblocks: [{filters: 8}]": r"dropout: ",
     "input_size: 8\nblocks: [{filters: 8, kernel_size: 9}]": r"nothing is left of a \(8, 8\) input after",
-    "- 1": r"is no architecture: the file: ",
+    "- 1": r"is not an architecture: the file: ",
     "blocks: [": r"is not valid YAML",
+    "model_name: !!bool maybe": r"is not valid YAML",
+    "dropout: 2020-13-01": r"is not valid YAML",
+    "blocks: " + "[" * 2000: r"is nested too deeply",
 }
 
 
@@ -145,7 +148,7 @@ def test_signals_from_arrays_through_the_command_line(tmp_path):
         "blocks: [{filters: 12, depth: 2, kernel_size: 5, dilation: 2, padding: 4}]\n"
     )
     (tmp_path / "tiny.yaml").write_text(text)
-    model = random_model(choose_architecture(str(tmp_path / "tiny.yaml")))
+    model = random_model(resolve_architecture(str(tmp_path / "tiny.yaml")))
     save_model(model, tmp_path / "w.safetensors")
     random = np.random.default_rng(0)
     x, y = random.standard_normal((40, 2, 64)).astype(np.float32), random.integers(0, 3, 40)
@@ -191,7 +194,7 @@ def check_architecture(arch, target):
     model = random_model(arch)
     certificate = certify(model)
     assert certificate.worst < 1e-6
-    fused = fuse(model)
+    fused = fuse_branches(model)
     images = random_images(arch, 2)
     quantized = calibrate(fused, [(images.numpy(), None)], Recipe(target=target))
     options = onnxruntime.SessionOptions()

@@ -7,7 +7,7 @@ from calibrate.ranges import channel_ranges
 from calibrate.recipe import Recipe
 from calibrate.statistics import Statistics, collect
 from mobileone_q.evaluation.metrics import kl_divergence
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from tests.helpers.networks import random_images, random_model, relative_error, small
 
@@ -17,7 +17,7 @@ DEAD = [3, 17, 30]
 
 def with_dead_channels(name: str = "s0") -> FusedModel:
     """A fused model in which three depthwise channels are zero on the way in, or on the way out."""
-    model = fuse(random_model(small(name)))
+    model = fuse_branches(random_model(small(name)))
     model.block(BEFORE).bias[DEAD[:2]] = -100
     model.block(BLOCK).bias[DEAD[1]] = 0.7  # a dead input, but a constant output
     model.block(BLOCK).bias[DEAD[2]] = -100
@@ -113,7 +113,7 @@ def test_few_images_or_no_dead_channel_change_nothing():
     model = with_dead_channels()
     statistics, batches = statistics_of(model, IMAGES - 1)
     assert split(model, statistics, batches, "tensorrt") == (model, statistics)
-    alive = fuse(random_model(small()))
+    alive = fuse_branches(random_model(small()))
     for _, block in alive.blocks():
         block.weight.abs_()
         block.bias.abs_()

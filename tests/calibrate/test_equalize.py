@@ -7,15 +7,15 @@ from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.architecture.spec import BlockSpec
 from mobileone_q.architecture.variants import VARIANTS
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import quantize_weight, weight_scales
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
 
 def uneven(name: str) -> FusedModel:
     """A fused model whose channels differ in scale by up to a hundred, and one of them dead."""
-    model = fuse(random_model(small(name)))
+    model = fuse_branches(random_model(small(name)))
     generator = torch.Generator().manual_seed(0)
     for _, block in model.blocks():
         if block.spec.name != "head":
@@ -70,7 +70,7 @@ def test_histograms_follow_the_channels():
 
 
 def test_near_dead_channels_cannot_make_a_bias_explode():
-    model = fuse(random_model(small()))
+    model = fuse_branches(random_model(small()))
     block = model.block("stage2.1.pw")
     block.weight[5] *= 1e-9
     block.bias[5] = 1e-9
@@ -92,7 +92,7 @@ def test_columns_are_seen_through_groups():
 
 def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
     """Trained networks read channels that are never alive with weights hundreds of times the usual."""
-    model = fuse(random_model(small()))
+    model = fuse_branches(random_model(small()))
     producer, consumer = model.block("stage2.1.dw"), model.block("stage2.1.pw")
     producer.weight[5], producer.bias[5] = 0, -1  # dead behind its ReLU
     consumer.weight[:, 5] *= 300
@@ -105,7 +105,7 @@ def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
 
 
 def test_dead_channels_into_a_depthwise_block_do_not_keep_huge_weights():
-    model = fuse(random_model(small()))
+    model = fuse_branches(random_model(small()))
     producer, consumer = model.block("stage2.0.pw"), model.block("stage2.1.dw")
     producer.weight[5], producer.bias[5] = 0, -1
     consumer.weight[5] *= 300
@@ -163,9 +163,19 @@ def test_the_classifier_s_alpha_is_the_one_with_the_least_kl():
     assert all(cost > 0 for cost in costs)
     exact = logit_error(features, head, plain, 1 << 20)  # weights alone, and the clipping
     assert exact < costs[0]
-    model = fuse(random_model(small()))
+    model = fuse_branches(random_model(small()))
     statistics = collect(model, [random_images(model.arch, 32)])
     assert statistics.features.shape == (32, 1024)
     _, after = equalise(model, statistics, "tensorrt")
     ratio = (statistics.features / after.features)[:, statistics.features.amin(0) > 0]
     assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-4)  # one factor per channel
+
+
+def test_equalization_leaves_relu6_alone():
+    relu6 = relu6_network()
+    x = random_images(relu6.arch, 8)
+    statistics = collect(relu6, [x])
+    histograms = statistics.histograms
+    assert all(h.maximum.max() == 6 for name, h in histograms.items() if name not in ("stem", "head"))
+    after, _ = equalise(relu6, statistics, "tensorrt")
+    assert torch.equal(after(x), relu6(x))

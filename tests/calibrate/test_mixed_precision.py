@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from calibrate.mixed_precision import fewest, time_won
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import invoke
 
 RANKING = list("abcdefghij")
@@ -47,7 +47,7 @@ def test_of_two_that_would_do_the_cheaper_stays():
 
 
 def test_what_int8_saves_is_never_negative_and_largest_where_most_is_moved():
-    won = time_won(architecture("s0"))
+    won = time_won(build_variant("s0"))
     assert min(won.values()) >= 0
     assert won["stage1.0.pw"] > won["stage3.5.pw"]
 
@@ -56,7 +56,7 @@ def test_what_int8_saves_is_never_negative_and_largest_where_most_is_moved():
 def spoilt(tmp_path_factory):
     """A checkpoint with one block that INT8 cannot follow, and images labelled by its own FP32."""
     folder = tmp_path_factory.mktemp("spoilt")
-    fused = fuse(load_model(sample.WEIGHTS, "s0")[0])
+    fused = fuse_branches(load_model(sample.WEIGHTS, "s0")[0])
     # Two equal channels whose huge weights cancel: INT8 has no codes left for all the others.
     for name in ("stage2.0.pw", "stage2.1.dw"):
         block = fused.block(name)
@@ -65,7 +65,7 @@ def spoilt(tmp_path_factory):
     weight[:, 0] = 1000 * weight.abs().amax(1)
     weight[:, 1] = -weight[:, 0]
     fused.save(folder / "w.safetensors")
-    images = Batches.choose(sample_images("evaluation"), sample.PREPROCESSING, 400)
+    images = Batches.choose(sample_images("evaluation"), 400)
     x = np.concatenate([pixels for pixels, _ in images])
     y = fused(torch.from_numpy(x)).argmax(1).numpy()
     for name, part in (("calibration", slice(200)), ("evaluation", slice(200, None))):

@@ -12,11 +12,11 @@ from calibrate.recipe import Recipe
 from calibrate.reconstruct import _best_gain, _patches, correct
 from calibrate.statistics import collect
 from mobileone_q.architecture.spec import BlockSpec
-from mobileone_q.architecture.variants import VARIANTS, architecture
+from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.errors import CalibrationError, CheckpointError
 from mobileone_q.files import save_tensors
-from mobileone_q.models.fuse import fuse
-from mobileone_q.models.grids import quantize_weight, weight_scales
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.grids import INT8, quantize_weight, weight_scales
 from mobileone_q.models.layers import apply_kernel, kernel_shape
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from tests.helpers.networks import random_images, random_model, relative_error, small
@@ -28,13 +28,13 @@ def batches(arch, count=3, size=8):
 
 @pytest.fixture(scope="module")
 def fused():
-    return fuse(random_model(small()))
+    return fuse_branches(random_model(small()))
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_int8_follows_fp32_on_every_variant(name, target):
-    fused = fuse(random_model(small(name)))
+    fused = fuse_branches(random_model(small(name)))
     quantized = calibrate(fused, batches(fused.arch), Recipe(target=target))
     x = random_images(fused.arch, 16, seed=99)
     assert relative_error(fused(x), quantized(x)) < 0.12
@@ -42,7 +42,7 @@ def test_int8_follows_fp32_on_every_variant(name, target):
 
 def unbalanced():
     """The random model with its channels' scales spread over a factor of thirty; the same function."""
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     generator = torch.Generator().manual_seed(0)
     chain = [block for _, block in fused.blocks()]
     for producer, consumer in pairwise(chain):
@@ -102,7 +102,7 @@ def smooth(count, seed):
 )
 def test_patches_are_what_a_convolution_reads(shape):
     spec = BlockSpec("block", 6, 12, **shape)
-    block = QuantizedBlock(spec, "int8")
+    block = QuantizedBlock(spec, INT8)
     codes = torch.randint(-128, 128, (3, 6, 7, 8), dtype=torch.int8)
     weight = torch.randint(-127, 128, kernel_shape(spec)).float()
     expected = apply_kernel(spec, codes.float(), weight, None)
@@ -163,7 +163,7 @@ def test_dead_and_massive_positions_hardly_move_a_bias(fused):
 
 
 def test_the_pass_holds_no_more_images_than_its_bound(fused, monkeypatch):
-    small_images, large_images = architecture("s0", image_size=32), architecture("s0", image_size=1024)
+    small_images, large_images = build_variant("s0", image_size=32), build_variant("s0", image_size=1024)
     assert images_held(small_images) == 256
     assert 1 <= images_held(large_images) < 30
     monkeypatch.setattr("calibrate.images.MOST_IMAGES", 20)
@@ -193,7 +193,7 @@ def test_weight_codes_are_torchao_s():
 
 
 def test_degenerate_weights_and_tensors_still_calibrate():
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     fused.block("stage1.0.pw").weight.zero_()  # every channel constant
     fused.block("stage2.0.pw").bias.fill_(-1e6)  # every channel dead
     quantized = calibrate(fused, batches(fused.arch, 1), Recipe())

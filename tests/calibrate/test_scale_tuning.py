@@ -9,19 +9,19 @@ from calibrate.recipe import Recipe
 from calibrate.scale_tuning import learn_rounding
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.evaluation.metrics import kl_divergence
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, small
 
 
 @pytest.fixture(scope="module")
 def network():
     """The bundled network, images to calibrate on and others to judge by."""
-    fused = fuse(load_model(sample.WEIGHTS, "s0")[0])
+    fused = fuse_branches(load_model(sample.WEIGHTS, "s0")[0])
     calibration, judged = (
-        Batches.choose(sample_images(split), sample.PREPROCESSING, count)
+        Batches.choose(sample_images(split), count)
         for split, count in (("calibration", 100), ("evaluation", 400))
     )
     return fused, calibration, torch.cat(list(tensors(judged)))
@@ -65,7 +65,7 @@ def test_the_budget_holds_and_progress_is_whole(network):
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_mixed_precision_and_se_learn_too(target):
-    fused = fuse(random_model(small("s4")))
+    fused = fuse_branches(random_model(small("s4")))
     images = [(random_images(fused.arch, 8).numpy(), None)]
     recipe = Recipe(target=target, rounding="learned", keep_float=("stage1.0.dw", "head"))
     quantized = calibrate(fused, images, recipe)

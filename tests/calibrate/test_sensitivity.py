@@ -8,7 +8,7 @@ from calibrate.pipeline import fit
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import branches_of, rank_blocks
 from cli import main
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import BLOCKS, invoke
 from tests.helpers.networks import random_images, random_model, small
 
@@ -16,7 +16,7 @@ from tests.helpers.networks import random_images, random_model, small
 @pytest.fixture(scope="module")
 def prepared():
     model = random_model(small())
-    fused = fuse(model)
+    fused = fuse_branches(model)
     images = [(random_images(fused.arch, 16).numpy(), None)]
     return model, *fit(fused, images, Recipe())
 

@@ -3,7 +3,7 @@ import torch
 
 from calibrate.statistics import ChannelHistogram, collect, position_weights
 from mobileone_q.errors import CalibrationError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, small
 
 
@@ -83,7 +83,7 @@ def test_positions_of_massive_energy_count_by_their_relative_error():
 
 
 def test_collects_what_each_block_reads_and_its_size_does_not_grow():
-    model = fuse(random_model(small("s4")))
+    model = fuse_branches(random_model(small("s4")))
     sizes = []
     for batches in (1, 5):
         seen = collect(model, (random_images(model.arch, 2, seed) for seed in range(batches)))

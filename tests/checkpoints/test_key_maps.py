@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mobileone_q.architecture.variants import VARIANTS, architecture
+from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.checkpoints.key_maps import BY_NAME, FOREIGN
 from mobileone_q.checkpoints.load import load_model, save_fused
 from mobileone_q.errors import CheckpointError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from tests.helpers.networks import fill, random_images, random_model, relative_error, small
 
@@ -39,7 +39,7 @@ def test_golden_logits_before_and_after_fusion(shared, tmp_path, name):
     expected = torch.tensor(golden["logits"])
     with torch.no_grad():
         assert relative_error(expected, model(x)) < 1e-5
-        assert relative_error(expected, fuse(model)(x)) < 1e-5
+        assert relative_error(expected, fuse_branches(model)(x)) < 1e-5
 
 
 @pytest.mark.shared
@@ -47,7 +47,7 @@ def test_golden_logits_before_and_after_fusion(shared, tmp_path, name):
 def test_our_names_map_onto_exactly_the_golden_keys(shared, name):
     golden, _ = golden_state(shared, name)
     layout = next(known for known in FOREIGN if known.name.startswith(golden["layout"]))
-    ours = MobileOne(architecture(golden["variant"])).state_dict()
+    ours = MobileOne(build_variant(golden["variant"])).state_dict()
     assert {layout.from_own(key): list(value.shape) for key, value in ours.items()} == golden["keys"]
 
 
@@ -74,7 +74,7 @@ def carried(model, layout):
 
 
 def other_classes(variant):
-    return architecture(variant, num_classes=7, image_size=64)
+    return build_variant(variant, num_classes=7, image_size=64)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -85,13 +85,13 @@ def test_one_set_of_weights_in_every_layout_gives_the_same_logits(tmp_path, vari
     expected = model(x)
     for layout in BY_NAME:
         path = tmp_path / f"{layout}.pth"
-        for network in (model, fuse(model)):
+        for network in (model, fuse_branches(model)):
             torch.save(carried(network, layout), path)
             loaded, checkpoint = load_model(path, variant, 64)
             assert (checkpoint.layout, checkpoint.num_classes) == (layout, 7)
             assert type(loaded) is type(network)
             assert torch.equal(loaded(x), network(x))
-            assert relative_error(expected, fuse(loaded)(x)) < 1e-5
+            assert relative_error(expected, fuse_branches(loaded)(x)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_safetensors_of_another_layout(tmp_path):
 @pytest.mark.parametrize("layout", ["own", "apple", "timm", "mmpretrain"])
 @pytest.mark.parametrize("variant", ["s0", "s4"])
 def test_exports_come_back_equal(tmp_path, layout, variant):
-    fused = fuse(random_model(small(variant)))
+    fused = fuse_branches(random_model(small(variant)))
     for name in ("w.safetensors", "w.pth", "w.pth.tar"):
         if layout == "own" and name != "w.safetensors":
             with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
@@ -143,7 +143,7 @@ def test_exports_come_back_equal(tmp_path, layout, variant):
 
 
 def test_export_names_are_the_fused_ones(tmp_path):
-    fused = fuse(random_model(small("s4")))
+    fused = fuse_branches(random_model(small("s4")))
     save_fused(fused, tmp_path / "t.safetensors", "timm")
     timm = set(load_file(tmp_path / "t.safetensors"))
     assert {"stem.reparam_conv.weight", "stages.2.10.attn.fc1.bias", "head.fc.weight"} <= timm
@@ -154,7 +154,7 @@ def test_export_names_are_the_fused_ones(tmp_path):
 
 
 def test_export_refuses_other_suffixes(tmp_path):
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     with pytest.raises(CheckpointError, match=r"must end in \.pth"):
         save_fused(fused, tmp_path / "w.onnx", "apple")
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import torch
 
 from mobileone_q.checkpoints.load import load_model, read_checkpoint, save_model, stored_image_size
 from mobileone_q.errors import CheckpointError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from tests.helpers.networks import random_model, small
@@ -52,7 +52,7 @@ def test_own_files_round_trip(tmp_path):
     loaded, _checkpoint = load_model(tmp_path / "own.safetensors", "s0")
     assert isinstance(loaded, MobileOne)
     assert loaded.arch == model.arch  # the file says so itself: image size and classes included
-    fuse(model).save(tmp_path / "fused.safetensors")
+    fuse_branches(model).save(tmp_path / "fused.safetensors")
     assert isinstance(load_model(tmp_path / "fused.safetensors", "s0")[0], FusedModel)
 
 

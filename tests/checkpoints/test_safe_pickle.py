@@ -15,7 +15,7 @@ from torch import nn
 from mobileone_q.checkpoints.key_maps import BY_NAME
 from mobileone_q.checkpoints.load import load_model, read_checkpoint
 from mobileone_q.errors import MobileOneQError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.networks import random_images, random_model, relative_error, small
@@ -158,7 +158,7 @@ def foreign(monkeypatch):
 @pytest.mark.parametrize("network", ["branches", "fused"])
 def test_a_pickled_module_gives_its_weights(tmp_path, foreign, network, half, monkeypatch):
     model = random_model(small("s4"))
-    source = model if network == "branches" else fuse(model)
+    source = model if network == "branches" else fuse_branches(model)
     state = {BY_NAME["jahongir7174"].from_own(k): v for k, v in source.state_dict().items()}
     module = foreign(state)
     torch.save({"model": module.half() if half else module}, tmp_path / "s4.pt")

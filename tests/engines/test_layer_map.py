@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.layer_map import Inspection, assign_blocks, is_reformat, read_inspection
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
@@ -11,7 +11,7 @@ from tests.helpers.cli import invoke, refused
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORDED = (FIXTURES / "recorded-10.json", FIXTURES / "recorded-11.json")
-BLOCKS = [block.name for block in architecture("s0").blocks]
+BLOCKS = [block.name for block in build_variant("s0").blocks]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mobileone_q.engines.layer_map import assign_blocks
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.names import BACKENDS
 from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
@@ -25,7 +25,7 @@ NAMES = [block.name for block in ARCH.blocks]
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
-    fused = fuse(random_model(ARCH))
+    fused = fuse_branches(random_model(ARCH))
     images = [(random_images(ARCH, 8).numpy(), None)]
     export_onnx(fused, folder / "fp32.onnx")
     export_onnx(calibrate(fused, images, Recipe(target="onnxruntime")), folder / "int8.onnx")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mobileone_q.architecture.spec import BlockSpec
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.evaluation.roofline import block_bounds, block_work, reading
 from mobileone_q.jetpack import JETSON_MODULES, JetsonModule
 from mobileone_q.models.fused import FusedModel
@@ -18,7 +18,7 @@ ROUND = JetsonModule("round", "a module of round numbers", 87, 2.0, 1.0, 1.0, 0,
 )
 def test_multiply_adds_are_those_of_the_paper(name, millions):
     """The MobileOne paper's figures; S4's there leaves out its gates."""
-    total = sum(bound.macs for bound in block_bounds(architecture(name), JETSON_MODULES["orin-nano"]))
+    total = sum(bound.macs for bound in block_bounds(build_variant(name), JETSON_MODULES["orin-nano"]))
     assert total / 1e6 == pytest.approx(millions, rel=2e-3)
 
 
@@ -27,7 +27,7 @@ def test_a_pointwise_block_by_hand():
     work, out = block_work(spec, (10, 10))
     assert out == (10, 10)
     assert (work.macs, work.weights, work.inputs, work.outputs) == (500_000, 5_000, 10_000, 5_000)
-    arch = architecture("s0")
+    arch = build_variant("s0")
     bounds = {bound.name: bound for bound in block_bounds(arch, ROUND, batch=3)}
     pw = bounds["stage2.1.pw"]  # 128 channels to 128, 28 by 28
     assert pw.macs == 3 * 128 * 128 * 28 * 28
@@ -42,7 +42,7 @@ def test_a_pointwise_block_by_hand():
 
 
 def test_map_sizes_are_those_of_the_network():
-    model = FusedModel(architecture("s4", num_classes=10, image_size=65))
+    model = FusedModel(build_variant("s4", num_classes=10, image_size=65))
     x, size = torch.zeros(1, 3, 65, 65), (65, 65)
     for _, block in model.blocks():
         if not block.spec.pool:
@@ -52,7 +52,7 @@ def test_map_sizes_are_those_of_the_network():
 
 
 def test_slow_memory_binds_and_slow_arithmetic_binds():
-    arch = architecture("s4")
+    arch = build_variant("s4")
     starved = JetsonModule("m", "m", 87, 1e9, 1e9, 1.0, 0, "", "")
     slow = JetsonModule("s", "s", 87, 1e-3, 1e-3, 1e9, 0, "", "")
     assert {bound.int8.bound_by for bound in block_bounds(arch, starved)} == {"memory"}
@@ -66,7 +66,7 @@ def test_se_units_hold_int8_back():
     gains = {
         name: {
             bound.name: bound.speedup_at_most
-            for bound in block_bounds(architecture(name), JETSON_MODULES["orin-nano"])
+            for bound in block_bounds(build_variant(name), JETSON_MODULES["orin-nano"])
         }
         for name in ("s0", "s4")
     }

@@ -11,20 +11,22 @@ from calibrate.recipe import Recipe
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, relative_error, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4"])
 def quantized(request):
-    fused = fuse(random_model(small(request.param)))
+    fused = fuse_branches(random_model(small(request.param)))
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="dla"))
 
 
 def test_the_cache_byte_by_byte(tmp_path):
     """Against the form published in NVIDIA's sampleINT8: its scales 3c008912 and 3c88edfc."""
     quantized = calibrate(
-        fuse(random_model(small())), [(random_images(small(), 4).numpy(), None)], Recipe(target="dla")
+        fuse_branches(random_model(small())),
+        [(random_images(small(), 4).numpy(), None)],
+        Recipe(target="dla"),
     )
     for number, (_, block) in enumerate(quantized.blocks()):
         bits = 0x3C008912 if number % 2 == 0 else 0x3C88EDFC
@@ -103,7 +105,7 @@ def test_the_graph_computes_the_weights_rounded(quantized, tmp_path):
 
 
 def test_only_symmetric_grids_go_into_a_cache():
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     images = [(random_images(fused.arch, 4).numpy(), None)]
     with pytest.raises(ExportError, match="plain symmetric grids, not those of tensorrt"):
         dla.without_grids(calibrate(fused, images, Recipe(target="tensorrt")))

@@ -8,16 +8,16 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.errors import ExportError, FileError
 from mobileone_q.export.graph import export_onnx, to_onnx
-from mobileone_q.models.fuse import fuse
-from mobileone_q.models.grids import input_grids, to_codes
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.grids import INT8, UINT8, input_grids
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.graphs import power_of_two, run, with_codes
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4"])
 def fused(request):
-    return fuse(random_model(small(request.param)))
+    return fuse_branches(random_model(small(request.param)))
 
 
 def quantized_for(fused, target):
@@ -70,29 +70,27 @@ def test_nothing_but_the_relu_between_a_conv_and_the_next_quantizer(fused):
         node = producer[
             next(n for n in proto.graph.node if n.name == f"{after.name}/input_quantize").input[0]
         ]
-        saturating = grids[after.name] == "uint8"
+        saturating = grids[after.name] == UINT8
         assert (node.op_type == "Conv") == saturating
         assert node.name == before.name if saturating else node.name == f"{before.name}/relu"
-    saturated = [name for name, grid in grids.items() if grid == "uint8" and not specs[name].pool]
+    saturated = [name for name, grid in grids.items() if grid == UINT8 and not specs[name].pool]
     assert len(saturated) == (21 if fused.arch.name == "s0" else 15)
 
 
 def test_grids_by_target():
     arch = small()
     tensorrt, ort = input_grids(arch, "tensorrt"), input_grids(arch, "onnxruntime")
-    assert tensorrt["stem"] == ort["stem"] == "int8"
-    assert {tensorrt[s.name] for s in arch.blocks if s.is_depthwise} == {"int8"}
-    assert {tensorrt[s.name] for s in arch.blocks if s.name.endswith("pw")} == {"uint8"}
-    assert {grid for name, grid in ort.items() if name != "stem"} == {"uint8"}
-    assert set(input_grids(arch, "dla").values()) == {"int8"}
+    assert tensorrt["stem"] == ort["stem"] == INT8
+    assert {tensorrt[s.name] for s in arch.blocks if s.is_depthwise} == {INT8}
+    assert {tensorrt[s.name] for s in arch.blocks if s.name.endswith("pw")} == {UINT8}
+    assert {grid for name, grid in ort.items() if name != "stem"} == {UINT8}
+    assert set(input_grids(arch, "dla").values()) == {INT8}
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
-    """O
-    from tests.helpers.graphs import power_of_two, run, with_codes
-    ne set of scales in both forms: TensorRT's int8 codes are the plain uint8 ones, 128 apart."""
-    fused = fuse(random_model(small()))
+    """With the same scales in both forms, TensorRT's int8 codes are the uint8 codes less 128."""
+    fused = fuse_branches(random_model(small()))
     quantized = quantized_for(fused, "tensorrt")
     if exact:
         power_of_two(quantized)
@@ -104,7 +102,7 @@ def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
     x = (random_images(fused.arch, 4) * 16).round() / 16
     int8, uint8 = (run(p, x, *names, optimise=False)[1:] for p in (plain, unshifted))
     for name, a, b in zip(names, int8, uint8):
-        shift = 128 if quantized.block(name.split("/")[0]).grid == "uint8" else 0
+        shift = 128 if quantized.block(name.split("/")[0]).grid == UINT8 else 0
         difference = a.astype(int) + shift - b.astype(int)
         if exact:
             assert not difference.any(), name
@@ -112,6 +110,35 @@ def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
             assert abs(difference).max() <= 1
             assert (difference != 0).mean() < 1e-3, name
     assert {a.dtype for a in int8} == {np.dtype(np.int8)}
+
+
+@pytest.mark.parametrize("stretch", [0.5, 1.0])
+def test_saturating_relu6_gives_the_uint8_codes_less_128(stretch):
+    """Grids that end below 6, and above it, where the upper cut must stay in the graph."""
+    relu6 = relu6_network()
+    images = (random_images(relu6.arch, 8) * 16).round() / 16
+    quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", method="minmax"))
+    power_of_two(quantized)  # float32 is then exact, and a tie cannot fall otherwise
+    for name, block in quantized.blocks():
+        if block.grid == UINT8 and name != "head":
+            block.input_scale.mul_(stretch)
+            assert (255 * block.input_scale > 6) == (stretch == 1)
+    plain = to_onnx(quantized)
+    names = with_codes(plain, quantized)
+    quantized.target = "uint8 as it is"  # the emitter shifts for TensorRT alone
+    unshifted = to_onnx(quantized)
+    with_codes(unshifted, quantized)
+    assert ("Min" in {node.op_type for node in plain.graph.node}) == (stretch == 1)
+    int8, uint8 = (run(p, images, *names, optimise=False)[1:] for p in (plain, unshifted))
+    shifted = 0
+    for name, a, b in zip(names, int8, uint8):
+        block = quantized.block(name.split("/")[0])
+        shift = 128 if block.grid == UINT8 else 0
+        assert not (a.astype(int) + shift - b.astype(int)).any(), name
+        if shift and not block.spec.pool:
+            shifted += 1
+            assert int(b.max()) == min(255, round(6 / float(block.input_scale))), name
+    assert shifted == 3
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
@@ -125,11 +152,11 @@ def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
     blocks = [block for _, block in quantized.blocks()]
     wrong = total = 0
     for block, consumer, given, expected in zip(blocks, blocks[1:], codes, codes[1:]):
-        shift = 128 if target == "tensorrt" and block.grid == "uint8" else 0
-        next_shift = 128 if target == "tensorrt" and consumer.grid == "uint8" else 0
+        shift = 128 if target == "tensorrt" and block.grid == UINT8 else 0
+        next_shift = 128 if target == "tensorrt" and consumer.grid == UINT8 else 0
         x = torch.from_numpy(given.astype(np.float32) + shift) * block.input_scale
         y = consumer.gather(block.activate(block.linear(x)))
-        ours = to_codes(y, consumer.input_scale, consumer.grid).numpy()
+        ours = consumer.grid.quantize(y, consumer.input_scale).numpy()
         difference = np.abs(ours - (expected.reshape(ours.shape).astype(np.float32) + next_shift))
         # ONNX Runtime's integer kernels round the float bias to steps of their int32 sums.
         bias_step = (block.input_scale * block.weight_scale).max() / consumer.input_scale
@@ -170,7 +197,7 @@ def test_the_float16_graph_computes_the_same(fused, target):
 
 
 def test_what_float16_cannot_hold_is_refused():
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     fused.block("stage1.0.dw").bias[0] = 1e6
     with pytest.raises(ExportError, match=r"stage1\.0\.dw/bias reaches 1e\+06, beyond float16"):
         to_onnx(fused, dtype="float16")

@@ -3,9 +3,9 @@
 from click.testing import CliRunner
 
 from cli import main
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 
-BLOCKS = [block.name for block in architecture("s0").blocks]
+BLOCKS = [block.name for block in build_variant("s0").blocks]
 
 
 def invoke(*words, code=0):

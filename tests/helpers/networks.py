@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from mobileone_q.architecture.config import ArchitectureConfig
 from mobileone_q.architecture.spec import Architecture
-from mobileone_q.architecture.variants import architecture
-from mobileone_q.models.grids import to_codes
+from mobileone_q.architecture.variants import build_variant
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 
 
@@ -46,7 +48,21 @@ def random_images(arch: Architecture, count: int = 4, seed: int = 0) -> torch.Te
 
 def small(name: str = "s0") -> Architecture:
     """A variant at 32×32 with ten classes: real structure, quick to run."""
-    return architecture(name, num_classes=10, image_size=32)
+    return build_variant(name, num_classes=10, image_size=32)
+
+
+def relu6_network() -> FusedModel:
+    """A fused network with ReLU6 in every block, and biases such that many values are cut at 6."""
+    blocks = [{"filters": 24, "depth": 3, "padding": 1, "activation": "relu6"}]
+    config = {"input_filters": 12, "input_size": 24, "input_activation": "relu6", "num_classes": 5}
+    fused = fuse_branches(
+        random_model(ArchitectureConfig.model_validate(config | {"blocks": blocks}).build())
+    )
+    for name, block in fused.blocks():
+        if name != "head":
+            block.weight.mul_(3)
+            block.bias.add_(2)
+    return fused
 
 
 def relative_error(reference: torch.Tensor, value: torch.Tensor) -> float:
@@ -62,7 +78,7 @@ def block_codes(model, x):
     codes = []
     for _, block in model.blocks():
         gathered = block.gather(x)
-        codes.append(to_codes(gathered, block.input_scale, block.grid))
+        codes.append(block.grid.quantize(gathered, block.input_scale))
         x = block.activate(block.linear(gathered))
     return [*codes, x]
 

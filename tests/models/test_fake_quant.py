@@ -6,17 +6,17 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
-from mobileone_q.models.fuse import fuse
-from mobileone_q.models.grids import GRIDS
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.grids import INT8, UINT8
 from tests.helpers.networks import block_codes, disturb, random_images, random_model, small
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
 def quantized(request):
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=request.param))
 
 
@@ -38,19 +38,18 @@ def test_what_trains_is_what_ships_bit_for_bit(quantized):
     assert not torch.equal(trained[-1], quantized(x))
 
 
-@pytest.mark.parametrize("grid", ["int8", "uint8"])
+@pytest.mark.parametrize("grid", [INT8, UINT8], ids=lambda grid: grid.name)
 def test_gradients_are_those_of_torch(grid):
-    """t
-    from tests.helpers.networks import block_codes, disturb
-    orchao's LearnableFakeQuantize calls this operator of torch."""
-    low, high = GRIDS[grid]
+    """torchao's LearnableFakeQuantize calls this operator of torch."""
     x = 40 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([0.25])
     weight = torch.linspace(-1, 1, 1000)
     ours, theirs = [(x.clone().requires_grad_(), scale.clone().requires_grad_()) for _ in range(2)]
     (fake_codes(ours[0], ours[1][0], grid) * ours[1][0] * weight).sum().backward()
     zero = torch.zeros(1)
-    reference = torch._fake_quantize_learnable_per_tensor_affine(theirs[0], theirs[1], zero, low, high, 1.0)
+    reference = torch._fake_quantize_learnable_per_tensor_affine(
+        theirs[0], theirs[1], zero, grid.low, grid.high, 1.0
+    )
     (reference * weight).sum().backward()
     assert torch.allclose(ours[0].grad, theirs[0].grad, atol=1e-6)
     assert torch.allclose(ours[1].grad, theirs[1].grad, rtol=1e-4)
@@ -73,8 +72,8 @@ def test_every_parameter_gets_a_gradient(quantized):
 
 def test_training_mends_a_poor_quantization():
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
-    fused = fuse(model)
-    images = Batches(sample_images("calibration"), range(64), sample.PREPROCESSING, batch_size=32)
+    fused = fuse_branches(model)
+    images = Batches(sample_images("calibration"), range(64), batch_size=32)
     quantized = calibrate(fused, images, Recipe(method="minmax", equalise=False, correct=False))
     x = torch.cat(list(tensors(images)))
     target = fused(x)

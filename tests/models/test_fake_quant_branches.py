@@ -10,14 +10,14 @@ from calibrate.pipeline import calibrate, fit
 from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.errors import TrainingError
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.models.fake_quant_branches import live_model, moved, update_statistics
-from mobileone_q.models.fuse import fuse
-from mobileone_q.models.grids import to_codes
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.grids import UINT8
 from tests.helpers.graphs import run, with_codes
 from tests.helpers.networks import batch_norms, block_codes, disturb, random_images, random_model, small
 
@@ -26,7 +26,7 @@ from tests.helpers.networks import batch_norms, block_codes, disturb, random_ima
 def bundled():
     """(train-time, fused, calibration images) of the sample."""
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
-    return model, fuse(model), Batches(sample_images("calibration"), range(48), sample.PREPROCESSING)
+    return model, fuse_branches(model), Batches(sample_images("calibration"), range(48))
 
 
 def trained(quantized, fused, model, branches, images):
@@ -34,7 +34,7 @@ def trained(quantized, fused, model, branches, images):
     trainable = FakeQuantModel(quantized) if branches == "fused" else live_model(quantized, model)
     update_statistics(trainable.train(), True)
     rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
-    groups = [{"params": g["params"], "lr": rate * g["share"]} for g in trainable.parameter_groups()]
+    groups = [{"params": g["params"], "lr": rate * g["lr_scale"]} for g in trainable.parameter_groups()]
     optimizer = torch.optim.Adam(groups)
     for x in tensors(images):
         loss = (trainable(x) - fused(x)).square().mean()
@@ -47,7 +47,7 @@ def trained(quantized, fused, model, branches, images):
 @pytest.mark.parametrize(("arch", "target"), [("s0", "onnxruntime"), ("s4", "tensorrt")])
 def test_it_starts_at_the_quantized_model_and_ships_what_it_trains(arch, target):
     model = random_model(small(arch))
-    fused, x = fuse(model), random_images(small(arch), 2)
+    fused, x = fuse_branches(model), random_images(small(arch), 2)
     quantized = calibrate(fused, [(x.numpy(), None)], Recipe(target=target))
     live = live_model(quantized, model).eval()
     with torch.no_grad():
@@ -68,7 +68,7 @@ def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
     live = live_model(quantized, model)
     for norm in batch_norms(live):
         norm.bias.data += 0.01
-    expected = fuse(changed)
+    expected = fuse_branches(changed)
     moves = moved(quantized)
     for name, block in live.blocks():
         if name == "head":
@@ -125,13 +125,13 @@ def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, b
     x = next(tensors(images))[:16]
     engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimise=False)[1:]]
     blocks = [block for _, block in trainable.blocks()]
-    shifts = [128 if target == "tensorrt" and block.grid == "uint8" else 0 for block in blocks]
+    shifts = [128 if target == "tensorrt" and block.grid == UINT8 else 0 for block in blocks]
     apart = total = 0
     with torch.no_grad():
         for k, consumer in enumerate(blocks[1:]):
             codes = engine[k] + shifts[k]
             y = blocks[k].activate(blocks[k].linear(codes * blocks[k].input_scale))
-            ours = to_codes(consumer.gather(y), consumer.input_scale, consumer.grid)
+            ours = consumer.grid.quantize(consumer.gather(y), consumer.input_scale)
             difference = (ours - engine[k + 1].reshape(ours.shape) - shifts[k + 1]).abs()
             assert difference.max() <= 1, consumer.spec.name
             apart += int((difference > 0).sum())

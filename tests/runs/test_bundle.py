@@ -20,7 +20,7 @@ from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import EngineError, RunError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_json
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.runs.bundle import write_bundle
 from mobileone_q.runs.folder import Run
 from tests.helpers.networks import random_images, random_model, small
@@ -68,7 +68,7 @@ int cudaDeviceSynchronize(void) { return 0; }
 def make_run(folder, target):
     run = Run(folder)
     folder.mkdir()
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     quantized = calibrate(fused, [(random_images(small(), 4).numpy(), None)], Recipe(target=target))
     fused.save(run.fused)
     quantized.save(run.quantized)

@@ -11,14 +11,14 @@ import torch
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.config import ArchitectureConfig
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.evaluation.metrics import cosine_similarity
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.certificate import certify
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.networks import random_images, random_model, relative_error, small
 
@@ -44,7 +44,7 @@ def network(name):
     if name in VARIANTS:
         return small(name)
     if "face" in name:
-        return choose_architecture(name, image_size=32, num_classes=32)
+        return resolve_architecture(name, image_size=32, num_classes=32)
     return ArchitectureConfig.model_validate({"signal": SIGNAL, "relu6": RELU6}[name]).build()
 
 
@@ -60,7 +60,7 @@ def made(request, tmp_path_factory):
     model, _ = load_model(folder / "weights.safetensors", name)
     assert model.arch == arch
     assert certify(model).worst < 1e-6
-    fused = fuse(model)
+    fused = fuse_branches(model)
     images = [(random_images(arch, 8, seed).numpy(), None) for seed in range(2)]
     export_onnx(fused, folder / "fp32.onnx")
     for target in ("tensorrt", "onnxruntime"):
@@ -102,7 +102,7 @@ def test_tensorrt_for_rtx_builds_it(made, tmp_path, graph):
 def test_rtx_builds_a_relu6_that_is_cut_in_the_graph(tmp_path):
     """A grid that reaches beyond 6 keeps the upper cut as a Min; calibration seldom makes one."""
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    fused = fuse(random_model(network("relu6")))
+    fused = fuse_branches(random_model(network("relu6")))
     quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="tensorrt"))
     quantized.block("stage1.1.pw").input_scale.fill_(6 / 200)
     proto = export_onnx(quantized, tmp_path / "int8.onnx")

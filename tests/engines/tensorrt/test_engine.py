@@ -9,14 +9,14 @@ import pytest
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.engines.tensorrt import engine as module
 from mobileone_q.engines.tensorrt import versions
 from mobileone_q.engines.tensorrt.build import log_path, make_logger, parse
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, small
 
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
@@ -25,7 +25,7 @@ BATCHES = {"fixed": (4, 4, 4), "dynamic": (1, 2, 8)}
 
 
 def write_graphs(arch, folder):
-    fused = fuse(random_model(arch))
+    fused = fuse_branches(random_model(arch))
     quantized = calibrate(fused, [(random_images(arch, 4).numpy(), None)], Recipe(target="tensorrt"))
     for name, model in (("fp", fused), ("int8", quantized)):
         for dtype, suffix in (("float32", "32"), ("float16", "16")):
@@ -72,7 +72,9 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, dtype):
     kept = ("stem", "stage2.1.dw", "stage3.0.pw", "stage4.0.pw")
     recipe = Recipe(target="tensorrt", keep_float=kept)
     for each in (recipe, replace(recipe, keep_float=("stage1.0.dw", "stage2.1.pw", "head"))):
-        quantized = calibrate(fuse(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each)
+        quantized = calibrate(
+            fuse_branches(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each
+        )
         export_onnx(quantized, tmp_path / "int8.onnx", dtype=dtype)
         floats = "fp16" if dtype == "float16" else "fp32"
         options = BuildOptions("int8", float_precision=floats, compute_capabilities=(86,))
@@ -87,7 +89,7 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, dtype):
 def test_rtx_builds_s0_and_s4_at_full_size(rtx, tmp_path):
     for name in ("s0", "s4"):
         folder = tmp_path / name
-        write_graphs(architecture(name), folder)
+        write_graphs(build_variant(name), folder)
         for graph in ("fp32", "fp16", "int8"):
             options = BuildOptions(graph, compute_capabilities=(86,))
             backend("tensorrt-rtx").build(folder / f"{graph}.onnx", folder / f"{graph}.plan", options)

@@ -20,7 +20,7 @@ from mobileone_q.engines.tensorrt import engine as module
 from mobileone_q.engines.tensorrt import versions
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
 from tests.helpers.recorded_tensorrt import VERSIONS, Recorded
@@ -39,7 +39,7 @@ WANTED = {"optimization_level": 4, "version_compatible": True, "hardware_compati
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("graphs")
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     images = [(random_images(fused.arch, 8).numpy(), None)]
     export_onnx(fused, folder / "fp32.onnx")
     export_onnx(fused, folder / "fp16.onnx", dtype="float16")

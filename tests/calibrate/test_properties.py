@@ -15,7 +15,7 @@ from calibrate.ranges import clip_ranges, quantization_error
 from calibrate.reconstruct import correct
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.errors import CalibrationError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.names import RANGE_METHODS, TARGETS
 from tests.helpers.architectures import architectures
 from tests.helpers.networks import random_images, random_model, relative_error
@@ -125,7 +125,7 @@ def test_what_is_not_finite_is_refused_wherever_it_is(x, bad, data):
 )
 def test_equalization_changes_no_function(arch, target, seed, spread):
     """Whatever the architecture, with channels up to a thousandfold apart and some of them dead."""
-    fused = fuse(random_model(arch))
+    fused = fuse_branches(random_model(arch))
     generator = torch.Generator().manual_seed(seed)
     for _, block in fused.blocks():
         factor = 10 ** (spread * (torch.rand(len(block.bias), generator=generator) - 0.5))
@@ -145,7 +145,7 @@ def test_equalization_changes_no_function(arch, target, seed, spread):
 @seldom
 @given(arch=architectures(), target=st.sampled_from(TARGETS), seed=st.integers(0, 999))
 def test_correction_mends_the_mean_of_the_last_block_and_touches_no_scale(arch, target, seed):
-    fused = fuse(random_model(arch))
+    fused = fuse_branches(random_model(arch))
     images = [random_images(arch, 3, seed), random_images(arch, 1, seed + 1)]
     quantized = quantize(fused, collect(fused, images), target, "mse")
     scales = {key: value.clone() for key, value in quantized.state_dict().items() if "scale" in key}
@@ -161,7 +161,7 @@ def test_correction_mends_the_mean_of_the_last_block_and_touches_no_scale(arch, 
 @seldom
 @given(arch=architectures(), seed=st.integers(0, 999), offset=st.floats(-2, 2))
 def test_correction_does_not_care_how_wrong_the_last_bias_was(arch, seed, offset):
-    fused = fuse(random_model(arch))
+    fused = fuse_branches(random_model(arch))
     images = [random_images(arch, 3, seed)]
     quantized = quantize(fused, collect(fused, images), "tensorrt", "mse")
     name = arch.blocks[-1].name

@@ -1,0 +1,33 @@
+"""Reading YAML files that users write, with errors in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# What PyYAML's safe loader raises besides its own errors: for text that is not UTF-8, for tagged
+# scalars that it cannot convert (``!!bool maybe``, ``!!int ''``, ``2020-13-01``), and for deep nesting.
+_BAD_VALUES = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
+
+
+def read_yaml(path: Path, failure: Callable[[str], Exception], option: str) -> Any:
+    """Read a YAML file with the safe loader, which makes plain values alone.
+
+    ``failure`` makes the exception to raise from its message, such as ``ConfigError``. ``option`` is
+    the command-line option that named the file, such as ``--config``; messages mention it.
+
+    Raises:
+        failure: the file cannot be read, is not YAML, or is nested too deeply.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise failure(f"cannot read {path}: {error.strerror}; check {option}") from error
+    except RecursionError:
+        raise failure(f"{path} is nested too deeply; check {option}") from None
+    except _BAD_VALUES as error:
+        reason = " ".join(str(error).split())
+        raise failure(f"{path} is not valid YAML: {reason}; check {option}") from None
