@@ -73,7 +73,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report; ``remedy`` is empty where nothing need be done."""
+    """One line of the report; ``remedy`` is empty where nothing has to be done."""
 
     name: str
     status: str
@@ -270,7 +270,7 @@ def _read(path: Path) -> str | None:
 
 
 def _l4t(text: str | None) -> tuple[int, ...] | None:
-    """``# R36 (release), REVISION: 4.3, ...`` is (36, 4, 3)."""
+    """The release in NVIDIA's file: ``# R36 (release), REVISION: 4.3, ...`` is (36, 4, 3)."""
     match = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text or "")
     return (int(match[1]), *_numbers(match[2])) if match else None
 

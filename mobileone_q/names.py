@@ -6,8 +6,8 @@ Three words that are easily confused:
     backend   a library that runs graphs
     runtime   a backend and its version on a device, such as ``onnxruntime 1.32.0``
 
-Nothing is imported here but ``typing`` and ``dataclasses``, so that ``--help`` and ``doctor`` answer
-at once and without torch.
+Only ``typing`` and ``dataclasses`` are imported here, so that ``--help`` and ``doctor`` answer at
+once and without torch.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ OPSET = 17  # of every ONNX file; TensorRT 8.5 and ONNX Runtime 1.12 read it
 
 @dataclass(frozen=True)
 class Pairing:
-    """What becomes of an INT8 graph for one target in one backend.
+    """Whether an INT8 graph for one target may run in one backend, and what to say about it.
 
-    ``refusal`` says why the graph must not run there, with the remedy; empty where it may.
-    ``label`` stands beside every figure that was measured there; empty where the backend is the
-    target's own.
+    Attributes:
+        refusal: why the graph must not run there, with the remedy; empty where it may.
+        label: what stands beside every figure measured there; empty where the backend is the
+            target's own.
     """
 
     refusal: str = ""
@@ -59,7 +60,7 @@ class Pairing:
 def _not_its_target(target: Target, backend: BackendName) -> Pairing:
     return Pairing(
         label=f"not its target: the graph is written for {target}, and its speed in {backend} says "
-        f"nothing about its speed there"
+        "nothing about its speed there"
     )
 
 
@@ -90,10 +91,10 @@ _PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
 
 
 def pairing(target: Target, backend: BackendName, dla_core: int | None = None) -> Pairing:
-    """What becomes of an INT8 graph for ``target`` in ``backend``: the only place that knows.
+    """Whether an INT8 graph for ``target`` may run in ``backend``. No other place decides this.
 
-    ``dla_core`` is the DLA core that an engine is built for, None for the GPU or the CPU.
-    Graphs in floating point run in every backend.
+    ``dla_core`` is the DLA core that an engine is built for; None for the GPU or the CPU. Do not ask
+    for graphs in floating point: they run in every backend.
     """
     if target == "dla" and backend == "tensorrt" and dla_core is None:
         return Pairing("the INT8 graph is for DLA; pass --dla 0, or calibrate again with --target tensorrt")

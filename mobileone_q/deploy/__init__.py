@@ -1,1 +1,1 @@
-"""What goes to the device as it is: files here import neither torch nor this project."""
+"""Files that are copied to the device as they are: they import neither torch nor this project."""

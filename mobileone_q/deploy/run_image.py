@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
-"""Classify one image with a TensorRT engine: needs TensorRT and NumPy, nothing else.
+"""Classify one image with a TensorRT engine; needs TensorRT and NumPy, and nothing else.
 
     python3 run_image.py model.plan image.ppm
 
-Reads binary PPM (P6) and .npy (uint8, height x width x RGB); any other format where Pillow is
-installed. Where preprocessing.json says that the network takes an array, this reads one from .npy: of
+Reads binary PPM (P6) and .npy (uint8, height x width x RGB), and any other format where Pillow is
+installed. Where preprocessing.json says that the network takes an array, reads that from .npy: of
 the shape given there, and already normalized. preprocessing.json and labels.txt stand beside this
-file. Python 3.8 and later.
+file. Runs on Python 3.8 and later.
 
-Memory without torch or PyCUDA: TensorRT reads and writes addresses on the device, and four calls
-of the CUDA runtime's C library give and fill them. ctypes makes the calls: cudaMalloc reserves
-bytes, cudaMemcpy moves them (1: to the device, 2: back; it waits for the work before it), cudaFree
-gives them back, cudaDeviceSynchronize waits. Stream 0 is the default one. Set CUDART to the
-library's path where it is not found.
+TensorRT reads and writes addresses on the device. Neither torch nor PyCUDA is needed for them:
+ctypes makes four calls of the CUDA runtime's C library. cudaMalloc reserves bytes, cudaMemcpy moves
+them (1: to the device, 2: back; it waits for the work before it), cudaFree releases them, and
+cudaDeviceSynchronize waits. Stream 0 is the default one. Set CUDART to the library's path where it
+is not found.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ TO_DEVICE, TO_HOST = 1, 2
 
 
 def read_image(path: Path) -> np.ndarray:
-    """uint8 (height, width, 3), RGB."""
+    """Read an image as uint8 (height, width, 3), RGB."""
     if path.suffix == ".npy":
         return np.load(path)
     data = path.read_bytes()
@@ -52,7 +52,9 @@ def read_image(path: Path) -> np.ndarray:
             position = end
         width, height, largest = fields
         if largest != 255:
-            sys.exit(f"{path} has values up to {largest}; only 255 is read")
+            sys.exit(
+                f"{path} has values up to {largest}, and only 255 can be read; save it with 8 bits a channel"
+            )
         pixels = np.frombuffer(data, np.uint8, width * height * 3, position + 1)
         return pixels.reshape(height, width, 3)
     try:
@@ -79,17 +81,17 @@ def read_array(path: Path, shape: list) -> np.ndarray:
 
 
 def resize_matrix(source: int, target: int) -> np.ndarray:
-    """(target, source) weights of a triangle filter, widened when shrinking, as Pillow's BILINEAR."""
+    """Weights (target, source) of a triangle filter, as Pillow's BILINEAR: it widens when it shrinks."""
     scale = source / target
     support = max(scale, 1.0)
-    centres = (np.arange(target) + 0.5) * scale
-    distances = np.abs(np.arange(source) + 0.5 - centres[:, None]) / support
+    centers = (np.arange(target) + 0.5) * scale
+    distances = np.abs(np.arange(source) + 0.5 - centers[:, None]) / support
     weights = np.clip(1 - distances, 0, None)
     return weights / weights.sum(1, keepdims=True)
 
 
 def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
-    """float32 (1, 3, crop, crop): short side resized, centre cropped, normalised."""
+    """Resize the short side, crop the center, normalize: float32 (1, 3, crop, crop)."""
     short, crop = settings["resize"], settings["crop"]
     height, width = image.shape[:2]
     if min(height, width) != short:
@@ -106,7 +108,7 @@ def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
 
 
 class Cuda:
-    """The four calls of the CUDA runtime that this needs."""
+    """Calls the CUDA runtime, and ends the program with the error of a call that fails."""
 
     def __init__(self) -> None:
         names = [os.environ.get("CUDART"), ctypes.util.find_library("cudart"), "libcudart.so"]
@@ -170,10 +172,10 @@ def main() -> None:
     else:
         x = preprocess(read_image(path), settings)
     logits = run(Path(sys.argv[1]), x)[0]
-    shares = np.exp(logits - logits.max())
-    shares /= shares.sum()
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
     for index in np.argsort(-logits, kind="stable")[:5]:
-        print(f"{100 * shares[index]:5.1f} %  {labels[index]}")
+        print(f"{100 * probabilities[index]:5.1f} %  {labels[index]}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""From an engine's layers back to our blocks, whatever the runtime fused, split or renamed.
+"""Finds the blocks of the architecture behind an engine's layers, which runtimes fuse, split and rename.
 
-TensorRT names a fused layer after its parts (``stem + stem/relu``), calls a pointwise fusion
-``PWN(a, b)``, a compiled region ``{ForeignNode[first...last]}`` and a layout change
-``Reformatting CopyNode for Input Tensor 0 to a + b``. A layer that has lost its name keeps, in the
-inspector's JSON, ``Metadata`` with ``[ONNX Layer: name]`` (8.6 and later) or the tensors it writes.
+TensorRT names a fused layer after its parts: ``stem + stem/relu``. It calls a pointwise fusion
+``PWN(a, b)``, a compiled region ``{ForeignNode[first...last]}``, and a change of layout
+``Reformatting CopyNode for Input Tensor 0 to a + b``. A layer that has lost its name can be found
+in the inspector's JSON: by ``[ONNX Layer: name]`` in its ``Metadata`` (8.6 and later), or by the
+tensors that it writes.
 
-Source of the JSON's two schemas: NVIDIA's TensorRT documentation, "Engine Inspector", and
-"Migrating IEngineInspector Usage from TensorRT 10.x to 11.x": ``Bindings``, a list of tensor names,
+Sources of the JSON's two schemas: NVIDIA's TensorRT documentation, "Engine Inspector", and
+"Migrating IEngineInspector Usage from TensorRT 10.x to 11.x". ``Bindings``, a list of tensor names,
 became ``I/O Tensors``, a list of objects.
 """
 
@@ -26,10 +27,12 @@ ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 @dataclass(frozen=True)
 class Inspection:
-    """What an inspector says: tensors of the engine, and where each layer comes from.
+    """What an engine inspector says.
 
-    ``origins`` maps a layer's name to the text in which our names may stand; ``reformats`` are
-    the layers that change a layout only.
+    Attributes:
+        tensors: names of the engine's inputs and outputs.
+        origins: by layer name, a text in which names of the ONNX graph may stand.
+        reformats: names of the layers that only change a layout.
     """
 
     tensors: tuple[str, ...] = ()
@@ -38,10 +41,13 @@ class Inspection:
 
 
 def read_inspection(inspected: Any) -> Inspection:
-    """Read inspector JSON of either schema; layers may be objects or, in a terse engine, names.
+    """Read inspector JSON of either schema.
+
+    Layers are objects; in an engine that was built without details they are names, which say
+    nothing about where a layer comes from.
 
     Raises:
-        EngineError: it is neither schema.
+        EngineError: the JSON follows neither schema.
     """
     if not isinstance(inspected, dict) or not isinstance(inspected.get("Layers"), list):
         raise EngineError("not the JSON of TensorRT's engine inspector: it has no list `Layers`")
@@ -66,13 +72,14 @@ def is_reformat(layer: str, inspection: Inspection) -> bool:
     return layer in inspection.reformats or bool(REFORMAT.search(layer))
 
 
-def assign(
+def assign_blocks(
     layers: Sequence[str], block_names: Sequence[str], inspection: Inspection | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The blocks that each layer works for, in chain order: one, or several where they were fused.
+    """The blocks that each layer computes, by layer name: one, or several where they were fused.
 
-    A layer that names none, by itself or in the inspector, prepares the next that does; at the end
-    of the list it belongs to the last.
+    ``layers`` are in execution order, ``block_names`` in chain order. A layer that names no block,
+    neither itself nor in the inspector, counts to the first block of the next layer that does. At
+    the end of the list it counts to the last block.
     """
     inspection = inspection or Inspection()
     found = {
@@ -88,7 +95,7 @@ def assign(
 
 
 def blocks_in(text: str, block_names: Sequence[str]) -> tuple[str, ...]:
-    """Blocks named in a layer's text, in chain order; a region ``[a...b]`` names all between."""
+    """Blocks that a text names, in chain order; a region ``[a...b]`` names all from a to b."""
     named = {_block_at(text, start, block_names) for start in _word_starts(text)}
     for first, last in REGION.findall(text):
         ends = [

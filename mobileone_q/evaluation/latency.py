@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
-from mobileone_q.engines.layer_map import Inspection, assign, is_reformat
+from mobileone_q.engines.layer_map import Inspection, assign_blocks, is_reformat
 from mobileone_q.names import Precision
 from mobileone_q.progress import Advance, silent
 
@@ -112,7 +112,7 @@ class LayerRecords:
 
     def shared_blocks(self, block_names: Sequence[str]) -> set[str]:
         """Blocks that were fused with others into one layer."""
-        assigned = assign(list(self.runs[0]), block_names, self.inspection)
+        assigned = assign_blocks(list(self.runs[0]), block_names, self.inspection)
         return {name for blocks in assigned.values() if len(blocks) > 1 for name in blocks}
 
 
@@ -228,7 +228,7 @@ def block_times(
 
     The time of a layer that was fused from several blocks is shared equally among them.
     """
-    assigned = assign(list(runs[0]), block_names, inspection)
+    assigned = assign_blocks(list(runs[0]), block_names, inspection)
     per_run: list[dict[str, float]] = []
     for run in runs:
         totals = dict.fromkeys(block_names, 0.0)
@@ -241,7 +241,7 @@ def block_times(
 
 def owner(layers: Sequence[str], block_names: Sequence[str]) -> dict[str, str]:
     """The block that each layer belongs to; the first one where several were fused."""
-    return {layer: blocks[0] for layer, blocks in assign(layers, block_names).items()}
+    return {layer: blocks[0] for layer, blocks in assign_blocks(layers, block_names).items()}
 
 
 def _ratio(a: float, b: float) -> float:

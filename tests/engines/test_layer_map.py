@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mobileone_q.architecture.variants import build_variant
-from mobileone_q.engines.layer_map import Inspection, assign, is_reformat, read_inspection
+from mobileone_q.engines.layer_map import Inspection, assign_blocks, is_reformat, read_inspection
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
 from tests.helpers.cli import invoke, refused
@@ -28,7 +28,7 @@ BLOCKS = [block.name for block in build_variant("s0").blocks]
     ],
 )
 def test_names_that_runtimes_make_of_ours(layer, blocks):
-    assert assign([layer], BLOCKS)[layer] == tuple(blocks)
+    assert assign_blocks([layer], BLOCKS)[layer] == tuple(blocks)
 
 
 def test_a_renamed_layer_is_found_through_the_inspector():
@@ -45,9 +45,9 @@ def test_a_renamed_layer_is_found_through_the_inspector():
             "Bindings": ["input", "logits"],
         }
     )
-    found = assign(layers, BLOCKS, inspection)
+    found = assign_blocks(layers, BLOCKS, inspection)
     assert (found["__myl_1"], found["__myl_2"]) == (("stage2.0.pw",), ("stage2.1.dw",))
-    assert assign(layers, BLOCKS)["__myl_1"] == ("head",)  # without the inspector it cannot be known
+    assert assign_blocks(layers, BLOCKS)["__myl_1"] == ("head",)  # without the inspector it cannot be known
 
 
 def test_reformats_are_told_from_work():

@@ -8,7 +8,7 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.engines.base import sidecar
-from mobileone_q.engines.layer_map import assign
+from mobileone_q.engines.layer_map import assign_blocks
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.export.graph import export_onnx
@@ -51,7 +51,7 @@ def test_an_engine_computes_the_model(graphs, engines):
 def test_every_block_of_the_int8_engine_runs_on_integers(engines, graphs):
     proto = onnx.load(graphs[0] / "engines" / "int8.onnx")
     integer = [node for node in proto.graph.node if node.op_type in ("QLinearConv", "QGemm")]
-    blocks = assign([node.name for node in integer], NAMES).values()
+    blocks = assign_blocks([node.name for node in integer], NAMES).values()
     assert sorted({name for names in blocks for name in names}) == sorted(NAMES)
     assert not [node for node in proto.graph.node if node.op_type in ("Conv", "FusedConv", "Gemm")]
 

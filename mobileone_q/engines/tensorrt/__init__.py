@@ -1,1 +1,1 @@
-"""TensorRT 8.5 to 11 and TensorRT for RTX."""
+"""TensorRT 8.5 to 11, and TensorRT for RTX."""

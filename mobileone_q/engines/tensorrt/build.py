@@ -1,4 +1,4 @@
-"""From an ONNX file to a serialized TensorRT engine: parse, configure, build, keep the warnings."""
+"""Builds a serialized TensorRT engine from an ONNX file: parse, configure, build, keep the warnings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.engines.tensorrt import timing_cache as timing
-from mobileone_q.engines.tensorrt import versions
+from mobileone_q.engines.tensorrt import timing_cache, versions
 from mobileone_q.engines.tensorrt.calibration_cache import for_version
 from mobileone_q.errors import EngineError
 from mobileone_q.files import write_text
@@ -20,7 +19,7 @@ HUNDRED = 100
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that keeps what the builder and the runtime complain of."""
+    """A logger that keeps the complaints of the builder and the runtime."""
 
     class Logger(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -32,7 +31,7 @@ def make_logger(trt: Any) -> Any:
                 self.messages.append(f"{SEVERITIES[int(severity)]}: {message}")
 
         def summary(self) -> str:
-            """The last complaint, which is the one that ended it."""
+            """The last complaint, which is the reason for a failure."""
             last = self.messages[-1].splitlines()[0] if self.messages else "no reason given"
             return last.split(": ", 1)[-1]
 
@@ -40,12 +39,12 @@ def make_logger(trt: Any) -> Any:
 
 
 def log_path(engine_path: Path) -> Path:
-    """Where the builder's complaints about an engine are kept."""
+    """Where the builder's complaints about an engine stand."""
     return engine_path.with_name(f"{engine_path.name}.log")
 
 
-def summarise(messages: Sequence[str]) -> str:
-    """One line on a builder's complaints: how many, and the most frequent; empty without any."""
+def summarize(messages: Sequence[str]) -> str:
+    """A builder's complaints in one line: their number and the most frequent; empty without any."""
     if not messages:
         return ""
     text, times = Counter(message.splitlines()[0] for message in messages).most_common(1)[0]
@@ -61,11 +60,12 @@ def serialize(
 ) -> Any:  # fmt: skip
     """Parse an ONNX file and build its serialized engine; None where the builder gives up.
 
-    ``advance(p)`` is called as the build proceeds, with percents that add up to 100 at most; on
-    versions without IProgressMonitor never.
+    ``advance(n)`` is called when another ``n`` percent are done, but never by versions without
+    IProgressMonitor.
 
     Raises:
-        EngineError: the version lacks an option, or the parser refuses the graph.
+        EngineError: this version lacks an option, the device lacks the DLA core, or the parser
+            refuses the graph.
     """
     versions.refuse_unsupported(trt, options)
     builder = trt.Builder(logger)
@@ -81,23 +81,24 @@ def serialize(
         config.int8_calibrator = make_calibrator(trt, Path(options.calibration_cache))
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = make_monitor(trt, advance)
-    cache = timing.cache_path(runtime, device) if options.timing_cache else None
-    if cache and versions.has_timing_cache(trt):
-        timing.attach(config, cache)
+    keeps_timings = options.timing_cache and versions.has_timing_cache(trt)
+    cache = timing_cache.cache_path(runtime, device) if keeps_timings else None
+    if cache is not None:
+        timing_cache.attach(config, cache)
     profile = builder.create_optimization_profile()
     image = tuple(network.get_input(0).shape)[1:]
     profile.set_shape("input", *((size, *image) for size in options.batch))
     config.add_optimization_profile(profile)
     if options.calibration_cache and hasattr(config, "set_calibration_profile"):
-        config.set_calibration_profile(profile)  # silences a warning; the cache leaves nothing to run
+        config.set_calibration_profile(profile)  # avoids a warning; with a cache, nothing is calibrated
     plan = builder.build_serialized_network(network, config)
-    if plan is not None and cache and versions.has_timing_cache(trt):
-        timing.keep(config, cache)
+    if plan is not None and cache is not None:
+        timing_cache.keep(config, cache)
     return plan
 
 
 def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path, options: BuildOptions) -> Any:
-    """The network that an ONNX file describes, strongly typed where the version knows how.
+    """Read the network of an ONNX file, strongly typed where this version can.
 
     Raises:
         EngineError: the parser refuses the graph.
@@ -113,7 +114,7 @@ def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path, options: BuildOp
 
 
 def make_calibrator(trt: Any, cache: Path) -> Any:
-    """A calibrator that hands over our scales and has no images: it can never calibrate anew."""
+    """A calibrator that hands over the scales of a cache. It has no images, so it never calibrates."""
     data = for_version(cache, trt.__version__)
 
     class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[name-defined, misc]
@@ -130,13 +131,13 @@ def make_calibrator(trt: Any, cache: Path) -> Any:
             return data
 
         def write_calibration_cache(self, cache: Any) -> None:
-            """Nothing to keep: the scales are ours already."""
+            """Write nothing: the scales came from the cache."""
 
     return Calibrator()
 
 
 def make_monitor(trt: Any, advance: Advance) -> Any:
-    """A progress monitor that turns the outermost phase's steps into percents."""
+    """A progress monitor that reports the steps of the outermost phase in percent."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
@@ -151,7 +152,7 @@ def make_monitor(trt: Any, advance: Advance) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name == self._outermost:
                 self._reach(HUNDRED * (step + 1) // self._steps)
-            return True  # go on
+            return True  # do not cancel the build
 
         def phase_finish(self, phase_name: str) -> None:
             if phase_name == self._outermost:
@@ -167,10 +168,10 @@ def make_monitor(trt: Any, advance: Advance) -> Any:
 
 
 def keep_log(logger: Any, engine_path: Path) -> str:
-    """Write the builder's complaints beside the engine; returns their summary."""
+    """Write the builder's complaints beside the engine, and return their summary."""
     path = log_path(engine_path)
     if not logger.messages:
         path.unlink(missing_ok=True)
         return ""
     write_text(path, "\n".join(logger.messages) + "\n")
-    return f"{summarise(logger.messages)}; all in {path}"
+    return f"{summarize(logger.messages)}; all in {path}"

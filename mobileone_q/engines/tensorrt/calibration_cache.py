@@ -1,4 +1,7 @@
-"""TensorRT's calibration cache: tensor names and their scales, as text."""
+"""TensorRT's calibration cache: a text of tensor names and their scales.
+
+Its form is described in :mod:`mobileone_q.export.dla`, which writes it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,16 @@ from pathlib import Path
 from mobileone_q.errors import ExportError
 
 ALGORITHM = "EntropyCalibration2"
-
 DEFAULT_VERSION = "8.5.2"  # JetPack 5.1, the last that supports Xavier
 
 
 def cache_path(onnx_path: Path) -> Path:
-    """Where the cache of a graph stands: ``int8.onnx`` has ``int8.calib``."""
+    """Where the cache of a graph stands: beside ``int8.onnx`` it is ``int8.calib``."""
     return onnx_path.with_suffix(".calib")
 
 
 def header(version: str) -> str:
-    """First line of a cache: 8.5.2 is ``TRT-8502-...``, 10.3.0 is ``TRT-100300-...``.
+    """First line of the cache for a version: 8.5.2 has ``TRT-8502-...``, 10.3.0 ``TRT-100300-...``.
 
     Source: NV_TENSORRT_VERSION in NvInferVersion.h, whose factors grew with TensorRT 10.
     """
@@ -27,7 +29,9 @@ def header(version: str) -> str:
 
 
 def for_version(path: Path, version: str) -> bytes:
-    """A cache's bytes with the first line of the version at hand.
+    """A cache's bytes, with the first line that ``version`` wants.
+
+    TensorRT calibrates anew where the first line is not that of its own version.
 
     Raises:
         ExportError: the file is missing or is not a calibration cache.

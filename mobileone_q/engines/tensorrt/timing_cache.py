@@ -1,8 +1,8 @@
-"""TensorRT's timing cache on disk: a second build of the same layers need not time them again.
+"""TensorRT's timing cache on disk, so that a second build does not time the same layers again.
 
-One file per package version and device, since TensorRT takes no other's; under
-``$MOBILEONE_Q_CACHE`` or the user's cache folder. Two builders at once are safe: a cache is
-replaced whole, under a lock, after what the other one learnt meanwhile is merged into it.
+There is one file per package version and device, because TensorRT refuses the cache of another. The
+files stand under ``$MOBILEONE_Q_CACHE`` or the user's cache folder. Two builders may run at once:
+each takes a lock, merges what the other has written, and replaces the file as a whole.
 """
 
 from __future__ import annotations
@@ -27,35 +27,36 @@ def cache_folder() -> Path:
 
 
 def cache_path(runtime: str, device: str) -> Path:
-    """The cache of a runtime such as ``tensorrt 10.3.0`` on a device."""
+    """Where the cache of a runtime, such as ``tensorrt 10.3.0``, on a device stands."""
     key = f"{runtime} {device}"
     words = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")
     return cache_folder() / "timing" / f"{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.cache"
 
 
 def attach(config: Any, path: Path) -> None:
-    """Give a builder configuration the cache of ``path``, or an empty one.
+    """Give a builder configuration the cache of ``path``.
 
-    A cache that TensorRT refuses, such as one from a changed driver, is left aside.
+    It gets an empty cache where there is none yet, or where TensorRT refuses the file, as it does
+    after a change of driver.
     """
     if not config.set_timing_cache(config.create_timing_cache(_read(path)), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def keep(config: Any, path: Path) -> bool:
-    """Merge what a build learnt into the cache of ``path``; False where it cannot be written.
+    """Merge the timings of a build into the cache of ``path``; False where it cannot be written.
 
-    A cache saves time and nothing else, so that a read-only home is no reason to fail a build.
+    A cache only saves time, so a build does not fail where the cache folder is read-only.
     """
-    learnt = config.get_timing_cache()
-    if learnt is None:
+    learned = config.get_timing_cache()
+    if learned is None:
         return False
     try:
         with _lock(path):
             meanwhile = _read(path)
             if meanwhile:
-                learnt.combine(config.create_timing_cache(meanwhile), False)
-            data = bytes(learnt.serialize())
+                learned.combine(config.create_timing_cache(meanwhile), False)
+            data = bytes(learned.serialize())
             write_atomically(path, lambda temporary: temporary.write_bytes(data))
     except (OSError, FileError):
         return False
@@ -70,7 +71,10 @@ def _read(path: Path) -> bytes:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold ``path``'s lock file; where the system has no flock, only the replacement is atomic."""
+    """Hold the lock file beside ``path``.
+
+    Where the system has no flock there is no lock; the replacement of the file is atomic even so.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as file:
         with suppress(ImportError):

@@ -1,7 +1,8 @@
-"""The ``trtexec`` line that builds and profiles the same engine, for each version of TensorRT.
+"""The ``trtexec`` command that builds and profiles the same engine, for each version of TensorRT.
 
 Sources: ``trtexec --help`` of 8.5, 8.6 and 10 (``samples/common/sampleOptions.cpp`` in the TensorRT
-repository), and NVIDIA's TensorRT 11 migration guide, by which --int8, --fp16 and --calib went.
+repository), and NVIDIA's TensorRT 11 migration guide, which says that --int8, --fp16 and --calib are
+gone.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ STRONG_SINCE, FLAGS_GONE = 10, 11
 def trtexec_line(
     version: str, onnx: Path | str, engine: Path | str, options: BuildOptions, image: tuple[int, int, int]
 ) -> str:
-    """The command for a version such as ``10.3``; ``image`` is (3, H, W).
+    """The command for a version such as ``10.3``; ``image`` is the input's (channels, H, W).
 
-    ``onnx`` must be the graph that the version wants: before 10 any precision comes from
-    ``fp32.onnx`` or ``int8.onnx`` and flags, from 10 on the FP16 types are in the graph.
+    ``onnx`` must be the graph that the version needs. Before 10, every precision is built from
+    ``fp32.onnx`` or ``int8.onnx`` with flags. From 10 on, FP16 types stand in the graph.
     """
     major, minor = (int(part) for part in version.split(".")[:2])
     channels, height, width = image
@@ -43,6 +44,6 @@ def trtexec_line(
     if options.dla_core is not None:
         words += [f"--useDLACore={options.dla_core}", "--allowGPUFallback"]
     words += ["--profilingVerbosity=detailed", "--dumpProfile"]
-    words += ["--separateProfileRun"] if major < FLAGS_GONE else []  # what 11 always does
+    words += ["--separateProfileRun"] if major < FLAGS_GONE else []  # 11 always does so
     words += [f"--exportProfile={engine}.profile.json", f"--exportLayerInfo={engine}.layers.json"]
     return " ".join(words)

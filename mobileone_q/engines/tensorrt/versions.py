@@ -1,7 +1,7 @@
-"""How TensorRT 8.5 to 11 and TensorRT for RTX differ, in one place.
+"""The differences between TensorRT 8.5 to 11 and TensorRT for RTX, in one place.
 
-Everything is asked of the package itself: a version that lacks a class, flag or property is known
-by that, and what was asked for in vain is refused in words. The version number decides only what
+The package itself is asked what it has: a version is known by the classes, flags and properties
+that it lacks, and an option that it lacks is refused in words. The version number decides only what
 has no name to ask for, such as the first line of a calibration cache.
 
 | precision     | 8.5, 8.6                  | 10.x                                  | 11, RTX          |
@@ -26,14 +26,15 @@ def is_strongly_typed(trt: Any) -> bool:
 
 
 def is_rtx(trt: Any) -> bool:
-    """Whether this is TensorRT for RTX, which keeps some of TensorRT's names and ignores them."""
+    """Whether this is TensorRT for RTX, which has some of TensorRT's names and ignores them."""
     return hasattr(trt, "ComputeCapability")
 
 
 def network_flags(trt: Any, options: BuildOptions) -> int:
-    """Bits for ``create_network``: typed by the graph where the version can, but never for DLA.
+    """Bits for ``create_network``: the network is typed by the graph where this version can.
 
-    A calibration cache needs a weakly typed network; there, 10 has an explicit batch by itself.
+    A calibration cache (DLA) needs a weakly typed network, which version 10 gives an explicit
+    batch without a flag.
     """
     flags = trt.NetworkDefinitionCreationFlag
     if not is_strongly_typed(trt):
@@ -42,7 +43,7 @@ def network_flags(trt: Any, options: BuildOptions) -> int:
 
 
 def precision_flags(trt: Any, options: BuildOptions) -> list[Any]:
-    """The builder flags that ask for the precision; none where the graph's types say it."""
+    """The builder flags that ask for the precision; none where the graph's types decide it."""
     if is_strongly_typed(trt) and not options.calibration_cache:
         return []
     int8 = [trt.BuilderFlag.INT8] if options.precision == "int8" else []
@@ -50,10 +51,10 @@ def precision_flags(trt: Any, options: BuildOptions) -> list[Any]:
 
 
 def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
-    """Check that the version has what the options ask for.
+    """Check that this version has what the options ask for.
 
     Raises:
-        EngineError: it does not; the message says which option to drop.
+        EngineError: it has not; the message says which option to drop.
     """
     title = f"{trt.__name__} {trt.__version__}"
     config, flags = trt.IBuilderConfig, trt.BuilderFlag
@@ -77,7 +78,7 @@ def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
 
 
 def configure(trt: Any, config: Any, options: BuildOptions) -> None:
-    """Set a builder configuration as the options say, with the names that this version has."""
+    """Set up a builder configuration by the options, with the names that this version has."""
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for flag in precision_flags(trt, options):
@@ -119,5 +120,5 @@ def compute_capabilities(trt: Any) -> list[int]:
 
 
 def has_timing_cache(trt: Any) -> bool:
-    """TensorRT for RTX keeps the calls and does nothing in them: it times no kernels at build."""
+    """Whether builds time kernels. TensorRT for RTX does not: its timing calls do nothing."""
     return not is_rtx(trt)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mobileone_q.engines.tensorrt import timing_cache as timing
+from mobileone_q.engines.tensorrt import timing_cache
 
 
 class Cache:
@@ -44,29 +44,29 @@ class Config:
 @pytest.fixture
 def path(tmp_path, monkeypatch):
     monkeypatch.setenv("MOBILEONE_Q_CACHE", str(tmp_path))
-    return timing.cache_path("tensorrt 10.3.0", "Orin (nvgpu)")
+    return timing_cache.cache_path("tensorrt 10.3.0", "Orin (nvgpu)")
 
 
 def test_one_cache_per_version_and_device(path, tmp_path, monkeypatch):
     assert path.parent == tmp_path / "timing"
     assert path.name.startswith("tensorrt-10.3.0-Orin-nvgpu-")
     others = {
-        timing.cache_path("tensorrt 10.3.1", "Orin (nvgpu)"),
-        timing.cache_path("tensorrt 10.3.0", "Orin"),
+        timing_cache.cache_path("tensorrt 10.3.1", "Orin (nvgpu)"),
+        timing_cache.cache_path("tensorrt 10.3.0", "Orin"),
     }
     assert len(others | {path}) == 3
     monkeypatch.delenv("MOBILEONE_Q_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert timing.cache_folder() == tmp_path / "xdg" / "mobileone-q"
+    assert timing_cache.cache_folder() == tmp_path / "xdg" / "mobileone-q"
 
 
 def test_a_second_build_starts_from_the_first(path):
     first = Config()
-    timing.attach(first, path)
+    timing_cache.attach(first, path)
     first.cache.lines.add(b"conv")
-    assert timing.keep(first, path)
+    assert timing_cache.keep(first, path)
     second = Config()
-    timing.attach(second, path)
+    timing_cache.attach(second, path)
     assert second.cache.lines == {b"conv"}
 
 
@@ -75,9 +75,9 @@ def test_two_builders_at_once_lose_nothing(path):
 
     def build(name):
         config = Config(delay=pause)
-        timing.attach(config, path)
+        timing_cache.attach(config, path)
         config.cache.lines.add(name)
-        assert timing.keep(config, path)
+        assert timing_cache.keep(config, path)
 
     names = [f"layer{index}".encode() for index in range(8)]
     builders = [threading.Thread(target=build, args=(name,)) for name in names]
@@ -92,8 +92,8 @@ def test_a_refused_cache_is_left_aside_and_an_unwritable_one_is_no_failure(path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"foreign")
     config = Config(foreign=b"foreign")
-    timing.attach(config, path)
+    timing_cache.attach(config, path)
     assert config.cache.lines == set()
     blocked = path.parent / "file" / "x.cache"
     blocked.parent.touch()
-    assert not timing.keep(config, blocked)
+    assert not timing_cache.keep(config, blocked)

@@ -296,7 +296,7 @@ def test_version_compatible_engines(recorded, version, graphs, tmp_path, runtime
         backend.load(path)
 
 
-def test_warnings_are_kept_beside_the_engine_and_summarised(shared, tmp_path):
+def test_warnings_are_kept_beside_the_engine_and_summarized(shared, tmp_path):
     logger = building.make_logger(Recorded("10.3.0", shared))
     for severity, message in (
         (2, "slow kernel"),
