@@ -6,7 +6,7 @@ import yaml
 
 from cli import main
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.config import read_config
+from mobileone_q.config import config_path, read_config
 from mobileone_q.errors import ConfigError
 from mobileone_q.models.certificate import certify
 from tests.helpers.cli import invoke, refused
@@ -19,8 +19,9 @@ def opening_command(path):
     """The command in a file's first line, and its words with the file's real place."""
     first = path.read_text().splitlines()[0].removeprefix("# ").split()
     assert first[0] == "mobileone-q"
-    assert f"configs/{path.name}" in first
-    words = [str(path) if word == f"configs/{path.name}" else word for word in first[2:]]
+    names = (path.stem, f"configs/{path.name}")  # by name where that is enough
+    assert set(names) & set(first)
+    words = [str(path) if word in names else word for word in first[2:]]
     command = main.commands[first[1]]
     return command, words, command.make_context(first[1], words)
 
@@ -60,6 +61,26 @@ def test_a_config_is_used_and_the_command_line_wins(tmp_path, monkeypatch):
     output = invoke("calibrate", "--config", "c.yaml", "--target", "onnxruntime")
     assert "target onnxruntime" in output
     assert "on 16 images" in output
+
+
+def test_a_bundled_config_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_path(Path("jetson")).read_text() == (CONFIGS[0].parent / "jetson.yaml").read_text()
+    command = main.commands["calibrate"]
+    context = command.make_context("calibrate", ["--config", "jetson", "--arch", "s0"])
+    assert context.params["target"] == "tensorrt"
+
+
+def test_a_file_of_the_same_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("jetson").write_text("images: 16\n")
+    assert read_config(Path("jetson"), {"images"}) == {"images": 16}
+
+
+def test_an_unknown_name_lists_the_bundled_ones():
+    line = refused("calibrate", "--config", "jetsn", "--arch", "s0")
+    assert "jetsn is neither a file nor a bundled config" in line
+    assert all(path.stem in line for path in CONFIGS)
 
 
 def test_unknown_options_are_listed_at_once(tmp_path):
