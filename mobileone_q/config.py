@@ -1,4 +1,4 @@
-"""Command options from a YAML file, the user's own or one that comes with the package."""
+"""Command options from a YAML file."""
 
 from __future__ import annotations
 
@@ -10,35 +10,14 @@ import yaml
 
 from mobileone_q.errors import ConfigError
 
-_HERE = Path(__file__).parent
-# A wheel installs configs/ inside this package; in a checkout, also an editable install, it is beside it.
-BUNDLED = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
-
-
-def config_path(path: Path) -> Path:
-    """The file that ``path`` means: ``jetson`` is the bundled jetson.yaml, unless there is a file of that name.
-
-    Raises:
-        ConfigError: neither a file nor a bundled name; the bundled names are listed.
-    """
-    if path.suffix in (".yaml", ".yml") or path.is_file():
-        return path
-    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}
-    if str(path) not in bundled:
-        raise ConfigError(f"{path} is neither a file nor a bundled config; choose from {', '.join(bundled)}")
-    return bundled[str(path)]
-
 
 def read_config(path: Path, known: Set[str]) -> dict[str, Any]:
     """Read ``option: value`` lines; dashes and underscores are the same.
-
-    ``path`` may be the name of a bundled file, as in :func:`config_path`.
 
     Raises:
         ConfigError: unreadable, not a mapping, or with options the command does not have; all
             unknown ones are listed at once.
     """
-    path = config_path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
@@ -55,3 +34,19 @@ def read_config(path: Path, known: Set[str]) -> dict[str, Any]:
             f"{path} has unknown options {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
         )
     return options
+
+
+def config_path(path: Path) -> Path:
+    """The file that ``path`` names: a file, or else a bundled one, as ``jetson`` is configs/jetson.yaml.
+
+    Raises:
+        ConfigError: neither a file nor a bundled name; the bundled names are listed.
+    """
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        return path
+    # A wheel installs configs/ inside this package; in a checkout, also an editable install, it is beside it.
+    inside, beside = Path(__file__).with_name("configs"), Path(__file__).parents[1] / "configs"
+    bundled = {file.stem: file for file in sorted((inside if inside.is_dir() else beside).glob("*.yaml"))}
+    if str(path) not in bundled:
+        raise ConfigError(f"{path} is neither a file nor a bundled config; choose from {', '.join(bundled)}")
+    return bundled[str(path)]

@@ -66,10 +66,10 @@ class BatchRange(click.ParamType):
 def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make a YAML file's values the defaults of the command's options."""
     if path is not None:
-        from mobileone_q.config import read_config  # YAML is slow to import
+        from mobileone_q.config import config_path, read_config  # YAML is slow to import
 
         several = {p.name: bool(getattr(p, "multiple", False)) for p in ctx.command.params if p.name}
-        ctx.default_map = read_config(path, several)
+        ctx.default_map = read_config(config_path(path), several)
 
 
 def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:

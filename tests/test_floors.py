@@ -1,4 +1,4 @@
-"""The floors of the house: the contract in pyproject.toml catches arrows that run up, and leaves nothing out."""
+"""The contract on the floors in pyproject.toml: it catches imports that run up, and leaves no module out."""
 
 from __future__ import annotations
 
@@ -60,9 +60,7 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()"]
     # The output is wrapped in the terminal's width.
     environment = os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(
-        [*words, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    return subprocess.run([*words, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -60,16 +60,21 @@ def test_every_marker_of_the_extras_can_be_met():
 
 
 @pytest.fixture(scope="module")
-def dist(tmp_path_factory):
-    """The wheel, which is built from the sdist, and the sdist. Both come from a copy: a build leaves files behind."""
+def dist(once):
+    """The wheel, which is built from the sdist, and the sdist."""
     pytest.importorskip("build")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    top = {path.name for path in ROOT.iterdir() if path.is_file() and path.name != ".git"}
-    for name in files(*FOLDERS) | top:
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).symlink_to(ROOT / name)
-    say(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, source, folder=out, PYTHONPATH="")
-    (wheel,), (sdist,) = out.glob("*.whl"), out.glob("*.tar.gz")
+
+    def make(folder: Path) -> None:
+        source = folder / "source"  # of links: a build leaves files in the tree that it builds
+        top = {path.name for path in ROOT.iterdir() if path.is_file() and path.name != ".git"}
+        for name in files(*FOLDERS) | top:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).symlink_to(ROOT / name)
+        command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, source)
+        say(*command, folder=folder, PYTHONPATH="")
+
+    made = once("dist", make)
+    (wheel,), (sdist,) = made.glob("*.whl"), made.glob("*.tar.gz")
     return wheel, sdist
 
 
@@ -151,12 +156,12 @@ def test_the_wheel_has_the_sample_and_the_configs(installed, tmp_path):
     output = say(installed / "mobileone-q", *words, folder=tmp_path, PYTHONPATH="")
     assert "target onnxruntime" in output
     assert (tmp_path / "run" / "int8.onnx").is_file()
-    script = "from importlib.resources import files; print(files('mobileone_q.configs').joinpath('cpu.yaml').is_file())"
+    script = "import importlib.resources as r; print((r.files('mobileone_q.configs') / 'cpu.yaml').is_file())"
     assert say(installed / "python", "-c", script, folder=tmp_path, PYTHONPATH="") == "True\n"
 
 
 @pytest.mark.slow
 def test_the_sdist_s_tests_run_from_it(unpacked):
-    words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *QUICK_TESTS)
+    words = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *QUICK_TESTS)
     output = say(*words, folder=unpacked, PYTHONPATH=str(unpacked))
     assert " passed" in output
