@@ -2,27 +2,41 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Each process has half of the files, so that what a file shares is made once, and helps the other at the end.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint format clean
+.PHONY: help demo test test-all lint format clean
+
+help:  ## say what there is to make
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
+		printf 'make %-9s %s\n' "$$name" "$$what"; done
 
 demo: $(VENV)/installed  ## install, then the main job on the bundled sample
 	$(BIN)/mobileone-q calibrate --arch s0
 	$(BIN)/mobileone-q build-engine --int8
 
-test: $(VENV)/installed-dev  ## install what the tests need, then run them
-	$(BIN)/python -m pytest -n 2
+test: $(VENV)/installed-dev  ## install what the tests need, then run all but those marked long
+	$(PYTEST) -m "not long"
 
-lint: $(VENV)/installed-dev  ## style and types
+test-all: $(VENV)/installed-dev  ## every test, also those marked long
+	$(PYTEST)
+
+lint: $(VENV)/installed-dev  ## check style, types, and that no import runs up the floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+		echo $(BIN)/lint-imports; $(BIN)/lint-imports; \
+	else \
+		echo "import-linter needs Python 3.11 or later: the floors are not checked"; \
+	fi
 
-format: $(VENV)/installed-dev
+format: $(VENV)/installed-dev  ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf $(VENV) build *.egg-info
+clean:  ## remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

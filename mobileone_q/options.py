@@ -89,7 +89,7 @@ def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]
     """
     from mobileone_q.yaml_files import read_yaml  # YAML is slow to import
 
-    path = _config_path(path)
+    path = config_path(path)
     values = read_yaml(path, ConfigError, "--config") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `option: value` lines, not a {type(values).__name__}")
@@ -109,7 +109,7 @@ def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]
     return {name: _as_typed(value) for name, value in options.items()}
 
 
-def _config_path(path: Path) -> Path:
+def config_path(path: Path) -> Path:
     if path.suffix in YAML_SUFFIXES or path.is_file():
         return path
     bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}

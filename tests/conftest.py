@@ -3,36 +3,67 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.helpers.once import folder_of_session, made_once
+from tests.helpers.shared import SHARED
+
 os.environ.setdefault("COLUMNS", "120")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 torch.set_num_threads(1)  # the networks are small, and test processes run side by side
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The developers' folder of real weights and images, which a user's clone does not have."""
+    """The developers' folder of real weights and images."""
     if not SHARED.is_dir():
         pytest.skip(f"needs the developers' folder {SHARED.name}/ beside the checkout")
     return SHARED
 
 
 @pytest.fixture(scope="session")
-def bundled(tmp_path_factory):
-    """The two commands that a newcomer types, and what they printed."""
+def once(request, tmp_path_factory):
+    """A function of (name, make): the folder that ``make`` filled, once for all processes; read it only."""
+    folder = folder_of_session(request.config, tmp_path_factory)
+    return lambda name, make: made_once(folder, name, make)
+
+
+@pytest.fixture(scope="session")
+def bundled(once, tmp_path_factory):
+    """The two commands that a newcomer types: the run's folder, and what each printed.
+
+    The commands run once. Each process has a copy of the run, since tests build and time in it.
+    """
+
     from tests.helpers.cli import invoke
 
-    folder = tmp_path_factory.mktemp("bundled")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        outputs = invoke("calibrate", "--arch", "s0"), invoke("build-engine", "--int8")
-    finally:
-        os.chdir(before)
-    return folder / "runs" / "s0", *outputs
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            (folder / "calibrate.txt").write_text(invoke("calibrate", "--arch", "s0"))
+            (folder / "build-engine.txt").write_text(invoke("build-engine", "--int8"))
+
+    made = once("bundled", make)
+    run = tmp_path_factory.mktemp("bundled") / "runs" / "s0"
+    shutil.copytree(made / "runs" / "s0", run)
+    return run, (made / "calibrate.txt").read_text(), (made / "build-engine.txt").read_text()
+
+
+@pytest.fixture
+def sample_run(once, tmp_path):
+    """A function of (target, images): a fresh copy of the sample's run, calibrated once for all tests."""
+
+    from tests.helpers.cli import invoke
+
+    def copy_of_run(target: str = "tensorrt", images: int = 32) -> Path:
+        words = ("calibrate", "--arch", "s0", "--target", target, "--images", images)
+        made = once(f"sample-{target}-{images}", lambda folder: invoke(*words, "--output", folder / "run"))
+        number = len(list(tmp_path.glob("sample-run*")))
+        return Path(shutil.copytree(made / "run", tmp_path / f"sample-run{number or ''}"))
+
+    return copy_of_run

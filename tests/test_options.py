@@ -3,12 +3,12 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from mobileone_q.config import read_config
 
 from cli import main
 from mobileone_q.architecture.config import read_architecture
 from mobileone_q.errors import ConfigError
 from mobileone_q.models.certificate import certify
+from mobileone_q.options import config_path, read_config
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import random_model
 
@@ -19,15 +19,11 @@ def opening_command(path):
     """The command in a file's first line, and its words with the file's real place."""
     first = path.read_text().splitlines()[0].removeprefix("# ").split()
     assert first[0] == "mobileone-q"
-    assert f"configs/{path.name}" in first
-    words = [str(path) if word == f"configs/{path.name}" else word for word in first[2:]]
+    names = (path.stem, f"configs/{path.name}")  # by name where that is enough
+    assert set(names) & set(first)
+    words = [str(path) if word in names else word for word in first[2:]]
     command = main.commands[first[1]]
     return command, words, command.make_context(first[1], words)
-
-
-def plain(value):
-    """An option's value as YAML would hold it."""
-    return list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
 
 
 def is_architecture(path):
@@ -43,11 +39,14 @@ def test_every_config_opens_with_a_command_that_accepts_it(path):
         assert arch.name == path.stem
         assert certify(random_model(arch)).worst < 1e-12
         return
-    values = read_config(path, set(context.params))
+    values = read_config(path, command.params)
     assert values
+    params = {p.name: p for p in command.params}
     given = {p.name for p in command.params if set(p.opts) & set(words)}
-    left = {key: value for key, value in values.items() if key not in given}
-    assert left == {key: plain(context.params[key]) for key in left}
+    left = {
+        key: params[key].type_cast_value(context, value) for key, value in values.items() if key not in given
+    }
+    assert left == {key: context.params[key] for key in left}
 
 
 def test_both_kinds_of_config_are_there():
@@ -62,6 +61,26 @@ def test_a_config_is_used_and_the_command_line_wins(tmp_path, monkeypatch):
     assert "on 16 images" in output
 
 
+def test_a_bundled_config_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_path(Path("jetson")).read_text() == (CONFIGS[0].parent / "jetson.yaml").read_text()
+    command = main.commands["calibrate"]
+    context = command.make_context("calibrate", ["--config", "jetson", "--arch", "s0"])
+    assert context.params["target"] == "tensorrt"
+
+
+def test_a_file_of_the_same_name_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("jetson").write_text("images: 16\n")
+    assert config_path(Path("jetson")) == Path("jetson")
+
+
+def test_an_unknown_name_lists_the_bundled_ones():
+    line = refused("calibrate", "--config", "jetsn", "--arch", "s0")
+    assert "jetsn is neither a file nor a bundled config" in line
+    assert all(path.stem in line for path in CONFIGS)
+
+
 def test_unknown_options_are_listed_at_once(tmp_path):
     (tmp_path / "c.yaml").write_text("metod: mse\nimage: 3\n")
     line = refused("calibrate", "--config", tmp_path / "c.yaml", "--arch", "s0")
@@ -73,7 +92,7 @@ def test_unknown_options_are_listed_at_once(tmp_path):
 def test_what_is_not_a_mapping_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"c\.yaml"):
-        read_config(tmp_path / "c.yaml", {"a"})
+        read_config(tmp_path / "c.yaml", main.commands["calibrate"].params)
 
 
 def test_a_bad_value_is_a_usage_error(tmp_path):

@@ -11,15 +11,11 @@ pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
-def run(request, tmp_path_factory):
-    from tests.conftest import SHARED
-
-    if not SHARED.is_dir():
-        pytest.skip("needs the developers' folder shared/ beside the checkout")
+def run(request, shared, tmp_path_factory):
     output = tmp_path_factory.mktemp("real") / request.param
     invoke(
-        "calibrate", "--arch", "s0", "--weights", SHARED / "weights" / "mobileone_s0_fused.pth",
-        "--data", SHARED / "imagenet-sample" / "calib", "--eval-data", SHARED / "imagenet-sample" / "val",
+        "calibrate", "--arch", "s0", "--weights", shared / "weights" / "mobileone_s0_fused.pth",
+        "--data", shared / "imagenet-sample" / "calib", "--eval-data", shared / "imagenet-sample" / "val",
         "--target", request.param, "--output", output,
     )  # fmt: skip
     return request.param, output

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from calibrate.images import load_all
-from calibrate.mixed_precision import Kept as FloatBlock
-from calibrate.mixed_precision import calibrate_within
+from calibrate.mixed_precision import FloatBlock, calibrate_within
 from calibrate.pipeline import fit, progress_steps
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import BlockSensitivity, rank_blocks

@@ -1,0 +1,1 @@
+"""Bundled YAML files, installed as ``mobileone_q.configs``: ``--config jetson`` is ``jetson.yaml`` here."""
