@@ -123,7 +123,7 @@ def _duplicate(
     for doubled in (producer, block):
         doubled.weight.copy_(doubled.weight[source])
         doubled.bias.copy_(doubled.bias[source])
-        doubled.source.copy_(doubled.source[source])
+        doubled.origin_channel.copy_(doubled.origin_channel[source])
     producer.bias += shift
     block.bias -= shift * block.weight.sum((1, 2, 3))
     reader.weight.copy_(reader.weight[:, source] / copies.reshape(1, -1, 1, 1))

@@ -103,7 +103,7 @@ def quantize(
     histograms = statistics.histograms
     for name, block in fused.blocks():
         result = quantized.block(name)
-        for name_of in ("bias", "source", "divisor"):
+        for name_of in ("bias", "origin_channel", "scale_factor"):
             getattr(result, name_of).copy_(getattr(block, name_of))
         if block.se is not None and result.se is not None:
             result.se.load_state_dict(block.se.state_dict())

@@ -74,16 +74,16 @@ class FakeQuantBlock(Block):
     start_input_scale: Tensor
     start_pool_scale: Tensor
     bias_unit: Tensor
-    source: Tensor
-    divisor: Tensor
+    origin_channel: Tensor
+    scale_factor: Tensor
 
     def __init__(self, q: QuantizedBlock) -> None:
         super().__init__()
         self.spec, self.grid, self.quantize_map = q.spec, q.grid, q.quantize_map
         for name in ("bias", "weight_scale", "input_scale", *["pool_scale"] * q.quantize_map):
             self.register_buffer(f"start_{name}", getattr(q, name).clone())
-        self.register_buffer("source", q.source.clone())
-        self.register_buffer("divisor", q.divisor.clone())
+        self.register_buffer("origin_channel", q.origin_channel.clone())
+        self.register_buffer("scale_factor", q.scale_factor.clone())
         self.register_buffer("bias_unit", SHIFT * q.bias)
         self.latent = nn.Parameter(q.weight.float())
         self.shift = nn.Parameter(torch.zeros_like(q.bias))
@@ -135,8 +135,8 @@ class FakeQuantBlock(Block):
         weight, bias = self.codes_and_bias()
         q.weight.copy_(weight)
         q.bias.copy_(bias)
-        q.source.copy_(self.source)
-        q.divisor.copy_(self.divisor)
+        q.origin_channel.copy_(self.origin_channel)
+        q.scale_factor.copy_(self.scale_factor)
         q.weight_scale.copy_(self.weight_scale)
         q.input_scale.copy_(self.input_scale)
         if self.quantize_map:

@@ -17,6 +17,7 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.models.branches import Classifier, MultiBranchBlock
 from mobileone_q.models.fake_quant import FakeQuantBlock, FakeQuantModel, round_through
 from mobileone_q.models.fuse import fold_branches, fold_head
+from mobileone_q.models.layers import per_output_channel, scale_input_channels
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
@@ -49,9 +50,7 @@ class Moved(nn.Module):
         groups = len(columns) // kernel.shape[1]
         if groups == 1:
             kernel, columns = kernel[:, self.reads], columns / self.copies
-        grouped = kernel.reshape(groups, -1, *kernel.shape[1:])
-        by_column = grouped * columns.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
-        return by_column.reshape(kernel.shape) / self.rows.reshape(-1, *[1] * (kernel.ndim - 1))
+        return scale_input_channels(kernel, columns) / per_output_channel(self.rows, kernel)
 
     def bias(self, original: Tensor) -> Tensor:
         return original[self.writes] / self.rows
@@ -94,7 +93,7 @@ class LiveBlock(FakeQuantBlock):
 
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         kernel, bias = self.fold()
-        scale = self.start_weight_scale.reshape(-1, *[1] * (kernel.ndim - 1))
+        scale = per_output_channel(self.start_weight_scale, kernel)
         change = self.moved.kernel(kernel - self.start_kernel) / scale
         return (
             round_through(self.start_latent + change),
@@ -141,6 +140,6 @@ def moved(quantized: QuantizedModel) -> dict[str, Moved]:
     moves = {}
     reads, columns = torch.arange(quantized.arch.in_channels), torch.ones(quantized.arch.in_channels)
     for name, q in quantized.blocks():
-        moves[name] = Moved(reads, columns, q.source, q.divisor)
-        reads, columns = q.source, q.divisor
+        moves[name] = Moved(reads, columns, q.origin_channel, q.scale_factor)
+        reads, columns = q.origin_channel, q.scale_factor
     return moves

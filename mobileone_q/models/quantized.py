@@ -31,15 +31,15 @@ class QuantizedBlock(Block):
     (C_out,), ``input_scale`` a float32 scalar: real value = scale * code. A classifier with
     ``quantize_map`` also rounds the map that it pools, on the same grid with ``pool_scale``. On the grid
     ``float`` nothing is rounded: "codes" are the values, ``weight`` is float32, all scales are 1.
-    ``source`` and ``divisor`` are the fused block's: what its outputs were before calibration.
+    ``origin_channel`` and ``scale_factor`` are the fused block's: what its outputs were before calibration.
     """
 
     weight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
     pool_scale: Tensor
-    source: Tensor
-    divisor: Tensor
+    origin_channel: Tensor
+    scale_factor: Tensor
 
     def __init__(self, spec: BlockSpec, grid: Grid | None, quantize_map: bool = False) -> None:
         super().__init__()
@@ -51,8 +51,8 @@ class QuantizedBlock(Block):
         self.register_buffer("input_scale", torch.ones(()))
         if quantize_map:
             self.register_buffer("pool_scale", torch.ones(()))
-        self.register_buffer("source", torch.arange(spec.out_channels))
-        self.register_buffer("divisor", torch.ones(spec.out_channels))
+        self.register_buffer("origin_channel", torch.arange(spec.out_channels))
+        self.register_buffer("scale_factor", torch.ones(spec.out_channels))
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
     @property

@@ -222,7 +222,7 @@ def test_quantized_models_round_trip(fused, tmp_path):
 
 def test_a_file_of_an_earlier_version_is_refused(fused, tmp_path):
     tensors = QuantizedModel(fused.arch, "tensorrt").state_dict()
-    del tensors["stem.divisor"]
+    del tensors["stem.scale_factor"]
     facts = {"architecture": fused.arch.to_dict(), "target": "tensorrt"}
     save_tensors(tmp_path / "old.safetensors", tensors, "quantized", facts)
     with pytest.raises(CheckpointError, match=r"old.safetensors .* run `mobileone-q calibrate` again"):

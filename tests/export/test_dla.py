@@ -1,3 +1,5 @@
+"""The calibration cache of a DLA graph, byte by byte, and the graph beside it."""
+
 import struct
 
 import numpy as np
@@ -12,12 +14,13 @@ from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
 
-@pytest.fixture(scope="module", params=["s0", "s4"])
+@pytest.fixture(scope="module", params=["s0", "s4", "relu6"])
 def quantized(request):
-    fused = fuse_branches(random_model(small(request.param)))
+    is_variant = request.param != "relu6"
+    fused = fuse_branches(random_model(small(request.param))) if is_variant else relu6_network()
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="dla"))
 
 
@@ -61,7 +64,7 @@ def test_first_line_by_version(version, number):
 
 
 def test_the_cache_holds_our_scales_for_the_graph_s_tensors(quantized, tmp_path):
-    """Every quantised tensor of the graph has its scale, and no name is one the graph lacks."""
+    """Every quantized tensor of the graph has its scale, and every name stands in the graph."""
     proto = export_onnx(quantized, tmp_path / "int8.onnx")
     names = {name for node in proto.graph.node for name in node.output} | {"input"}
     first, *lines = (tmp_path / "int8.calib").read_text().splitlines()
@@ -77,6 +80,8 @@ def test_the_cache_holds_our_scales_for_the_graph_s_tensors(quantized, tmp_path)
     }
     for name, block in quantized.blocks():
         assert scales[kernels[name].input[0]] == float(block.input_scale), name
+    activations = {node.output[0] for node in proto.graph.node if node.name.endswith(("/relu", "/relu6"))}
+    assert {name for name in activations if "/se/" not in name} <= scales.keys()
 
 
 def test_the_graph_has_no_q_dq_and_its_weights_are_the_codes(quantized, tmp_path):
