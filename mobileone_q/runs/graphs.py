@@ -24,7 +24,9 @@ def write_graph(run: Run, precision: str, remainder: str, factory: type[Engine])
     if name in ("fp32", "int8"):
         return path
     model = FusedModel.load(run.fused) if precision == "fp16" else QuantizedModel.load(run.quantized)
-    export_onnx(model, path, dtype="float16", preprocessing=run.read_manifest().get("preprocessing", {}))
+    export_onnx(
+        model, path, float_precision="fp16", preprocessing=run.read_manifest().get("preprocessing", {})
+    )
     return path
 
 
