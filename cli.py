@@ -49,7 +49,7 @@ from mobileone_q.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from mobileone_q.names import FloatPrecision, Precision
+    from mobileone_q.names import FloatPrecision, Precision, WritableLayout
     from mobileone_q.runs.folder import RunFolder
 
 SENSITIVITY_IMAGES = 100
@@ -200,7 +200,9 @@ def report(run_path: Path | None) -> None:
 )  # fmt: skip
 @click.argument("src", type=FILE, callback=fetch_weights)
 @click.argument("dst", type=FILE)
-def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src: Path, dst: Path) -> None:
+def fuse(
+    arch: str, image_size: int | None, data: Path | None, layout: WritableLayout, src: Path, dst: Path
+) -> None:
     """Fold SRC's training branches into plain convolutions and write DST.
 
     DST is a safetensors file that also holds the certificate: how little the folding changed. With

@@ -22,6 +22,7 @@ from calibrate.statistics import ChannelHistogram, Statistics, map_of
 from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import WEIGHT_STEPS, input_grids, quantize_weight, weight_scales
+from mobileone_q.models.layers import per_output_channel, scale_input_channels
 
 # A channel weaker than this share of its tensor's strongest is treated as if it were this strong.
 # Without a floor, a near-dead channel's factor explodes, and a bias with it.
@@ -185,13 +186,10 @@ def _dense(block: FusedBlock, reduce: Callable[[Tensor], Tensor]) -> Tensor:
 
 def exchange(producer: FusedBlock, consumer: FusedBlock, factor: Tensor) -> None:
     """Divide the producer's output channels by ``factor`` (C,), and multiply the consumer's weights by it."""
-    rows = factor.reshape(-1, *[1] * (producer.weight.ndim - 1))
-    producer.weight.copy_(producer.weight.double() / rows)
+    weight = producer.weight.double()
+    producer.weight.copy_(weight / per_output_channel(factor, weight))
     producer.bias.copy_(producer.bias.double() / factor)
     producer.scale_factor *= factor
     if producer.se is not None:
         producer.se.reduce.weight.mul_(factor.reshape(1, -1, 1, 1))
-    weight, groups = consumer.weight, consumer.spec.groups
-    grouped = weight.double().reshape(groups, -1, *weight.shape[1:])
-    columns = factor.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
-    weight.copy_((grouped * columns).reshape(weight.shape))
+    consumer.weight.copy_(scale_input_channels(consumer.weight.double(), factor))

@@ -20,7 +20,7 @@ from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fuse import branch_kernels
 from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.layers import apply_kernel
+from mobileone_q.models.layers import apply_kernel, per_output_channel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from mobileone_q.progress import Advance, silent
@@ -79,7 +79,7 @@ def rank_blocks(
         gathered = block.gather(x)
         y = block.linear(gathered)
         rounded = q.quantize(gathered) * q.input_scale
-        weight = q.weight.float() * q.weight_scale.reshape(-1, *[1] * (q.weight.ndim - 1))
+        weight = q.weight.float() * per_output_channel(q.weight_scale, q.weight)
         outputs = (
             apply_kernel(block.spec, rounded, block.weight, block.bias),
             apply_kernel(block.spec, gathered, weight, block.bias),

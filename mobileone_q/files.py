@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and safetensors that carry their own description."""
+"""Files that are written whole or not at all, safetensors that describe themselves, and the cache folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ FORMAT = "mobileone-q"
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it into place.
 
-    An interruption at any moment leaves either the old file or the new one.
+    An interruption at any moment leaves either the old file or the new one, and parent folders are
+    made where they are missing.
 
     Raises:
-        FileError: the folder cannot be written to.
+        FileError: the file or its folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,17 +46,22 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically."""
+    """Write UTF-8 text as :func:`write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write indented JSON atomically; NaN is refused rather than written."""
+    """Write indented JSON as :func:`write_atomically` does.
+
+    Raises:
+        FileError: the file or its folder cannot be written.
+        ValueError: a number is NaN or infinite, which JSON cannot hold.
+    """
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
         FileError: the file is missing or is not JSON.
@@ -63,36 +69,79 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise FileError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON ({error}); run the command that made it again") from None
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Compute the hexadecimal SHA-256 of a file's bytes.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}; check the path") from error
     return digest.hexdigest()
 
 
-def save_tensors(path: Path, tensors: dict[str, Any], kind: str, description: dict[str, Any]) -> None:
+def cache_folder() -> Path:
+    """Folder of downloads and timing caches: ``$MOBILEONE_Q_CACHE``, else one in the user's cache folder.
+
+    The latter is ``mobileone-q`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    own = os.environ.get("MOBILEONE_Q_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mobileone-q"
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on nothing but its contents.
+
+    The library writes the metadata in an order of its own, which differs between processes. Here the
+    header is written again with its keys sorted, and padded to 8 bytes as the format recommends.
+
+    Raises:
+        FileError: the file or its folder cannot be written.
+    """
+    from safetensors.torch import save
+
+    data = save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}, dict(metadata))
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little"))
+            file.write(header)
+            file.write(memoryview(data)[8 + size :])
+
+    write_atomically(path, write)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], kind: str, description: dict[str, Any]) -> None:
     """Write tensors as safetensors whose header says what they are.
 
-    ``kind`` is ``mobileone``, ``fused`` or ``quantized``; each value of ``description`` must be
-    fit for JSON.
-    """
-    from safetensors.torch import save_file
+    ``kind`` is ``mobileone``, ``fused`` or ``quantized``. The values of ``description`` are stored as
+    JSON. The same contents give the same bytes in every process.
 
+    Raises:
+        FileError: the file or its folder cannot be written.
+    """
     metadata = {"format": FORMAT, "kind": kind}
     metadata |= {key: json.dumps(value) for key, value in description.items()}
-    contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
+    write_safetensors(path, tensors, metadata)
 
 
 def load_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read what :func:`save_tensors` wrote: (tensors, description).
+    """Read (tensors, description) from a file that :func:`save_tensors` wrote.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another kind.
@@ -102,11 +151,15 @@ def load_tensors(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]
         raise CheckpointError(
             f"{path} is not a {kind} model of mobileone-q; make it again with `mobileone-q calibrate`"
         )
-    return tensors, {k: json.loads(v) for k, v in metadata.items() if k not in ("format", "kind")}
+    described = {key: value for key, value in metadata.items() if key not in ("format", "kind")}
+    try:
+        return tensors, {key: json.loads(value) for key, value in described.items()}
+    except (ValueError, RecursionError):
+        raise CheckpointError(f"{path} is damaged; make it again with `mobileone-q calibrate`") from None
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """(tensors, metadata) of any safetensors file.
+    """Read (tensors, metadata) from any safetensors file.
 
     Raises:
         CheckpointError: the file is missing or damaged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -140,6 +141,20 @@ class Architecture:
         """Name of the last block of each stage, by the number of the stage, from 1."""
         stages = (block.name.split(".") for block in self.blocks if block.name.startswith("stage"))
         return {int(parts[0].removeprefix("stage")): ".".join(parts) for parts in stages}
+
+    def ends_of_stages(self, out_indices: Sequence[int]) -> list[str]:
+        """Names of the last blocks of some stages, counted from 0, or from the end where negative.
+
+        Raises:
+            ArchitectureError: there is no such stage.
+        """
+        ends = list(self.stage_ends.values())
+        if any(not -len(ends) <= index < len(ends) for index in out_indices):
+            raise ArchitectureError(
+                f"out_indices {tuple(out_indices)} asks for a stage that {self.name} does not have: "
+                f"it has {len(ends)}, counted from 0"
+            )
+        return [ends[index] for index in out_indices]
 
     def sizes(self) -> list[Pair]:
         """Compute the (height, width) of every block's output, in pixels.

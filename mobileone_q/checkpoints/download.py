@@ -1,15 +1,13 @@
 """Public weights by name, such as ``timm:mobileone_s0.apple_in1k`` or ``apple:s0``.
 
-A file is fetched once, into ``$MOBILEONE_Q_CACHE`` (else ``$XDG_CACHE_HOME/mobileone-q``, else
-``~/.cache/mobileone-q``), with its SHA-256 beside it. What the publisher says of the hash is
-checked first: the whole of it on the Hugging Face hub, its first eight digits in mmpretrain's
-file names. Apple and jahongir7174 publish none: there the hash of the first download is kept, and
-a cached file that no longer has it is refused.
+A file is fetched once, into :func:`mobileone_q.files.cache_folder`, with its SHA-256 beside it. The
+hash that the publisher states is checked first: the Hugging Face hub states all of it, mmpretrain's
+file names state the first eight digits. Apple and jahongir7174 state none: there the hash of the first
+download is kept. A cached file that no longer has its hash is refused.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import urllib.error
 import urllib.request
@@ -17,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.errors import CheckpointError, MobileOneQError
-from mobileone_q.files import sha256, write_atomically, write_text
+from mobileone_q.checkpoints.key_maps import KEY_MAPS
+from mobileone_q.errors import CheckpointError
+from mobileone_q.files import cache_folder, sha256, write_atomically, write_text
 
 TIMEOUT_S = 60
 APPLE = "https://docs-assets.developer.apple.com/ml-research/datasets/mobileone"
@@ -26,14 +25,14 @@ HUB = "https://huggingface.co/timm"
 MMPRETRAIN = "https://download.openmmlab.com/mmclassification/v0/mobileone"
 JAHONGIR = "https://github.com/jahongir7174/MobileOne/releases/download/v0.0.1"
 MMPRETRAIN_HASHES = {"s0": "0bc94952", "s1": "ceeef467", "s2": "9c7ecb97", "s3": "c95eb3bf", "s4": "28d888cb"}
-PUBLISHERS = ("apple", "timm", "mmpretrain", "jahongir7174")
+PUBLISHERS = tuple(KEY_MAPS)  # each has a layout of its own
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a file is, how it is called in the cache, and what is known of its hash.
+class PublicFile:
+    """The address of a file, its name in the cache, and what is known of its hash.
 
-    ``sha256`` is the hash, or its first digits; ``pointer`` is the address of a text that holds
+    ``sha256`` is the hash, or its first digits. ``pointer`` is the address of a text that holds
     ``sha256:<hash>``.
     """
 
@@ -44,26 +43,26 @@ class Source:
 
 
 def is_name(weights: str) -> bool:
-    """Whether ``weights`` is a publisher's name for a file, not a path."""
+    """Whether ``weights`` is the public name of a file, not a path."""
     return weights.partition(":")[0] in PUBLISHERS and ":" in weights
 
 
-def source(name: str) -> Source:
-    """The public file of a name.
+def find_public_file(name: str) -> PublicFile:
+    """Find the file of a public name.
 
     Raises:
-        CheckpointError: no such name.
+        CheckpointError: there is no such name.
     """
     publisher, _, model = name.partition(":")
     match = re.fullmatch(r"(?:mobileone_)?(s[0-4])(\.apple_in1k|-fused)?", model)
     ending = match[2] if match else None
     if match and publisher == "apple" and ending != ".apple_in1k":
         file = f"mobileone_{match[1]}{'' if ending else '_unfused'}.pth.tar"
-        return Source(f"{APPLE}/{file}", f"apple-{file}")
+        return PublicFile(f"{APPLE}/{file}", f"apple-{file}")
     if match and publisher == "timm" and ending != "-fused":
         repository = f"mobileone_{match[1]}.apple_in1k"
         place = f"{HUB}/{repository}"
-        return Source(
+        return PublicFile(
             f"{place}/resolve/main/model.safetensors",
             f"timm-{repository}.safetensors",
             pointer=f"{place}/raw/main/model.safetensors",
@@ -71,27 +70,23 @@ def source(name: str) -> Source:
     if match and publisher == "mmpretrain" and ending is None:
         digits = MMPRETRAIN_HASHES[match[1]]
         file = f"mobileone-{match[1]}_8xb32_in1k_20221110-{digits}.pth"
-        return Source(f"{MMPRETRAIN}/{file}", f"mmpretrain-{file}", sha256=digits)
+        return PublicFile(f"{MMPRETRAIN}/{file}", f"mmpretrain-{file}", sha256=digits)
     if match and publisher == "jahongir7174" and ending is None:
-        return Source(f"{JAHONGIR}/{match[1]}.pt", f"jahongir7174-{match[1]}.pt")
+        return PublicFile(f"{JAHONGIR}/{match[1]}.pt", f"jahongir7174-{match[1]}.pt")
     raise CheckpointError(
         f"no public weights called {name}: choose apple:s0, apple:s0-fused, timm:mobileone_s0.apple_in1k, "
         "mmpretrain:s0 or jahongir7174:s0 (s0 to s4)"
     )
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(os.environ.get("MOBILEONE_Q_CACHE") or Path(base) / "mobileone-q")
-
-
 def fetch(name: str) -> Path:
-    """The cached file of a public name, downloaded first where it is not there yet.
+    """Download the file of a public name unless it is in the cache; return its path there.
 
     Raises:
-        CheckpointError: an unknown name, no network, or a file whose hash is not what it should be.
+        CheckpointError: the name is unknown, there is no network, or the hash is not what it should be.
+        FileError: the cache cannot be read or written.
     """
-    wanted = source(name)
+    wanted = find_public_file(name)
     path = cache_folder() / wanted.file
     record = path.with_name(f"{path.name}.sha256")
     if path.is_file() and record.is_file():
@@ -124,13 +119,15 @@ def fetch(name: str) -> Path:
 
 
 def _open(name: str, url: str, path: Path) -> Any:
+    """Open a connection that reads ``url``."""
     try:
         return urllib.request.urlopen(url, timeout=TIMEOUT_S)
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise _unreachable(name, url, path, str(getattr(error, "reason", error))) from error
 
 
-def _unreachable(name: str, url: str, path: Path, reason: str) -> MobileOneQError:
+def _unreachable(name: str, url: str, path: Path, reason: str) -> CheckpointError:
+    """Make the error for a download that failed; it says how to do without a network."""
     reason = " ".join(reason.split()) or "no reason given"
     return CheckpointError(
         f"cannot download {name} ({reason}); with a network elsewhere, fetch {url} and pass it "

@@ -1,9 +1,9 @@
-"""Other codebases' key names, read and written.
+"""Key maps: what other codebases call the tensors of a MobileOne.
 
-A layout is a way to name the same tensors: where the stem, a stage's layers and the head live,
-and what a layer's parts are called. Here a block is ``stage1.1.pw``; elsewhere layers of a stage
-are numbered in a row, depthwise and pointwise in turn, so that it is ``stage1.3`` or
-``stages.0.3``. Key names learned from apple/ml-mobileone, huggingface/pytorch-image-models
+A key map names the same tensors in another way: where the stem, the layers of a stage and the head
+stand, and what the parts of a layer are called. Here a block is ``stage1.1.pw``; elsewhere the layers
+of a stage are numbered in a row, depthwise and pointwise in turn, so that it is ``stage1.3`` or
+``stages.0.3``. The names come from apple/ml-mobileone, huggingface/pytorch-image-models
 (``byobnet``), open-mmlab/mmpretrain and jahongir7174/MobileOne.
 """
 
@@ -13,19 +13,21 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-HALVES = ("dw", "pw")
+from mobileone_q.names import KeyMapName
+
+HALVES = ("dw", "pw")  # of a unit: the depthwise block and the pointwise block
 
 
 @dataclass(frozen=True)
-class Layout:
-    """One codebase's names.
+class KeyMap:
+    """The names that one codebase uses.
 
-    ``stage`` holds ``{}`` for the stage's number, which begins at ``first_stage``. ``parts`` are
-    prefixes of a layer's keys, theirs before ours; ours is empty for the fused convolution.
-    ``norm`` is what a branch calls its batch norm.
+    ``stage`` holds ``{}`` for the number of the stage, which begins at ``first_stage``. ``parts`` pairs
+    prefixes of a layer's keys, theirs before ours; ours is empty for the fused convolution. ``norm`` is
+    what a branch calls its batch norm.
     """
 
-    name: str
+    name: KeyMapName
     stem: str
     stage: str
     first_stage: int
@@ -35,16 +37,17 @@ class Layout:
 
     @property
     def fused_part(self) -> str:
+        """Their name of a layer's fused convolution."""
         return next(theirs for theirs, ours in self.parts if not ours)
 
-    def recognises(self, keys: Iterable[str]) -> bool:
-        """Whether the stem's kernel, with branches or fused, is among the keys."""
+    def matches(self, keys: Iterable[str]) -> bool:
+        """Whether the kernel of the stem, with branches or fused, is among the keys."""
         branch = next(theirs for theirs, ours in self.parts if ours == "kxk")
         wanted = {f"{self.stem}.{branch}.0.conv.weight", f"{self.stem}.{self.fused_part}.weight"}
         return not wanted.isdisjoint(keys)
 
     def to_own(self, key: str) -> str:
-        """A key of theirs under this project's name; a foreign key comes back as it is."""
+        """Translate a key of theirs into this project's; an unknown key comes back as it is."""
         if key.startswith(f"{self.head}."):
             return f"head.{key[len(self.head) + 1 :]}"
         if key.startswith(f"{self.stem}."):
@@ -58,7 +61,7 @@ class Layout:
         return _join(f"stage{stage}.{unit}.{HALVES[half]}", self._part_to_own(match[3]))
 
     def from_own(self, key: str) -> str:
-        """Inverse of :meth:`to_own`."""
+        """Translate a key of this project's into theirs."""
         block, part = _split_block(key)
         if block == "head":
             return f"{self.head}.{part}"
@@ -87,14 +90,14 @@ def _join(*parts: str) -> str:
 
 
 def _split_block(key: str) -> tuple[str, str]:
-    """``stage1.0.dw.kxk.0.bn.bias`` to (``stage1.0.dw``, ``kxk.0.bn.bias``)."""
+    """Split ``stage1.0.dw.kxk.0.bn.bias`` into ``stage1.0.dw`` and ``kxk.0.bn.bias``."""
     parts = key.split(".")
     depth = 3 if parts[0].startswith("stage") else 1
     return ".".join(parts[:depth]), ".".join(parts[depth:])
 
 
-FOREIGN = (
-    Layout(
+_ALL = (
+    KeyMap(
         "apple",
         stem="stage0",
         stage="stage{}",
@@ -108,7 +111,7 @@ FOREIGN = (
             ("se", "se"),
         ),
     ),
-    Layout(
+    KeyMap(
         "timm",
         stem="stem",
         stage="stages.{}",
@@ -123,7 +126,7 @@ FOREIGN = (
             ("attn.fc2", "se.expand"),
         ),
     ),
-    Layout(
+    KeyMap(
         "mmpretrain",
         stem="backbone.stage0",
         stage="backbone.stage{}",
@@ -139,7 +142,7 @@ FOREIGN = (
         ),
         norm="norm",
     ),
-    Layout(
+    KeyMap(
         "jahongir7174",
         stem="p1.0",
         stage="p{}",
@@ -156,4 +159,4 @@ FOREIGN = (
         norm="norm",
     ),
 )
-BY_NAME = {layout.name: layout for layout in FOREIGN}
+KEY_MAPS: dict[KeyMapName, KeyMap] = {key_map.name: key_map for key_map in _ALL}

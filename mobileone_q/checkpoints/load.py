@@ -1,8 +1,9 @@
-"""Read and write other people's weights: recognise the layout by its keys, rename, check, load.
+"""Weights in this project's layout and in others': recognized by their keys, renamed, checked, loaded.
 
-A layout (:mod:`mobileone_q.checkpoints.key_maps`) is a renaming of keys into this project's names
-(``stage1.0.dw.kxk.0.conv.weight`` with branches, ``stage1.0.dw.weight`` fused). Files are never
-unpickled beyond tensors (:mod:`mobileone_q.checkpoints.safe_pickle`).
+The layout of a file is ``own`` or the name of a key map (:mod:`mobileone_q.checkpoints.key_maps`), which
+translates its keys into this project's names (``stage1.0.dw.kxk.0.conv.weight`` with branches,
+``stage1.0.dw.weight`` fused). No code that is pickled in a file is ever run
+(:mod:`mobileone_q.checkpoints.safe_pickle`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,16 +24,18 @@ from torch import Tensor
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS, build_variant
-from mobileone_q.checkpoints.key_maps import BY_NAME, FOREIGN
+from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.safe_pickle import UnsafePickle, module_state, read_zip
 from mobileone_q.errors import CheckpointError
-from mobileone_q.files import read_safetensors, save_tensors, write_atomically
+from mobileone_q.files import read_safetensors, save_tensors, write_atomically, write_safetensors
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.names import WRITABLE_LAYOUTS, KeyMapName, WritableLayout
 
-State = dict[str, Tensor]
-# What weights come wrapped in. Averaged ones first: they are what their trainers evaluate.
+StateDict = dict[str, Tensor]
+LayoutName = KeyMapName | Literal["own"]
+# Entries that hold weights. Averaged weights come first: they are what trainers evaluate.
 WRAPPERS = (
     "state_dict_ema",
     "model_ema",
@@ -43,32 +46,34 @@ WRAPPERS = (
     "model_state_dict",
 )
 AVERAGED = frozenset(WRAPPERS[:4])
-PREFIXES = ("module.", "_orig_mod.", "model.")  # of DataParallel, torch.compile and Lightning
-COUNTERS = frozenset({"steps", "n_averaged"})  # of averaging wrappers
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile and Lightning add them
+COUNTERS = frozenset({"steps", "n_averaged"})  # averaging wrappers keep them among the weights
 LISTED = 3  # how many keys an error message names before it counts the rest
 OWN_KEYS = frozenset({"stem.weight", "stem.kxk.0.conv.weight"})
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights under this project's names, with the layout they came in.
+    """Weights under this project's names, and the layout of the file that they came from.
 
-    ``wrapper`` is the entry of the file that held them, if any. ``arch`` is set where the file
-    itself says what it is (this project's own files).
+    ``wrapper`` is the entry of the file that held them, if any. ``arch`` is set if the file itself
+    says what it is, as this project's own files do.
     """
 
     path: Path
-    layout: str
-    state: State
+    layout: LayoutName
+    state: StateDict
     wrapper: str | None = None
     arch: Architecture | None = None
 
     @property
     def is_fused(self) -> bool:
+        """Whether the weights are those of a fused network."""
         return "stem.weight" in self.state
 
     @property
     def description(self) -> str:
+        """What the file holds, in a few words for the user."""
         form = "fused" if self.is_fused else "with branches"
         averaged = "averaged (EMA) weights, " if self.wrapper in AVERAGED else ""
         width = "no head" if self.num_classes is None else f"{self.num_classes} classes"
@@ -76,7 +81,7 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int | None:
-        """Rows of the head; None without one."""
+        """Rows of the head; None if there is no head."""
         head = self.state.get("head.weight")
         return None if head is None else head.shape[0]
 
@@ -84,12 +89,16 @@ class Checkpoint:
 def load_model(
     path: Path, arch_name: str, image_size: int | Pair | None = None
 ) -> tuple[MobileOne | FusedModel, Checkpoint]:
-    """Load weights of an architecture (a name or a YAML file), with or without branches.
+    """Load the weights of an architecture (a name or a YAML file), with or without branches.
 
-    Classes are counted; ``image_size`` is the file's, or else the architecture's, where not given.
+    The number of classes is that of the file's head. Without ``image_size``, the input size is the one
+    that the file records, else the architecture's own. Returns the network, in evaluation mode, and
+    what was read.
 
     Raises:
-        CheckpointError: the file is missing, damaged, unsafe, foreign, or holds other weights.
+        ArchitectureError: there is no such architecture.
+        CheckpointError: the file is missing, damaged, unsafe, of no known layout, or holds the weights of
+            another architecture.
     """
     checkpoint = read_checkpoint(path)
     named = resolve_architecture(arch_name, num_classes=checkpoint.num_classes, image_size=image_size)
@@ -106,41 +115,54 @@ def load_model(
 
 
 def fill_model(checkpoint: Checkpoint, arch: Architecture) -> MobileOne | FusedModel:
-    """The network of ``arch`` with a checkpoint's weights, with branches where it has them.
+    """Build the network of ``arch`` with the weights of a checkpoint, fused if they are.
 
     Raises:
-        CheckpointError: it holds other weights.
+        CheckpointError: the weights are those of another architecture.
     """
-    model: Chain = (FusedModel if checkpoint.is_fused else MobileOne)(arch)
+    model = FusedModel(arch) if checkpoint.is_fused else MobileOne(arch)
     _check_fit(checkpoint, model)
-    model.load_state_dict(checkpoint.state, strict=False)
-    return model.eval()  # type: ignore[return-value]
+    model.load_state_dict(checkpoint.state, strict=False)  # batch norms' counters may be missing
+    return model.eval()
 
 
 def stored_image_size(path: Path | None) -> Pair | None:
-    """The input size that a file of this project records; None for any other."""
+    """Read the input size, (height, width), that a file of this project records; None for other files.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     if path is None or path.suffix != ".safetensors" or not path.is_file():
         return None
-    described = read_safetensors(path)[1].get("architecture")
-    return Architecture.from_dict(json.loads(described)).image_size if described else None
+    arch = _described_architecture(read_safetensors(path)[1])
+    return None if arch is None else arch.image_size
 
 
 def save_model(model: MobileOne, path: Path) -> None:
-    """Write a train-time model as this project's own safetensors."""
+    """Write a train-time model as this project's own safetensors.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     save_tensors(path, model.state_dict(), "mobileone", {"architecture": model.arch.to_dict()})
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a file and put its weights, as float32, under this project's names."""
+    """Read a file and put its weights, as float32, under this project's names.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, of no known layout, or has weights that are
+            not finite.
+    """
     raw, wrapper, metadata = _read_file(path)
     raw = {_without_prefixes(key): value for key, value in raw.items()}
-    layout = next((known for known in FOREIGN if known.recognises(raw)), None)
-    if layout is None and OWN_KEYS.isdisjoint(raw):
-        names = ", ".join(["own", *BY_NAME])
+    key_map = next((known for known in KEY_MAPS.values() if known.matches(raw)), None)
+    if key_map is None and OWN_KEYS.isdisjoint(raw):
+        names = ", ".join(["own", *KEY_MAPS])
         raise CheckpointError(
             f"{path} is not a MobileOne checkpoint of a known layout ({names}): it has {_some(raw)}"
         )
-    rename = layout.to_own if layout else str
+    rename = key_map.to_own if key_map else str
     state = {
         rename(key): value.float() if value.is_floating_point() else value
         for key, value in raw.items()
@@ -149,38 +171,43 @@ def read_checkpoint(path: Path) -> Checkpoint:
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} has NaN or infinite values in {_some(broken)}; use a sound checkpoint")
+    layout: LayoutName = key_map.name if key_map else "own"
+    return Checkpoint(path, layout, state, wrapper, _described_architecture(metadata))
+
+
+def _described_architecture(metadata: Mapping[str, str]) -> Architecture | None:
+    """The architecture that the metadata of this project's own files holds."""
     described = metadata.get("architecture")
-    arch = Architecture.from_dict(json.loads(described)) if described else None
-    return Checkpoint(path, layout.name if layout else "own", state, wrapper, arch)
+    return Architecture.from_dict(json.loads(described)) if described else None
 
 
-def save_fused(model: FusedModel, path: Path, layout: str, **description: Any) -> None:
-    """Write a fused model under another codebase's names, for its own fused network to load.
+def save_fused(model: FusedModel, path: Path, layout: WritableLayout, **description: Any) -> None:
+    """Write a fused model under another codebase's names, for that codebase's fused network to load.
 
-    ``.safetensors`` holds bare tensors; any other suffix is what torch saves, wrapped as
-    mmpretrain wraps its own where ``layout`` is mmpretrain. ``own`` writes :meth:`FusedModel.save`
-    with ``description``.
+    A ``.safetensors`` file holds bare tensors. Any other suffix gets what torch saves; for layout
+    mmpretrain it is wrapped as mmpretrain wraps its own. Layout ``own`` is that of
+    :meth:`FusedModel.save`, with ``description`` beside the weights.
 
     Raises:
-        CheckpointError: an unknown layout, a suffix it has no form for, or names it cannot give.
+        CheckpointError: the layout is unknown, has no form for the suffix, or has no names for the
+            architecture's blocks.
+        FileError: the file cannot be written.
     """
     if layout == "own":
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path} must end in .safetensors; other suffixes go with another --layout")
         return model.save(path, **description)
-    if layout not in BY_NAME:
-        raise CheckpointError(f"unknown layout {layout!r}: choose one of own, {', '.join(BY_NAME)}")
+    if layout not in WRITABLE_LAYOUTS:
+        raise CheckpointError(f"unknown layout {layout!r}: choose one of {', '.join(WRITABLE_LAYOUTS)}")
     standard = [spec.name for spec in build_variant("s0").blocks]
     if [spec.name for spec in model.arch.blocks] != standard:
         raise CheckpointError(
             f"{model.arch.name} is not one of S0 to S4, which is all that {layout}'s names reach; "
             "use --layout own"
         )
-    state = {BY_NAME[layout].from_own(key): value for key, value in model.state_dict().items()}
+    state = {KEY_MAPS[layout].from_own(key): value for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
-
-        write_atomically(path, lambda temporary: save_file(state, temporary, metadata={"format": "pt"}))
+        write_safetensors(path, state, {"format": "pt"})
     elif path.suffix in (".pth", ".pt", ".tar"):
         value = {"state_dict": state, "meta": {}} if layout == "mmpretrain" else state
         write_atomically(path, lambda temporary: torch.save(value, temporary))
@@ -189,12 +216,13 @@ def save_fused(model: FusedModel, path: Path, layout: str, **description: Any) -
 
 
 def _without_prefixes(key: str) -> str:
+    """Strip every prefix that wrappers of modules have put before a key."""
     prefix = next((known for known in PREFIXES if key.startswith(known)), None)
     return _without_prefixes(key.removeprefix(prefix)) if prefix else key
 
 
-def _read_file(path: Path) -> tuple[State, str | None, Mapping[str, str]]:
-    """(tensors by key, name of the entry they were in, metadata) of a file."""
+def _read_file(path: Path) -> tuple[StateDict, str | None, Mapping[str, str]]:
+    """Read a file: (tensors by key, name of the entry that held them, metadata)."""
     if not path.is_file():
         raise CheckpointError(f"no weights file at {path}; check --weights")
     if path.suffix == ".safetensors":
@@ -209,7 +237,7 @@ def _read_file(path: Path) -> tuple[State, str | None, Mapping[str, str]]:
 
 
 def _unwrap(value: Any, found: str | None = None) -> tuple[Any, str | None]:
-    """The innermost mapping of weights, and the first wrapper it was in."""
+    """Find the innermost mapping of weights, and the name of the outermost entry that held it."""
     value = module_state(value) or value
     for wrapper in WRAPPERS:
         inner = value.get(wrapper) if isinstance(value, Mapping) else None
@@ -219,7 +247,7 @@ def _unwrap(value: Any, found: str | None = None) -> tuple[Any, str | None]:
 
 
 def _read_pickled(path: Path) -> Any:
-    """Whatever a ``.pth`` holds, foreign objects inert; code in it is refused, never run."""
+    """Read what a ``.pth`` holds, with foreign objects inert; code in it is refused, never run."""
     try:
         if zipfile.is_zipfile(path):
             return read_zip(path)
@@ -245,20 +273,21 @@ def _read_pickled(path: Path) -> Any:
 
 
 def _unsafe(path: Path, name: str) -> CheckpointError:
+    """Make the error for a file whose pickle names ``name``."""
     return CheckpointError(
         f"{path} holds pickled code ({name}), which is never run; save its state_dict alone and pass that"
     )
 
 
 def _check_fit(checkpoint: Checkpoint, model: Chain) -> None:
-    """Every key must match in name and shape; what does not is listed."""
+    """Check that every key matches in name and shape, and list those that do not."""
     wanted = {k: v.shape for k, v in model.state_dict().items() if not k.endswith("num_batches_tracked")}
     found = {key: value.shape for key, value in checkpoint.state.items()}
     reshaped = [key for key in wanted.keys() & found.keys() if wanted[key] != found[key]]
     missing, foreign = wanted.keys() - found.keys(), found.keys() - wanted.keys()
     if not (reshaped or missing or foreign):
         return
-    actual = _recognise(checkpoint)
+    actual = _recognize(checkpoint)
     if actual not in (None, model.arch.name):
         raise CheckpointError(
             f"{checkpoint.path} holds weights of {actual}, not of {model.arch.name}; pass --arch {actual}"
@@ -269,8 +298,8 @@ def _check_fit(checkpoint: Checkpoint, model: Chain) -> None:
     raise CheckpointError(f"{checkpoint.path} does not fit {model.arch.name}: {'; '.join(complaints)}")
 
 
-def _recognise(checkpoint: Checkpoint) -> str | None:
-    """The architecture whose fused or train-time shapes are exactly these, if there is one."""
+def _recognize(checkpoint: Checkpoint) -> str | None:
+    """Find the variant whose fused or train-time shapes are exactly these; None if there is none."""
     found = {key: value.shape for key, value in checkpoint.state.items()}
     for name in VARIANTS:
         with torch.device("meta"):
@@ -284,7 +313,7 @@ def _recognise(checkpoint: Checkpoint) -> str | None:
 
 
 def _some(keys: Any) -> str:
-    """A few keys, sorted, and how many more there are."""
+    """Name a few keys, sorted, and how many more there are."""
     names = sorted(keys)
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return (", ".join(names[:LISTED]) or "nothing") + more

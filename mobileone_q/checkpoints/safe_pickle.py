@@ -1,10 +1,10 @@
-"""Read tensors out of torch's zip files without running anything that is pickled in them.
+"""Tensors out of torch's zip files, without running anything that is pickled in them.
 
-A pickle names functions and classes to call. Here no name is ever imported: a few known ones
-stand for tensors and plain containers, the classes of network modules stand for inert objects
-that only hold their state, and any other name ends the reading. torch's own ``weights_only``
-refuses whole pickled modules; up to torch 2.5 it could also be made to run code
-(CVE-2025-32434), and a Jetson may have no newer torch.
+A pickle names functions and classes to call. Here no name is ever imported. A few known names become
+tensors and plain containers, and the classes of network modules become inert objects that only hold
+their state. Any other name ends the reading. torch's own ``weights_only`` refuses whole pickled
+modules; up to torch 2.5 it could also be made to run code (CVE-2025-32434), and a Jetson may have no
+newer torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# Modules whose names become inert objects: networks, and what trainers put beside their weights.
+# Names of these modules become inert objects: networks, and what trainers store beside the weights.
 INERT_MODULES = ("torch.nn", "nets", "timm", "argparse", "mmengine", "numpy")
 INERT_NAMES = {
     ("torch", "Size"),
@@ -44,15 +44,15 @@ INERT_NAMES = {
 
 
 class UnsafePickle(Exception):
-    """The pickle names something that only running it could give; ``str()`` is that name."""
+    """The pickle names something that would have to be run; ``str()`` of the error is that name."""
 
 
 def read_zip(path: Path) -> Any:
-    """What ``torch.save`` wrote, with tensors on the CPU and foreign objects inert.
+    """Read what ``torch.save`` wrote, with tensors on the CPU and foreign objects inert.
 
     Raises:
-        UnsafePickle: a name outside the allowed ones; nothing was run.
-        zipfile.BadZipFile, pickle.UnpicklingError, ValueError and others: a damaged file.
+        UnsafePickle: the pickle names something that is not allowed; nothing was run.
+        zipfile.BadZipFile, pickle.UnpicklingError, ValueError and others: the file is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -69,7 +69,11 @@ def read_zip(path: Path) -> Any:
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Every object that a pickle can reach is made anew for each file, so none can be tampered with."""
+    """An unpickler that reaches tensors, containers and inert objects alone.
+
+    Every object that a pickle can reach is made anew for each file, so that no file can tamper with
+    what another one reads.
+    """
 
     def __init__(self, file: BinaryIO, read: Callable[[str], bytes]) -> None:
         super().__init__(file, encoding="utf-8")
@@ -79,6 +83,7 @@ class _TensorUnpickler(pickle.Unpickler):
         self._inert = _inert_class()
 
     def find_class(self, module: str, name: str) -> Any:
+        """Give what stands for a name in the pickle, without importing it."""
         if (module, name) in self._known:
             return self._known[module, name]
         if module == "torch" and name in STORAGES:
@@ -91,6 +96,7 @@ class _TensorUnpickler(pickle.Unpickler):
         raise UnsafePickle(f"{module}.{name}")
 
     def persistent_load(self, identity: Any) -> Tensor:
+        """Read a storage of the archive as a flat tensor."""
         kind, dtype, key, _, count = identity
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise ValueError(f"an unknown kind of storage, {kind!r}")
@@ -104,6 +110,8 @@ class _TensorUnpickler(pickle.Unpickler):
 
 
 def _known_names() -> dict[tuple[str, str], Any]:
+    """Make what stands for the (module, name) pairs that build tensors and containers."""
+
     def tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
         if math.prod(size) > storage.numel():  # a stride of 0 could claim any amount of memory
             raise ValueError("a tensor is larger than its storage")
@@ -122,8 +130,10 @@ def _known_names() -> dict[tuple[str, str], Any]:
 
 
 def _inert_class() -> type:
+    """Make a fresh class for the objects that must not do anything."""
+
     class Inert:
-        """Stands for an object of any class: keeps the state it is given, does nothing."""
+        """Stands for an object of any class: it keeps the state that it is given, and does nothing."""
 
         def __new__(cls, *_: Any, **__: Any) -> Inert:
             return object.__new__(cls)
@@ -147,7 +157,7 @@ def _inert_class() -> type:
 
 
 def module_state(value: Any) -> dict[str, Tensor] | None:
-    """The state dict of a pickled network that was read inert; None where it is no network."""
+    """Collect the state dict of a network that was read as inert objects; None if it is not a network."""
     state = getattr(value, "state", None)
     if not isinstance(state, Mapping) or not isinstance(state.get("_modules"), Mapping):
         return None
@@ -155,6 +165,7 @@ def module_state(value: Any) -> dict[str, Tensor] | None:
 
 
 def _named_tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of an inert module and its children under their dotted names."""
     state = getattr(module, "state", None)
     if not isinstance(state, Mapping):
         return

@@ -1,19 +1,20 @@
-"""INT8 on Jetson's DLA before TensorRT 11: a graph without Q/DQ, its scales in a calibration cache.
+"""INT8 on Jetson's DLA before TensorRT 11: a graph without Q/DQ, and its scales in a calibration cache.
 
-Assumptions: every grid is symmetric int8 with zero-point 0 (target ``dla``), and the builder finds
-the cache complete enough never to calibrate again. The cache is text::
+Assumptions: every grid is symmetric int8 with zero-point 0 (target ``dla``), and the cache is complete
+enough that TensorRT never calibrates again. The cache is text::
 
     TRT-8502-EntropyCalibration2
     input: 3c8954be
 
-a first line with the version of TensorRT and the algorithm, then ``tensor: scale`` with the scale
-(the tensor's largest magnitude / 127) as the hexadecimal digits of a big-endian IEEE 754 float32.
-Sources: the README of NVIDIA's sampleINT8, section "Calibration file"; ReadDynamicRange in ONNX
-Runtime's TensorRT provider. TensorRT calibrates anew where the first line is not its own version,
-so a cache is written for one version and :func:`for_version` rewrites that line.
+The first line names the version of TensorRT and the algorithm. Each further line is ``tensor: scale``,
+where the scale (the tensor's largest magnitude / 127) is written as the hexadecimal digits of a
+big-endian IEEE 754 float32. Sources: the README of NVIDIA's sampleINT8, section "Calibration file";
+ReadDynamicRange in ONNX Runtime's TensorRT provider. TensorRT calibrates anew if the first line is not
+its own version; :mod:`mobileone_q.engines.tensorrt.calibration_cache` rewrites that line for the
+version at hand.
 
-Weights are given as code x scale. TensorRT quantises them again, by each channel's largest
-magnitude; where that is code 127, as our scales have it, the codes come out the same.
+Weights are given as code x scale. TensorRT quantizes them again by each channel's largest magnitude.
+That magnitude has code 127 with our scales, so that TensorRT finds the same codes.
 """
 
 from __future__ import annotations
@@ -21,60 +22,64 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mobileone_q.engines.tensorrt.calibration_cache import DEFAULT_VERSION, header
 from mobileone_q.errors import ExportError
 from mobileone_q.files import write_text
-
-if TYPE_CHECKING:
-    from mobileone_q.models.fused import FusedModel
-    from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.layers import per_output_channel
+from mobileone_q.models.quantized import QuantizedModel
 
 
 def without_grids(model: QuantizedModel) -> FusedModel:
-    """The network as plain convolutions: weights are code x scale, biases and SE as they are.
+    """Write the network as plain convolutions: weights are code x scale, biases and SE stay as they are.
 
     Raises:
-        ExportError: another target, whose grids a calibration cache cannot hold.
+        ExportError: the model is for another target, whose grids a calibration cache cannot hold.
     """
-    from mobileone_q.models.fused import FusedModel
-
     if model.target != "dla":
-        raise ExportError(f"a calibration cache holds plain symmetric grids, not those of {model.target}")
+        raise ExportError(
+            f"a calibration cache holds plain symmetric grids, not those of {model.target}; "
+            "calibrate with --target dla"
+        )
     plain = FusedModel(model.arch)
     for name, block in model.blocks():
-        target = plain.block(name)
-        columns = block.weight_scale.reshape(-1, *[1] * (block.weight.ndim - 1))
-        target.weight.copy_(block.weight.float() * columns)
-        target.bias.copy_(block.bias)
-        if block.se is not None and target.se is not None:
-            target.se.load_state_dict(block.se.state_dict())
+        result = plain.block(name)
+        scale = per_output_channel(block.weight_scale, block.weight)
+        result.weight.copy_(block.weight.float() * scale)
+        result.bias.copy_(block.bias)
+        if block.se is not None and result.se is not None:
+            result.se.load_state_dict(block.se.state_dict())
     return plain
 
 
 def tensor_scales(model: QuantizedModel) -> Iterator[tuple[str, float]]:
-    """(tensor's name in the graph, scale) of every quantised tensor, in execution order.
+    """Yield (name in the graph, scale) of every quantized tensor, in execution order.
 
-    A convolution's output gets the scale of its ReLU's: TensorRT fuses the two, and what lies
-    below zero is cut either way. Behind an SE gate only the gated tensor has a scale: those layers
-    run in FP16. So do the logits.
+    The output of a convolution gets the scale of the activation behind it: TensorRT fuses the two, and
+    what lies below zero is cut either way. Behind a squeeze-and-excite gate only the gated tensor has
+    a scale: the layers of the gate run in FP16. So do the logits, which have no scale either.
     """
-    tensor = ["input"]
+    tensors = ["input"]
     for name, block in model.blocks():
         spec = block.spec
         if block.quantize_map:
-            for each in tensor:
-                yield each, float(block.pool_scale)
+            for tensor in tensors:
+                yield tensor, float(block.pool_scale)
         if spec.pool:
-            tensor = [f"{name}/pool:0"]
-        for each in tensor:
-            yield each, float(block.input_scale)
-        outputs = [f"{name}/se/gate:0" if spec.se_channels else f"{name}:0"]
-        tensor = outputs + [f"{name}/relu:0"] * (spec.activation != "none")
+            tensors = [f"{name}/pool:0"]
+        for tensor in tensors:
+            yield tensor, float(block.input_scale)
+        tensors = [f"{name}/se/gate:0" if spec.se_channels else f"{name}:0"]
+        if spec.activation != "none":
+            tensors.append(f"{name}/{spec.activation}:0")
 
 
 def write_cache(model: QuantizedModel, path: Path, version: str = DEFAULT_VERSION) -> None:
-    """Write the model's calibration cache for one version of TensorRT."""
+    """Write the model's calibration cache for one version of TensorRT.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
     lines = [f"{name}: {struct.pack('>f', scale).hex()}" for name, scale in tensor_scales(model)]
     write_text(path, "\n".join([header(version), *lines]) + "\n")

@@ -1,22 +1,26 @@
-"""Write a fused or a quantized model as ONNX: one emitter, nodes named after blocks.
+"""Writes a fused or a quantized model as ONNX, with nodes named after blocks.
 
-Assumptions: opset 17, dynamic batch, input ``input`` (N, 3, H, W) float32 (a signal is (N, C, 1, L)),
-output ``logits``, also where that is an embedding or a map. The compute node of block ``b`` is
-called ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ pairs stand at convolution and
-classifier inputs only, weights are int8 codes behind a DequantizeLinear, and biases are float32,
-since TensorRT rejects an int32 bias DequantizeLinear.
+Assumptions: opset 17, dynamic batch, input ``input`` (N, C, H, W) float32 (a signal is (N, C, 1, L)),
+output ``logits``, also where that is an embedding or a map. The compute node of block ``b`` is called
+``b``, its helpers ``b/...``. In the quantized graph, Q/DQ pairs stand at the inputs of convolutions and
+the classifier only, weights are int8 codes behind a DequantizeLinear, and biases are float32, since
+TensorRT rejects a DequantizeLinear of an int32 bias.
 
-Strongly typed TensorRT (10 and later) has no FP16 flag: what is to run in FP16 must be float16 in
-the graph. ``dtype="float16"`` writes every real number of a fused model so. In a quantized model
-only the remainder is: blocks kept in floating point, and the maps that no QuantizeLinear follows
-at once (behind SE units and before the last pooling), between two Casts. Scales and biases of INT8
-blocks stay float32: float16 scales were tried, and a runtime that multiplies two of them
-underflows. ``input`` and ``logits`` are float32 always.
+Strongly typed TensorRT (10 and later) has no FP16 flag: what is to run in FP16 must be float16 in the
+graph. With ``float_precision`` fp16 every real number of a fused model is float16. In a quantized model
+only some tensors are: blocks kept in floating point, and maps that no QuantizeLinear follows at once
+(behind squeeze-and-excite units and before the last pooling), between two Casts. Scales and biases of
+INT8 blocks stay float32: float16 scales were tried, and a runtime that multiplies two of them
+underflows. ``input`` and ``logits`` are always float32.
+
+The metadata of the file says what it is: ``architecture``, ``precision`` (fp32, fp16 or int8), the
+``target`` of an INT8 graph, and ``preprocessing`` as JSON where it is given.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -31,33 +35,37 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.engines.tensorrt.calibration_cache import cache_path
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
-from mobileone_q.export.emitter import Emitter
+from mobileone_q.export.emitter import Emitter, Value
 from mobileone_q.files import write_atomically
 from mobileone_q.models.fused import Block, FusedModel
 from mobileone_q.models.grids import UINT8, int8_form
 from mobileone_q.models.layers import SqueezeExcite
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
-from mobileone_q.names import OPSET
+from mobileone_q.names import OPSET, FloatPrecision
 
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
-SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
+CODE_SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
 SIX = 6.0  # where ReLU6 cuts
 TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
 
 
 def export_onnx(
-    model: FusedModel | QuantizedModel, path: Path, *, dtype: str = "float32", **metadata: Any
+    model: FusedModel | QuantizedModel,
+    path: Path,
+    *,
+    float_precision: FloatPrecision = "fp32",
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
-    """Write the model's graph to ``path``, checked with full shape inference; returns it too.
+    """Write the model's graph to ``path``, checked with full shape inference; return it too.
 
-    ``metadata`` (JSON values) is stored in the file beside the architecture's name. For target
-    ``dla`` the graph has no Q/DQ, and its scales stand in a calibration cache beside it.
+    ``preprocessing`` (JSON values) is stored in the metadata. For target ``dla`` the graph has no
+    Q/DQ, and its scales stand in a calibration cache beside it.
 
     Raises:
-        ExportError: a value that ``dtype`` cannot hold, or a graph that the checker refuses.
+        ExportError: float16 cannot hold a value, or the checker refuses the graph.
         FileError: the folder cannot be written to.
     """
-    proto = to_onnx(model, dtype=dtype, **metadata)
+    proto = to_onnx(model, float_precision=float_precision, preprocessing=preprocessing)
     write_atomically(path, lambda temporary: onnx.save(proto, temporary))
     if isinstance(model, QuantizedModel) and model.target == "dla":
         dla.write_cache(model, cache_path(path))
@@ -65,25 +73,20 @@ def export_onnx(
 
 
 def to_onnx(
-    model: FusedModel | QuantizedModel, *, dtype: str = "float32", **metadata: Any
+    model: FusedModel | QuantizedModel,
+    *,
+    float_precision: FloatPrecision = "fp32",
+    preprocessing: Mapping[str, Any] | None = None,
 ) -> onnx.ModelProto:
-    """The model's checked graph; see :func:`export_onnx`."""
+    """Build the model's graph and check it; the arguments and errors are those of :func:`export_onnx`."""
+    metadata = {"architecture": model.arch.name, "precision": float_precision}
+    if isinstance(model, QuantizedModel):
+        metadata |= {"precision": "int8", "target": model.target}
+    if preprocessing is not None:
+        metadata["preprocessing"] = json.dumps(dict(preprocessing))
     if isinstance(model, QuantizedModel) and model.target == "dla":
         model = dla.without_grids(model)
-    emitter, shifts = Emitter(dtype), _shifts(model)
-    blocks = [block for _, block in model.blocks()]
-    tensor = "input"
-    for block, following in zip_longest(blocks, blocks[1:]):
-        own = shifts.get(block.spec.name)
-        consumers = shifts.get(following.spec.name) if following else None
-        tensor = _emit_input(emitter, block, tensor, own)
-        tensor = _emit_linear(emitter, block, tensor, own, consumers)
-        if _leaves_map(block, following):
-            tensor = emitter.to_half(block.spec.name, tensor)
-        tensor = _emit_activation(emitter, block, tensor, consumers)
-    emitter.to_float(blocks[-1].spec.name, tensor)
-    emitter.nodes[-1].output[0] = "logits"
-    proto = _wrap(emitter, model.arch, metadata)
+    proto = _wrap(_emit_blocks(model, float_precision), model.arch, metadata)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -91,21 +94,41 @@ def to_onnx(
     return proto
 
 
+def _emit_blocks(model: FusedModel | QuantizedModel, float_precision: FloatPrecision) -> Emitter:
+    """Emit every block, from ``input`` to ``logits``."""
+    emitter, shifts = Emitter(float_precision), _shifts(model)
+    blocks = [block for _, block in model.blocks()]
+    tensor = Value("input", np.float32)
+    for block, following in zip_longest(blocks, blocks[1:]):
+        own_shift = shifts.get(block.spec.name)
+        next_shift = shifts.get(following.spec.name) if following else None
+        tensor = _emit_input(emitter, block, tensor, own_shift)
+        tensor = _emit_linear(emitter, block, tensor, own_shift, next_shift)
+        if _leaves_map(block, following):
+            tensor = emitter.to_half(block.spec.name, tensor)
+        tensor = _emit_activation(emitter, block, tensor, next_shift)
+    emitter.name_output(emitter.to_float(blocks[-1].spec.name, tensor), "logits")
+    return emitter
+
+
 @dataclass(frozen=True)
 class Shift:
-    """A uint8 input written as int8: ``amount`` (128 * scale) leaves it in the way ``form`` says."""
+    """A uint8 input that is written as int8: it loses ``amount``, 128 * scale.
+
+    ``form`` says how: see :func:`mobileone_q.models.grids.int8_form`.
+    """
 
     form: str
     amount: float
 
 
 def _leaves_map(block: Block, following: Block | None) -> bool:
-    """Whether a quantized block's output is a float map in memory, which a float16 graph halves."""
+    """Whether a quantized block leaves a map in floating point in memory: float16 halves such maps."""
     return not block.is_float and following is not None and (block.se is not None or following.spec.pool)
 
 
 def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
-    """The shifted inputs, by block name: on TensorRT, every one with a uint8 grid."""
+    """Find the shifted inputs, by block name: for TensorRT, every one with a uint8 grid."""
     if not isinstance(model, QuantizedModel) or model.target != "tensorrt":
         return {}
     shifts = {}
@@ -113,12 +136,12 @@ def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
         form = int8_form(producer, consumer)
         if form and model.grids[consumer.name] == UINT8:
             scale = model.block(consumer.name).input_scale
-            shifts[consumer.name] = Shift(form, SHIFT * float(scale))
+            shifts[consumer.name] = Shift(form, CODE_SHIFT * float(scale))
     return shifts
 
 
-def _emit_input(emitter: Emitter, block: Block, x: str, shift: Shift | None) -> str:
-    """From the producer's output to the tensor that the block's kernel reads."""
+def _emit_input(emitter: Emitter, block: Block, x: Value, shift: Shift | None) -> Value:
+    """Emit what lies between the producer's output and the block's kernel: pooling and Q/DQ."""
     name, is_matrix = block.spec.name, _is_matrix(block)
     if block.is_float:
         x = emitter.to_half(name, x)
@@ -144,12 +167,14 @@ def _is_matrix(block: Block) -> bool:
     return isinstance(block, QuantizedBlock) and block.quantize_map
 
 
-def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, consumers: Shift | None) -> str:
-    """The convolution; its bias settles both shifts.
+def _emit_linear(
+    emitter: Emitter, block: Block, x: Value, own_shift: Shift | None, next_shift: Shift | None
+) -> Value:
+    """Emit the convolution, whose bias accounts for both shifts, its own and the next block's.
 
-    The classifier is a 1x1 convolution of the pooled map: DLA has no matrix product, and TensorRT
-    for RTX none in FP32 on Turing. In ONNX Runtime it stays one, since only there an integer
-    matrix product, and no integer convolution, has a float output.
+    The classifier is a 1x1 convolution of the pooled map: DLA has no matrix product, and TensorRT for
+    RTX has none in FP32 on Turing. For ONNX Runtime it is a matrix product, since there an integer
+    matrix product may have a float output, and an integer convolution may not.
     """
     spec, name = block.spec, block.spec.name
     bias = block.bias.double().numpy().copy()
@@ -158,12 +183,12 @@ def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, cons
         codes, scale = block.weight.numpy(), block.weight_scale.numpy()
         codes = codes if _is_matrix(block) else codes.reshape(shape)
         weight = emitter.int8_weight(name, codes, scale)
-        if own:
-            bias += own.amount * scale * codes.reshape(len(codes), -1).sum(1, dtype=np.int64)
+        if own_shift:
+            bias += own_shift.amount * scale * codes.reshape(len(codes), -1).sum(1, dtype=np.int64)
     else:
         weight = emitter.constant_like(x, f"{name}/weight", block.weight.numpy().reshape(shape))
-    if consumers and consumers.form == "saturate":
-        bias -= consumers.amount
+    if next_shift and next_shift.form == "saturate":
+        bias -= next_shift.amount
     constant = emitter.constant_like(x, f"{name}/bias", bias)
     if _is_matrix(block):
         product = emitter.node("Gemm", name, [x, weight], transB=1)
@@ -181,17 +206,17 @@ def _emit_linear(emitter: Emitter, block: Block, x: str, own: Shift | None, cons
     return emitter.node("Flatten", f"{name}/flatten", [y]) if spec.pool else y
 
 
-def _emit_activation(emitter: Emitter, block: Block, x: str, consumers: Shift | None) -> str:
-    """SE, the activation as far as the consumer's grid does not do it, and a head's flattening."""
+def _emit_activation(emitter: Emitter, block: Block, x: Value, next_shift: Shift | None) -> Value:
+    """Emit squeeze-and-excite, the activation where the consumer's grid does not cut, and flattening."""
     spec, name = block.spec, block.spec.name
     if block.se is not None:
         x = _emit_squeeze_excite(emitter, f"{name}/se", block.se, x)
     if spec.flatten:
         return emitter.node("Flatten", f"{name}/flatten", [x])
-    if consumers and consumers.form == "saturate":
+    if next_shift and next_shift.form == "saturate":
         # Codes end at 255 steps: a grid whose last code is 6 or less cuts where ReLU6 would.
-        if spec.activation == "relu6" and SIX * SHIFT / consumers.amount < TOP_CODE:
-            limit = emitter.constant_like(x, f"{name}/relu6_limit", np.asarray(SIX - consumers.amount))
+        if spec.activation == "relu6" and SIX * CODE_SHIFT / next_shift.amount < TOP_CODE:
+            limit = emitter.constant_like(x, f"{name}/relu6_limit", np.asarray(SIX - next_shift.amount))
             return emitter.node("Min", f"{name}/relu6", [x, limit])
         return x
     if spec.activation == "relu6":
@@ -203,7 +228,8 @@ def _emit_activation(emitter: Emitter, block: Block, x: str, consumers: Shift | 
     return x if spec.activation == "none" else emitter.node("Relu", f"{name}/relu", [x])
 
 
-def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str) -> str:
+def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: Value) -> Value:
+    """Emit the gate of :class:`SqueezeExcite` and its product with ``x``."""
     gate = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
     for part, layer, op in (("reduce", se.reduce, "Relu"), ("expand", se.expand, "Sigmoid")):
         weight = emitter.constant_like(x, f"{name}/{part}/weight", layer.weight.detach().numpy())
@@ -213,7 +239,8 @@ def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: str)
     return emitter.node("Mul", f"{name}/gate", [x, gate])
 
 
-def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onnx.ModelProto:
+def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, str]) -> onnx.ModelProto:
+    """Make a model of the emitted nodes, with typed input and output, and metadata."""
     shape: list[str | int | None] = ["batch", arch.in_channels, *arch.image_size]
     graph = helper.make_graph(
         emitter.nodes,
@@ -228,8 +255,5 @@ def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, Any]) -> onn
         ir_version=IR_VERSION,
         producer_name="mobileone-q",
     )
-    facts = {"architecture": arch.name, **metadata}
-    helper.set_model_props(
-        proto, {key: value if isinstance(value, str) else json.dumps(value) for key, value in facts.items()}
-    )
+    helper.set_model_props(proto, metadata)
     return proto

@@ -1,4 +1,4 @@
-"""MobileOne as it trains: every block a sum of branches.
+"""The blocks of MobileOne as they train: every block is a sum of branches.
 
     y = act(SE(sum of k×k conv+BN branches + 1×1 conv+BN scale branch + BN identity branch))
 
@@ -19,7 +19,7 @@ from mobileone_q.models.layers import ACTIVATIONS, SqueezeExcite, apply_kernel, 
 
 
 class ConvBN(nn.Module):
-    """A convolution without bias and its batch normalization: one branch."""
+    """One branch: a convolution without bias, and its batch normalization."""
 
     def __init__(self, spec: BlockSpec, kernel: Pair) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class ConvBN(nn.Module):
             spec.out_channels,
             kernel,
             stride=spec.stride,
-            # The 1×1 scale branch gets its input padded already: see BlockSpec.skip_padding.
+            # The input of the 1×1 scale branch comes padded already: see BlockSpec.skip_padding.
             padding=0 if is_scale and spec.has_scale_branch else spec.padding,
             dilation=1 if is_scale else spec.dilation,
             groups=spec.groups,
@@ -53,11 +53,11 @@ class MultiBranchBlock(nn.Module):
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
     def conv_branches(self) -> list[ConvBN]:
-        """The k×k branches, without the 1×1 scale branch."""
+        """List the k×k branches, without the 1×1 scale branch."""
         return [cast(ConvBN, branch) for branch in self.kxk]
 
     def branch_sum(self, x: Tensor) -> Tensor:
-        """The part that fuses into one convolution: (N, C_in, H, W) to (N, C_out, H', W')."""
+        """Compute what fuses into one convolution: (N, C_in, H, W) to (N, C_out, H', W')."""
         first, *others = self.conv_branches()
         y = first(x)
         for branch in others:
@@ -79,7 +79,7 @@ class MultiBranchBlock(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The head: (N, C, H, W) to logits, or to an embedding, (N, classes)."""
+    """The head: from a map (N, C, H, W) to logits, or to an embedding, (N, classes)."""
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()

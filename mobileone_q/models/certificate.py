@@ -1,4 +1,4 @@
-"""Measures how little a fusion changed."""
+"""A certificate of fusion: how far it moved each block's output and the logits."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mobileone_q.models.mobileone import MobileOne
 
 @dataclass(frozen=True)
 class FusionErrors:
-    """Largest relative errors, max|a - b| / max|a|, of fused against train-time outputs.
+    """Largest relative errors, max|a - b| / max|a|, of fused outputs b against train-time outputs a.
 
-    ``end_to_end`` and ``blocks`` are of the float64 fold: they certify the algebra.
-    ``float32_end_to_end`` is of the weights as stored, rounded to float32.
+    ``end_to_end`` and ``blocks`` (by block name) belong to the float64 fold: they certify the algebra.
+    ``float32_end_to_end`` belongs to the weights as stored, rounded to float32.
     """
 
     end_to_end: float
@@ -38,16 +38,17 @@ class Certificate:
     real: FusionErrors | None
 
     def to_dict(self) -> dict[str, Any]:
+        """Describe the certificate in values that JSON can hold."""
         return asdict(self)
 
     def summary(self) -> dict[str, float]:
-        """The two figures that a report shows."""
+        """Give the two errors that a report shows."""
         measured = self.real or self.random
         return {"worst": self.worst, "float32_end_to_end": measured.float32_end_to_end}
 
     @property
     def worst(self) -> float:
-        """The largest float64 error, over blocks and end to end, on any input."""
+        """Largest float64 error on any input, over all blocks and end to end."""
         return max(
             max(errors.end_to_end, *errors.blocks.values())
             for errors in (self.random, self.real)
@@ -60,8 +61,9 @@ def certify(
 ) -> Certificate:
     """Measure, in float64, how far fusion moves each block's output and the logits.
 
-    Each block is given the train-time model's own input, so that errors do not add up.
-    ``images`` is a normalised batch (N, 3, H, W); random input has the architecture's size.
+    Each block reads the input that it has in the train-time model, so that errors do not add up.
+    ``images`` is a normalized batch (N, C, H, W); random input, drawn with ``seed``, has the input
+    size of the architecture. The given model is left as it was.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = (2, model.arch.in_channels, *model.arch.image_size)

@@ -17,6 +17,7 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.models.branches import Classifier, MultiBranchBlock
 from mobileone_q.models.fake_quant import FakeQuantBlock, FakeQuantModel, round_through
 from mobileone_q.models.fuse import fold_branches, fold_head
+from mobileone_q.models.layers import per_output_channel, scale_input_channels
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
@@ -53,9 +54,7 @@ class ChannelMap(nn.Module):
         groups = len(columns) // kernel.shape[1]
         if groups == 1:
             kernel, columns = kernel[:, self.input_channel], columns / self.copies
-        grouped = kernel.reshape(groups, -1, *kernel.shape[1:])
-        by_column = grouped * columns.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
-        return by_column.reshape(kernel.shape) / self.output_factor.reshape(-1, *[1] * (kernel.ndim - 1))
+        return scale_input_channels(kernel, columns) / per_output_channel(self.output_factor, kernel)
 
     def bias(self, original: Tensor) -> Tensor:
         """The block's bias (C_out,) that corresponds to one of the original."""
@@ -101,7 +100,7 @@ class MultiBranchFakeQuantBlock(FakeQuantBlock):
 
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         kernel, bias = self.fold()
-        scale = self.start_weight_scale.reshape(-1, *[1] * (kernel.ndim - 1))
+        scale = per_output_channel(self.start_weight_scale, kernel)
         change = self.channel_map.kernel(kernel - self.start_kernel) / scale
         return (
             round_through(self.start_latent + change),

@@ -1,12 +1,12 @@
-"""Fold a block's training branches and their batch norms into one convolution.
+"""Folding of a block's training branches and their batch norms into one convolution.
 
 Everything in a block before SE and the activation is linear, so
 
     kernel = sum over branches b of kernel_b * gain_b,   gain_b = gamma_b / sqrt(var_b + eps)
     bias   = sum over branches b of beta_b - mean_b * gain_b
 
-with 1×1 and identity branches written as k×k kernels that are zero but at the centre tap.
-Source: Ding et al., "RepVGG" (arXiv:2101.03697), section 3.3. Computed in float64.
+where the 1×1 and identity branches are written as k×k kernels that are zero except at the centre tap.
+Source: Ding et al., "RepVGG" (arXiv:2101.03697), section 3.3. Everything is computed in float64.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from mobileone_q.errors import FusionError
 from mobileone_q.models.branches import Classifier, MultiBranchBlock
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.layers import per_output_channel
 
 
 @torch.no_grad()
 def fuse_branches(model: Chain, dtype: torch.dtype = torch.float32) -> FusedModel:
-    """Fuse a train-time model, folding in float64; a fused model comes back as a copy.
+    """Fuse a train-time model: fold in float64, then round to ``dtype``.
 
-    The model given is left as it was.
+    A fused model comes back as a copy. The given model is left as it was.
 
     Raises:
         FusionError: a branch has no exact equivalent in the block's kernel.
@@ -37,24 +38,24 @@ def fuse_branches(model: Chain, dtype: torch.dtype = torch.float32) -> FusedMode
         return copy.deepcopy(model).to(dtype)
     fused = FusedModel(model.arch).to(torch.float64)
     for name, block in model.blocks():
-        target = fused.block(name)
-        source = copy.deepcopy(block).to(torch.float64)
-        if isinstance(source, MultiBranchBlock):
-            weight, bias = fold_branches(source)
-            target.se = source.se
-        elif isinstance(source, Classifier):
-            weight, bias = fold_head(source)
+        result = fused.block(name)
+        exact = copy.deepcopy(block).to(torch.float64)
+        if isinstance(exact, MultiBranchBlock):
+            weight, bias = fold_branches(exact)
+            result.se = exact.se
+        elif isinstance(exact, Classifier):
+            weight, bias = fold_head(exact)
         else:
-            raise FusionError(f"{name}: cannot fuse a {type(source).__name__}; fuse the train-time model")
-        target.weight.copy_(weight)
-        target.bias.copy_(bias)
+            raise FusionError(f"{name}: cannot fuse a {type(exact).__name__}; fuse the train-time model")
+        result.weight.copy_(weight)
+        result.bias.copy_(bias)
     return fused.eval().requires_grad_(False).to(dtype)
 
 
-def switch_to_deploy(chain: Chain) -> None:
-    """Replace every block of a train-time chain by its fused one, in place; twice is harmless.
+def fuse_in_place(chain: Chain) -> None:
+    """Replace every block of a train-time chain by its fused form; a second call changes nothing.
 
-    Parameters stay trainable; device, dtype and training mode stay what they were.
+    Parameters stay trainable if they were; device, dtype and training mode stay as they were.
 
     Raises:
         FusionError: a branch has no exact equivalent; the chain is then left as it was.
@@ -70,15 +71,18 @@ def switch_to_deploy(chain: Chain) -> None:
 
 
 def fold_branches(block: MultiBranchBlock) -> tuple[Tensor, Tensor]:
-    """(kernel, bias) of the convolution that equals the block's sum of branches; differentiable."""
+    """Compute the (kernel, bias) of the convolution that equals the block's sum of branches.
+
+    Gradients flow through it.
+    """
     kernels, biases = zip(*branch_kernels(block).values())
     return torch.stack(kernels).sum(0), torch.stack(biases).sum(0)
 
 
 def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
-    """(kernel, bias) of each branch by name: ``kxk.0``, ..., ``scale``, ``identity``.
+    """Compute the (kernel, bias) of each branch by name: ``kxk.0``, ..., ``scale``, ``identity``.
 
-    Kernels have the block's full size, whatever the branch's own.
+    Every kernel has the size of the block's k×k ones.
     """
     spec = block.spec
     folded = {
@@ -95,7 +99,7 @@ def branch_kernels(block: MultiBranchBlock) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def fold_head(head: Classifier) -> tuple[Tensor, Tensor]:
-    """(kernel, bias) of a head, its final batch norm absorbed."""
+    """Compute the (kernel, bias) of a head with its final batch norm, if any, folded in."""
     if head.bn is None:
         return head.weight, head.bias
     kernel, shift = fold_batch_norm(head.weight, head.bn)
@@ -104,17 +108,20 @@ def fold_head(head: Classifier) -> tuple[Tensor, Tensor]:
 
 
 def fold_batch_norm(kernel: Tensor, bn: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Absorb the evaluation-mode batch norm that follows a bias-free convolution."""
+    """Fold the batch norm (with its running statistics) that follows a convolution without bias.
+
+    ``kernel`` is (C_out, ...); the result is the (kernel, bias) of the convolution that equals both.
+    """
     assert bn.running_mean is not None
     assert bn.running_var is not None
     gain = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-    return kernel * gain.reshape(-1, *[1] * (kernel.ndim - 1)), bn.bias - bn.running_mean * gain
+    return kernel * per_output_channel(gain, kernel), bn.bias - bn.running_mean * gain
 
 
 def identity_kernel(spec: BlockSpec) -> Tensor:
-    """The 1×1 kernel, float64 (C, C / groups, 1, 1), that passes each channel through.
+    """Build the 1×1 kernel, float64 (C, C / groups, 1, 1), that passes each channel through.
 
-    Within a group, output channel i reads input channel i modulo the group's size.
+    Within a group, output channel i reads input channel i modulo the size of the group.
     """
     per_group = spec.in_channels // spec.groups
     kernel = torch.zeros(spec.out_channels, per_group, 1, 1, dtype=torch.float64)
@@ -124,9 +131,9 @@ def identity_kernel(spec: BlockSpec) -> Tensor:
 
 
 def at_centre_tap(spec: BlockSpec, kernel: Tensor) -> Tensor:
-    """Pad a 1×1 kernel with zeros to the block's size.
+    """Pad a 1×1 kernel with zeros to the size of the block's k×k kernels.
 
-    The branch's input is padded by :attr:`BlockSpec.skip_padding`, so that the centre tap reads
+    The input of the branch is padded by :attr:`BlockSpec.skip_padding`, so that the centre tap reads
     the same position at any padding, stride and dilation.
 
     Raises:

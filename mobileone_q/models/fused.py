@@ -1,4 +1,4 @@
-"""The fused network: one convolution with bias, one ReLU per block. This is the FP32 baseline."""
+"""The fused network: one convolution with bias and one activation per block. It is the FP32 baseline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mobileone_q.models.layers import ACTIVATIONS, SqueezeExcite, apply_kernel, 
 
 
 class Block(nn.Module):
-    """A fused block in the three steps that calibration looks between.
+    """A fused block in three steps; calibration looks at the tensors between them.
 
-    ``gather`` (pooling, in a head that pools) gives the tensor that a quantized block quantises;
-    ``linear`` is the convolution with its bias; ``activate`` is SE, the activation, and the
-    flattening of a head's 1×1 map.
+    ``gather`` makes the tensor that a quantized block quantizes: in a head that pools it is the
+    pooled map, elsewhere the input itself. ``linear`` is the convolution with its bias. ``activate``
+    is squeeze-and-excite, the activation, and the flattening of a head's 1×1 map.
     """
 
     spec: BlockSpec
@@ -33,12 +33,15 @@ class Block(nn.Module):
         return True
 
     def gather(self, x: Tensor) -> Tensor:
+        """Make what ``linear`` reads: (N, C, H, W), or (N, C) in a head that pools."""
         return x.mean(dim=(2, 3)) if self.spec.pool else x
 
     def linear(self, x: Tensor) -> Tensor:
+        """Compute the convolution with its bias, (N, C_out, H', W') or (N, C_out)."""
         raise TypeError("a Block is abstract: use FusedBlock or QuantizedBlock")
 
     def activate(self, y: Tensor) -> Tensor:
+        """Apply squeeze-and-excite, the activation, and the flattening of a head."""
         if self.se is not None:
             y = self.se(y)
         y = ACTIVATIONS[self.spec.activation](y)
@@ -49,7 +52,7 @@ class Block(nn.Module):
 
 
 class FusedBlock(Block):
-    """``weight`` has the shape of :func:`kernel_shape`, ``bias`` (C_out,).
+    """A block in floating point: ``weight`` has the shape of :func:`kernel_shape`, ``bias`` (C_out,).
 
     Calibration copies channels and moves scale, and keeps a record: output i of a block is channel
     ``origin_channel[i]`` of the same block as fusion made it, divided by ``scale_factor[i]``, both (C_out,).
@@ -72,22 +75,26 @@ class FusedBlock(Block):
 
 
 class FusedModel(Chain[FusedBlock]):
-    """A chain of fused blocks; zero until filled by fusion or from a file."""
+    """A chain of fused blocks, which are zero until fusion or a file fills them."""
 
     def __init__(self, arch: Architecture) -> None:
         super().__init__(arch, FusedBlock)
         self.requires_grad_(False).eval()
 
     def save(self, path: Path, **description: Any) -> None:
-        """Write the weights and the architecture to one safetensors file."""
+        """Write the weights, the architecture and ``description`` to one safetensors file.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
         save_tensors(path, self.state_dict(), "fused", {"architecture": self.arch.to_dict(), **description})
 
     @classmethod
     def load(cls, path: Path) -> FusedModel:
-        """Inverse of :meth:`save`.
+        """Load what :meth:`save` wrote.
 
         Raises:
-            CheckpointError: missing, damaged, or not a fused model.
+            CheckpointError: the file is missing, damaged, or not a fused model.
         """
         tensors, description = load_tensors(path, "fused")
         model = cls(Architecture.from_dict(description["architecture"]))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import CalibrationError
+from mobileone_q.models.layers import per_output_channel
 from mobileone_q.names import TARGETS
 
 WEIGHT_STEPS = 127
@@ -113,5 +114,6 @@ def weight_scales(weight: Tensor) -> Tensor:
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
     """Round to the nearest code, ties to even: float (C_out, ...), (C_out,) to int8."""
-    columns = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return (weight / columns).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8)
+    return (
+        (weight / per_output_channel(scale, weight)).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8)
+    )

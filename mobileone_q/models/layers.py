@@ -1,4 +1,4 @@
-"""Layers that every form of the network shares."""
+"""Layers and arithmetic on kernels that every form of the network shares."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.architecture.spec import Activation, BlockSpec
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
     "none": lambda x: x,
@@ -18,17 +18,36 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply_kernel(spec: BlockSpec, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The one linear map of a block: a convolution, or a matrix product after pooling."""
+    """Apply the one linear map of a block: a convolution, or a matrix product after pooling.
+
+    ``x`` is (N, C_in, H, W), or (N, C_in) in a head that pools; ``weight`` has the shape that
+    :func:`kernel_shape` gives, ``bias`` (C_out,).
+    """
     if spec.pool:
         return F.linear(x, weight, bias)
     return F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
 
 
 def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:
-    """Shape of a block's fused kernel, output channels first."""
+    """Give the shape of a block's fused kernel, output channels first."""
     if spec.pool:
         return (spec.out_channels, spec.in_channels)
     return (spec.out_channels, spec.in_channels // spec.groups, *spec.kernel)
+
+
+def per_output_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """Reshape one value per output channel, (C_out,), to broadcast over a kernel (C_out, ...)."""
+    return values.reshape(-1, *[1] * (weight.ndim - 1))
+
+
+def scale_input_channels(weight: Tensor, factors: Tensor) -> Tensor:
+    """Multiply the weights of each input channel by its factor.
+
+    ``weight`` is (C_out, C_in / groups, ...), ``factors`` (C_in,).
+    """
+    groups = len(factors) // weight.shape[1]
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    return (grouped * factors.reshape(groups, 1, -1, *[1] * (weight.ndim - 2))).reshape(weight.shape)
 
 
 class SqueezeExcite(nn.Module):
@@ -40,6 +59,6 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(bottleneck, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """Gate the channels of (N, C, H, W)."""
         gate = self.expand(F.relu(self.reduce(x.mean(dim=(2, 3), keepdim=True))))
         return x * torch.sigmoid(gate)

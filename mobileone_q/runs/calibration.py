@@ -33,7 +33,7 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import Target
+from mobileone_q.names import Target, WritableLayout
 from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import (
@@ -311,7 +311,7 @@ def block_sensitivity(
 
 
 def fuse_file(
-    src: Path, dst: Path, arch: str, image_size: int | None, data: Path | None, layout: str
+    src: Path, dst: Path, arch: str, image_size: int | None, data: Path | None, layout: WritableLayout
 ) -> tuple[str, Certificate, int]:
     """Fuse a checkpoint into a file: (what was done, in words, the certificate, parameters).
 

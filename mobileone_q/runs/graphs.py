@@ -34,7 +34,7 @@ def write_graph(
     model = FusedModel.load(run.fused) if precision == "fp16" else QuantizedModel.load(run.quantized)
     preprocessing = run.read_manifest().preprocessing
     metadata = preprocessing.to_dict() if preprocessing else None
-    export_onnx(model, path, dtype="float16", preprocessing=metadata)
+    export_onnx(model, path, float_precision="fp16", preprocessing=metadata)
     return path
 
 

@@ -1,4 +1,4 @@
-"""What must hold of ranges, equalization and correction for any input, drawn by hypothesis."""
+"""Properties of ranges, equalization and correction that hold for any input, drawn by hypothesis."""
 
 import copy
 
@@ -17,6 +17,7 @@ from calibrate.reconstruct import reconstruct_blocks
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.layers import per_output_channel
 from mobileone_q.names import RANGE_METHODS, TARGETS
 from tests.helpers.architectures import architectures
 from tests.helpers.networks import random_images, random_model, relative_error
@@ -64,8 +65,8 @@ def test_ranges_lie_between_zero_and_the_maximum(method, x, steps):
 @methods
 @often
 @given(x=activations(), power=st.integers(-8, 8), seed=st.integers(0, 99))
-def test_ranges_do_not_care_for_sign_order_or_unit(method, x, power, seed):
-    """They follow the unit, and channels keep to themselves."""
+def test_ranges_ignore_sign_and_order_and_follow_the_unit(method, x, power, seed):
+    """Each channel's range depends on that channel alone."""
     rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
     columns = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(seed))
     plain = clip_ranges(histogram_of(x), method, 127)
@@ -131,7 +132,7 @@ def test_equalization_changes_no_function(arch, target, seed, spread):
     for _, block in fused.blocks():
         factor = 10 ** (spread * (torch.rand(len(block.bias), generator=generator) - 0.5))
         dead = torch.rand(len(block.bias), generator=generator) < 0.1
-        block.weight.mul_(torch.where(dead, 0.0, factor).reshape(-1, *[1] * (block.weight.ndim - 1)))
+        block.weight.mul_(per_output_channel(torch.where(dead, 0.0, factor), block.weight))
         block.bias.mul_(factor)
     before = copy.deepcopy(fused)
     x = random_images(arch, 4, seed)

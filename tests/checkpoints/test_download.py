@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from mobileone_q.checkpoints import download
-from mobileone_q.checkpoints.download import cache_folder, fetch, is_name, source
-from mobileone_q.checkpoints.key_maps import BY_NAME
+from mobileone_q.checkpoints.download import fetch, find_public_file, is_name
+from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.errors import CheckpointError
+from mobileone_q.files import cache_folder
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import random_model, small
 
@@ -29,7 +30,7 @@ def server(tmp_path, monkeypatch):
 def put(path, layout):
     path.parent.mkdir(parents=True, exist_ok=True)
     model = random_model(small())
-    state = {BY_NAME[layout].from_own(key): value for key, value in model.state_dict().items()}
+    state = {KEY_MAPS[layout].from_own(key): value for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
         from safetensors.torch import save_file
 
@@ -81,19 +82,19 @@ def test_the_digits_in_mmpretrain_s_name_are_checked(server, monkeypatch):
 
 def test_addresses():
     apple = "https://docs-assets.developer.apple.com/ml-research/datasets/mobileone"
-    assert source("apple:s0").url == f"{apple}/mobileone_s0_unfused.pth.tar"
-    assert source("apple:s3-fused").url == f"{apple}/mobileone_s3.pth.tar"
+    assert find_public_file("apple:s0").url == f"{apple}/mobileone_s0_unfused.pth.tar"
+    assert find_public_file("apple:s3-fused").url == f"{apple}/mobileone_s3.pth.tar"
     hub = "https://huggingface.co/timm/mobileone_s4.apple_in1k"
-    assert source("timm:mobileone_s4.apple_in1k").url == f"{hub}/resolve/main/model.safetensors"
-    assert source("jahongir7174:s1").url.endswith("/MobileOne/releases/download/v0.0.1/s1.pt")
-    assert source("mmpretrain:s2").url.endswith("mobileone-s2_8xb32_in1k_20221110-9c7ecb97.pth")
+    assert find_public_file("timm:mobileone_s4.apple_in1k").url == f"{hub}/resolve/main/model.safetensors"
+    assert find_public_file("jahongir7174:s1").url.endswith("/MobileOne/releases/download/v0.0.1/s1.pt")
+    assert find_public_file("mmpretrain:s2").url.endswith("mobileone-s2_8xb32_in1k_20221110-9c7ecb97.pth")
 
 
 @pytest.mark.parametrize("name", ["apple:s5", "timm:resnet50", "apple:", "mmpretrain:s0-fused"])
 def test_unknown_names_list_the_known_forms(name):
     assert is_name(name)
     with pytest.raises(CheckpointError, match=r"no public weights called .*timm:mobileone_s0\.apple_in1k"):
-        source(name)
+        find_public_file(name)
 
 
 def test_paths_are_not_names():

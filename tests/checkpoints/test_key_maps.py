@@ -1,6 +1,9 @@
 """Every codebase's layout, through files: golden outputs, wrappers, and back again."""
 
+"""Key maps: golden keys of other codebases, and one set of weights under all of their names."""
+
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -8,11 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mobileone_q.architecture.variants import VARIANTS, build_variant
-from mobileone_q.checkpoints.key_maps import BY_NAME, FOREIGN
+from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.load import load_model, save_fused
 from mobileone_q.errors import CheckpointError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.names import WRITABLE_LAYOUTS, KeyMapName
 from tests.helpers.networks import fill, random_images, random_model, relative_error, small
 
 GOLDEN = [
@@ -46,7 +50,7 @@ def test_golden_logits_before_and_after_fusion(shared, tmp_path, name):
 @pytest.mark.parametrize("name", [name for name in GOLDEN if "fused" not in name])
 def test_our_names_map_onto_exactly_the_golden_keys(shared, name):
     golden, _ = golden_state(shared, name)
-    layout = next(known for known in FOREIGN if known.name.startswith(golden["layout"]))
+    layout = next(known for known in KEY_MAPS.values() if known.name.startswith(golden["layout"]))
     ours = MobileOne(build_variant(golden["variant"])).state_dict()
     assert {layout.from_own(key): list(value.shape) for key, value in ours.items()} == golden["keys"]
 
@@ -63,6 +67,11 @@ def test_export_has_exactly_apple_s_fused_keys(shared, tmp_path, variant):
     assert all(torch.equal(value, state[key]) for key, value in written.items())
 
 
+def test_the_key_maps_have_the_names_that_users_type():
+    assert tuple(KEY_MAPS) == get_args(KeyMapName)
+    assert set(WRITABLE_LAYOUTS) <= {"own", *KEY_MAPS}
+
+
 def averaged(state):
     """As mmengine's hook saves a moving average."""
     return {f"module.{key}": value for key, value in state.items()} | {"steps": torch.tensor(9)}
@@ -70,7 +79,7 @@ def averaged(state):
 
 def carried(model, layout):
     """The model's weights under another codebase's names."""
-    return {BY_NAME[layout].from_own(key): value for key, value in model.state_dict().items()}
+    return {KEY_MAPS[layout].from_own(key): value for key, value in model.state_dict().items()}
 
 
 def other_classes(variant):
@@ -83,7 +92,7 @@ def test_one_set_of_weights_in_every_layout_gives_the_same_logits(tmp_path, vari
     model = random_model(other_classes(variant))
     x = random_images(model.arch, 2)
     expected = model(x)
-    for layout in BY_NAME:
+    for layout in KEY_MAPS:
         path = tmp_path / f"{layout}.pth"
         for network in (model, fuse_branches(model)):
             torch.save(carried(network, layout), path)

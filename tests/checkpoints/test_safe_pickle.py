@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mobileone_q.checkpoints.key_maps import BY_NAME
+from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.load import load_model, read_checkpoint
 from mobileone_q.errors import MobileOneQError
 from mobileone_q.models.fuse import fuse_branches
@@ -159,7 +159,7 @@ def foreign(monkeypatch):
 def test_a_pickled_module_gives_its_weights(tmp_path, foreign, network, half, monkeypatch):
     model = random_model(small("s4"))
     source = model if network == "branches" else fuse_branches(model)
-    state = {BY_NAME["jahongir7174"].from_own(k): v for k, v in source.state_dict().items()}
+    state = {KEY_MAPS["jahongir7174"].from_own(k): v for k, v in source.state_dict().items()}
     module = foreign(state)
     torch.save({"model": module.half() if half else module}, tmp_path / "s4.pt")
     for name in ("nets", "nets.nn"):
@@ -172,7 +172,7 @@ def test_a_pickled_module_gives_its_weights(tmp_path, foreign, network, half, mo
 
 
 def test_a_bare_pickled_module(tmp_path, foreign):
-    state = {BY_NAME["timm"].from_own(k): v for k, v in random_model(small()).state_dict().items()}
+    state = {KEY_MAPS["timm"].from_own(k): v for k, v in random_model(small()).state_dict().items()}
     torch.save(foreign(state), tmp_path / "w.pt")
     assert load_model(tmp_path / "w.pt", "s0", 32)[1].layout == "timm"
 
@@ -181,7 +181,7 @@ def test_trainers_extras_do_not_stand_in_the_way(tmp_path):
     import argparse
 
     model = random_model(small())
-    state = {BY_NAME["timm"].from_own(k): v for k, v in model.state_dict().items()}
+    state = {KEY_MAPS["timm"].from_own(k): v for k, v in model.state_dict().items()}
     extras = {"args": argparse.Namespace(lr=0.1), "metric": np.float64(71.4), "epoch": 5}
     torch.save({"state_dict": state, **extras}, tmp_path / "w.pth.tar")
     assert load_model(tmp_path / "w.pth.tar", "s0", 32)[1].layout == "timm"

@@ -1,3 +1,5 @@
+"""The calibration cache of a DLA graph, byte by byte, and the graph beside it."""
+
 import struct
 
 import numpy as np
@@ -8,16 +10,18 @@ import torch
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
+from mobileone_q.engines.tensorrt.calibration_cache import DEFAULT_VERSION, header
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
 
-@pytest.fixture(scope="module", params=["s0", "s4"])
+@pytest.fixture(scope="module", params=["s0", "s4", "relu6"])
 def quantized(request):
-    fused = fuse_branches(random_model(small(request.param)))
+    is_variant = request.param != "relu6"
+    fused = fuse_branches(random_model(small(request.param))) if is_variant else relu6_network()
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="dla"))
 
 
@@ -52,20 +56,12 @@ def test_the_cache_byte_by_byte(tmp_path):
     assert len(data.splitlines()) == 1 + 1 + 2 * 43 + 1
 
 
-@pytest.mark.parametrize(
-    ("version", "number"),
-    [("7.0.0", 7000), ("8.5.2", 8502), ("8.6.1.6", 8601), ("10.3.0", 100300), ("10.16.1", 101601)],
-)
-def test_first_line_by_version(version, number):
-    assert dla.header(version) == f"TRT-{number}-EntropyCalibration2"
-
-
 def test_the_cache_holds_our_scales_for_the_graph_s_tensors(quantized, tmp_path):
-    """Every quantised tensor of the graph has its scale, and no name is one the graph lacks."""
+    """Every quantized tensor of the graph has its scale, and every name stands in the graph."""
     proto = export_onnx(quantized, tmp_path / "int8.onnx")
     names = {name for node in proto.graph.node for name in node.output} | {"input"}
     first, *lines = (tmp_path / "int8.calib").read_text().splitlines()
-    assert first == dla.header(dla.DEFAULT_VERSION)
+    assert first == header(DEFAULT_VERSION)
     scales = {}
     for line in lines:
         name, _, digits = line.rpartition(": ")
@@ -77,6 +73,8 @@ def test_the_cache_holds_our_scales_for_the_graph_s_tensors(quantized, tmp_path)
     }
     for name, block in quantized.blocks():
         assert scales[kernels[name].input[0]] == float(block.input_scale), name
+    activations = {node.output[0] for node in proto.graph.node if node.name.endswith(("/relu", "/relu6"))}
+    assert {name for name in activations if "/se/" not in name} <= scales.keys()
 
 
 def test_the_graph_has_no_q_dq_and_its_weights_are_the_codes(quantized, tmp_path):
@@ -109,14 +107,3 @@ def test_only_symmetric_grids_go_into_a_cache():
     images = [(random_images(fused.arch, 4).numpy(), None)]
     with pytest.raises(ExportError, match="plain symmetric grids, not those of tensorrt"):
         dla.without_grids(calibrate(fused, images, Recipe(target="tensorrt")))
-
-
-def test_another_version_s_first_line(tmp_path):
-    path = tmp_path / "int8.calib"
-    path.write_text("TRT-8502-EntropyCalibration2\ninput: 3c008912\n")
-    assert dla.for_version(path, "10.3.0") == b"TRT-100300-EntropyCalibration2\ninput: 3c008912\n"
-    path.write_text("no cache")
-    with pytest.raises(ExportError, match="is not a calibration cache"):
-        dla.for_version(path, "10.3.0")
-    with pytest.raises(ExportError, match="calibrate --target dla"):
-        dla.for_version(tmp_path / "none", "10.3.0")

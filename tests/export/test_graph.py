@@ -1,3 +1,5 @@
+"""The ONNX graphs: their contract, their codes beside the simulation's, and their metadata."""
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,7 @@ from mobileone_q.export.graph import export_onnx, to_onnx
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import INT8, UINT8, input_grids
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import TARGETS
 from tests.helpers.graphs import power_of_two, run, with_codes
 from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
@@ -18,6 +21,10 @@ from tests.helpers.networks import random_images, random_model, relative_error, 
 @pytest.fixture(scope="module", params=["s0", "s4"])
 def fused(request):
     return fuse_branches(random_model(small(request.param)))
+
+
+def metadata(proto):
+    return {entry.key: entry.value for entry in proto.metadata_props}
 
 
 def quantized_for(fused, target):
@@ -114,7 +121,7 @@ def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
 
 @pytest.mark.parametrize("stretch", [0.5, 1.0])
 def test_saturating_relu6_gives_the_uint8_codes_less_128(stretch):
-    """Grids that end below 6, and above it, where the upper cut must stay in the graph."""
+    """With grids that end below 6, and above it, where the upper cut must stay in the graph."""
     relu6 = relu6_network()
     images = (random_images(relu6.arch, 8) * 16).round() / 16
     quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", range_method="minmax"))
@@ -144,7 +151,7 @@ def test_saturating_relu6_gives_the_uint8_codes_less_128(stretch):
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 @pytest.mark.parametrize("optimise", [True, False])
 def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
-    """Fed the engine's own codes, the simulated block gives the engine's next codes."""
+    """Given the engine's own codes, the simulated block gives the engine's next codes."""
     quantized = quantized_for(fused, target)
     proto = to_onnx(quantized)
     names = with_codes(proto, quantized)
@@ -168,21 +175,32 @@ def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
 
 def test_metadata_says_what_the_file_is(fused, tmp_path):
     export_onnx(fused, tmp_path / "m.onnx", preprocessing={"crop": 32})
-    proto = onnx.load(tmp_path / "m.onnx")
-    facts = {entry.key: entry.value for entry in proto.metadata_props}
-    assert facts == {"architecture": fused.arch.name, "preprocessing": '{"crop": 32}'}
+    facts = metadata(onnx.load(tmp_path / "m.onnx"))
+    assert facts == {
+        "architecture": fused.arch.name,
+        "precision": "fp32",
+        "preprocessing": '{"crop": 32}',
+    }
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]  # no temporary left behind
+    assert metadata(to_onnx(fused, float_precision="fp16"))["precision"] == "fp16"
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("floats", ["fp32", "fp16"])
+def test_metadata_names_the_target_of_an_int8_graph(target, floats):
+    proto = to_onnx(QuantizedModel(small(), target), float_precision=floats)
+    assert metadata(proto) == {"architecture": "s0", "precision": "int8", "target": target}
 
 
 @pytest.mark.parametrize("target", [None, "tensorrt"])
 def test_the_float16_graph_computes_the_same(fused, target):
-    """Half the float tensors' bytes, the same function; input, logits, scales stay float32."""
+    """Weights and maps are float16, the function is the same; input, logits and scales are float32."""
     model = quantized_for(fused, target) if target else fused
     x = random_images(fused.arch, 8)
-    proto = to_onnx(model, dtype="float16")
+    proto = to_onnx(model, float_precision="fp16")
     single, half = (torch.from_numpy(run(p, x)[0]) for p in (to_onnx(model), proto))
     assert half.dtype == torch.float32
-    # An INT8 graph may round a tie otherwise where its float remainder (SE, last map) is float16.
+    # An INT8 graph may round a tie otherwise where its floating-point part (SE, last map) is float16.
     assert 0 < relative_error(single, half) < (2e-2 if target else 3e-3) or fused.arch.name == "s0"
     assert relative_error(single, half) < (2e-2 if target else 3e-3)
     kinds = {i.name: i.data_type for i in proto.graph.initializer}
@@ -200,7 +218,7 @@ def test_what_float16_cannot_hold_is_refused():
     fused = fuse_branches(random_model(small()))
     fused.block("stage1.0.dw").bias[0] = 1e6
     with pytest.raises(ExportError, match=r"stage1\.0\.dw/bias reaches 1e\+06, beyond float16"):
-        to_onnx(fused, dtype="float16")
+        to_onnx(fused, float_precision="fp16")
 
 
 def test_an_interrupted_write_keeps_the_old_file(fused, tmp_path, monkeypatch):
@@ -221,16 +239,16 @@ MIXED = ("stem", "stage1.0.pw", "stage2.1.dw", "head")
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_blocks_kept_in_floating_point(fused, target, dtype):
-    """They have no Q/DQ and real weights, in the graph's floating type; the others change nothing."""
+@pytest.mark.parametrize("floats", ["fp32", "fp16"])
+def test_blocks_kept_in_floating_point(fused, target, floats):
+    """Kept blocks have no Q/DQ, and real weights in the graph's floating-point type; others stay INT8."""
     recipe = Recipe(target=target, keep_float=MIXED)
     quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
     assert quantized.keep_float == MIXED
-    proto = to_onnx(quantized, dtype=dtype)
+    proto = to_onnx(quantized, float_precision=floats)
     types = {c.name: c.data_type for c in proto.graph.initializer}
     nodes = {node.name for node in proto.graph.node}
-    floating = onnx.TensorProto.FLOAT if dtype == "float32" else onnx.TensorProto.FLOAT16
+    floating = onnx.TensorProto.FLOAT if floats == "fp32" else onnx.TensorProto.FLOAT16
     for block in fused.arch.blocks:
         is_kept = block.name in MIXED
         assert (f"{block.name}/input_quantize" in nodes) != is_kept

@@ -8,7 +8,6 @@ each takes a lock, merges what the other has written, and replaces the file as a
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,14 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileone_q.errors import FileError
-from mobileone_q.files import write_atomically
-
-
-def cache_folder() -> Path:
-    """``$MOBILEONE_Q_CACHE``, else ``mobileone-q`` in the user's cache folder."""
-    own = os.environ.get("MOBILEONE_Q_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(own) if own else Path(base) / "mobileone-q"
+from mobileone_q.files import cache_folder, write_atomically
 
 
 def cache_path(runtime: str, device: str) -> Path:

@@ -28,9 +28,9 @@ def write_graphs(arch, folder):
     fused = fuse_branches(random_model(arch))
     quantized = calibrate(fused, [(random_images(arch, 4).numpy(), None)], Recipe(target="tensorrt"))
     for name, model in (("fp", fused), ("int8", quantized)):
-        for dtype, suffix in (("float32", "32"), ("float16", "16")):
+        for floats, suffix in (("fp32", "32"), ("fp16", "16")):
             graph = {"fp32": "fp32", "fp16": "fp16", "int832": "int8", "int816": "int8-fp16"}[name + suffix]
-            export_onnx(model, folder / f"{graph}.onnx", dtype=dtype)
+            export_onnx(model, folder / f"{graph}.onnx", float_precision=floats)
     return folder
 
 
@@ -64,9 +64,9 @@ def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
     assert not info.warnings or str(log_path(path)) in info.warnings
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("floats", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["s0", "s4"])
-def test_rtx_builds_mixed_precision(rtx, tmp_path, name, dtype):
+def test_rtx_builds_mixed_precision(rtx, tmp_path, name, floats):
     """Blocks kept in floating point: first, last, before and behind every form of input."""
     arch = small(name)
     kept = ("stem", "stage2.1.dw", "stage3.0.pw", "stage4.0.pw")
@@ -75,14 +75,13 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, dtype):
         quantized = calibrate(
             fuse_branches(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each
         )
-        export_onnx(quantized, tmp_path / "int8.onnx", dtype=dtype)
-        floats = "fp16" if dtype == "float16" else "fp32"
+        export_onnx(quantized, tmp_path / "int8.onnx", float_precision=floats)
         options = BuildOptions("int8", float_precision=floats, compute_capabilities=(86,))
         backend("tensorrt-rtx").build(tmp_path / "int8.onnx", tmp_path / "engine", options)
         half = {
             n for n, kind in layer_types(rtx, tmp_path / "int8.onnx").items() if kind == rtx.DataType.HALF
         }
-        assert set(each.keep_float) <= half or dtype == "float32"
+        assert set(each.keep_float) <= half or floats == "fp32"
 
 
 @pytest.mark.slow

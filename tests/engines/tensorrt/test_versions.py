@@ -42,7 +42,7 @@ def graphs(tmp_path_factory):
     fused = fuse_branches(random_model(small()))
     images = [(random_images(fused.arch, 8).numpy(), None)]
     export_onnx(fused, folder / "fp32.onnx")
-    export_onnx(fused, folder / "fp16.onnx", dtype="float16")
+    export_onnx(fused, folder / "fp16.onnx", float_precision="fp16")
     for target, name in (("tensorrt", "int8"), ("dla", "dla")):
         export_onnx(calibrate(fused, images, Recipe(target=target)), folder / f"{name}.onnx")
         mark(folder / f"{name}.onnx", target=target, precision="int8")

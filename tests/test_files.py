@@ -1,0 +1,123 @@
+"""Files are written whole or not at all, and their bytes depend on nothing but their contents."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mobileone_q.errors import CheckpointError, FileError
+from mobileone_q.files import (
+    cache_folder,
+    load_tensors,
+    read_json,
+    read_safetensors,
+    save_tensors,
+    sha256,
+    write_atomically,
+    write_json,
+    write_text,
+)
+
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from mobileone_q.files import save_tensors
+tensors = {f"block{k}.weight": torch.arange(k + 1, dtype=torch.float32) for k in range(9)}
+tensors["codes"] = torch.tensor([-1, 2], dtype=torch.int8)
+description = {name: [name, 1] for name in {"target", "architecture", "keep_float", "certificate", "seed"}}
+save_tensors(Path(sys.argv[1]), tensors, "quantized", description)
+"""
+
+
+def test_two_processes_write_the_same_safetensors(tmp_path):
+    for seed in ("0", "1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / seed], check=True, env=environment)
+    first, *others = ((tmp_path / seed).read_bytes() for seed in ("0", "1", "2"))
+    assert others == [first, first]
+    tensors, description = load_tensors(tmp_path / "0", "quantized")
+    assert torch.equal(tensors["block3.weight"], torch.arange(4, dtype=torch.float32))
+    assert tensors["codes"].tolist() == [-1, 2]
+    assert description["seed"] == ["seed", 1]
+
+
+def test_safetensors_hold_what_the_library_itself_would_write(tmp_path):
+    tensors = {
+        "b": torch.randn(3, 5).half(),
+        "a": torch.randn(4, 2).T,  # not contiguous
+        "empty": torch.zeros(0),
+        "scalar": torch.tensor(3),
+    }
+    save_tensors(tmp_path / "ours", tensors, "fused", {"unicode": "3×3"})
+    save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "theirs")
+    ours, theirs = load_file(tmp_path / "ours"), load_file(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys() == tensors.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in tensors)
+    assert int.from_bytes((tmp_path / "ours").read_bytes()[:8], "little") % 8 == 0
+    assert load_tensors(tmp_path / "ours", "fused")[1] == {"unicode": "3×3"}
+
+
+def test_another_kind_and_damaged_descriptions_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_tensors(path, {"a": torch.zeros(1)}, "fused", {})
+    with pytest.raises(CheckpointError, match="is not a quantized model of mobileone-q"):
+        load_tensors(path, "quantized")
+    save_file({"a": torch.zeros(1)}, path, {"format": "mobileone-q", "kind": "fused", "seed": "{"})
+    with pytest.raises(CheckpointError, match="is damaged; make it again"):
+        load_tensors(path, "fused")
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        read_safetensors(tmp_path / "none.safetensors")
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "folder" / "file.txt"
+    write_text(path, "old")
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [each.name for each in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_what_cannot_be_written_or_read_is_named(tmp_path):
+    (tmp_path / "file").write_text("{")
+    with pytest.raises(FileError, match=r"cannot write .*file/x\.json: .*; choose a folder"):
+        write_json(tmp_path / "file" / "x.json", {})
+    for read in (read_json, sha256):
+        with pytest.raises(FileError, match=r"cannot read .*none: No such file or directory; check the path"):
+            read(tmp_path / "none")
+    with pytest.raises(FileError, match="is not valid JSON"):
+        read_json(tmp_path / "file")
+    (tmp_path / "file").write_text("[" * 100_000)
+    with pytest.raises(FileError, match="is not valid JSON"):
+        read_json(tmp_path / "file")
+
+
+def test_json_and_digests(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [1, None]})
+    assert read_json(tmp_path / "x.json") == json.loads((tmp_path / "x.json").read_text()) == {"a": [1, None]}
+    assert sha256(tmp_path / "x.json") == hashlib.sha256((tmp_path / "x.json").read_bytes()).hexdigest()
+    with pytest.raises(ValueError, match="Out of range float"):
+        write_json(tmp_path / "nan.json", float("nan"))
+    assert not (tmp_path / "nan.json").exists()
+
+
+def test_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOBILEONE_Q_CACHE", str(tmp_path / "own"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("MOBILEONE_Q_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "mobileone-q"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "mobileone-q"

@@ -1,0 +1,40 @@
+"""YAML that cannot be read is refused in one line that names the file and the option."""
+
+import pytest
+
+from mobileone_q.errors import ConfigError
+from mobileone_q.yaml_files import read_yaml
+
+
+def test_plain_values_are_read(tmp_path):
+    (tmp_path / "x.yaml").write_text("a: [1, 2.5, yes]\nb: {c: ×}\n", encoding="utf-8")
+    assert read_yaml(tmp_path / "x.yaml", ConfigError, "--config") == {"a": [1, 2.5, True], "b": {"c": "×"}}
+
+
+NOT_YAML = [
+    "a: [",
+    "a: !!bool maybe",
+    "a: !!int ''",
+    "a: !!float x",
+    "a: !!timestamp x",
+    "a: 2020-13-01",
+    "a: !!python/name:os.system",
+    b"\xff\xfe\xff",
+    "[" * 5000,
+]
+
+
+@pytest.mark.parametrize("text", NOT_YAML)
+def test_what_is_not_yaml_is_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError, match=r"x\.yaml is (not valid YAML: |nested too deeply)") as caught:
+        read_yaml(path, ConfigError, "--config")
+    assert str(caught.value).endswith("; check --config")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    for path in (tmp_path / "none.yaml", tmp_path):
+        with pytest.raises(ConfigError, match=r"cannot read .*; check --config"):
+            read_yaml(path, ConfigError, "--config")
