@@ -1,5 +1,3 @@
-"""Every codebase's layout, through files: golden outputs, wrappers, and back again."""
-
 """Key maps: golden keys of other codebases, and one set of weights under all of their names."""
 
 import json
