@@ -203,12 +203,6 @@ def test_degenerate_weights_and_tensors_still_calibrate():
     assert (quantized.block("stage2.1.dw").input_scale > 0).all()
 
 
-def test_settings_are_refused_all_at_once():
-    pattern = r"target 'tpu'.*range_method 'max'.*rounding 'up'.*alpha 2.*tune_scales_seconds -1"
-    with pytest.raises(CalibrationError, match=pattern):
-        Recipe(target="tpu", range_method="max", rounding="up", alpha=2, tune_scales_seconds=-1)
-
-
 def test_no_images_is_an_error(fused):
     with pytest.raises(CalibrationError, match="no image"):
         calibrate(fused, [], Recipe())
