@@ -6,14 +6,14 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.evaluation.comparison import Comparison, TorchModel
 from mobileone_q.evaluation.metrics import kl_divergence
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, small
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime", "dla"])
 def test_int8_is_measured_on_its_own_grids(target, tmp_path):
     """DLA's graph has no grids: run in ONNX Runtime, it would compute in floating point."""
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     images = random_images(small(), 32).numpy()
     quantized = calibrate(fused, [(images[:8], None)], Recipe(target=target))
     fp32, simulated = (TorchModel(model).run(images) for model in (fused, quantized))
