@@ -38,7 +38,7 @@ from mobileone_q.runs.folder import Run
 from mobileone_q.runs.measure import measure_accuracy
 
 COMMAND = [sys.executable, "-m", "cli"]
-POOR = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
+POOR = Recipe.bare(target="tensorrt", range_method="minmax")
 SAMPLE = ("--config", "configs/qat-sample.yaml")
 STARTS: dict[str, tuple[str, ...]] = {"default": (), "poor": ("--lr", "0.06")}  # a longer way to go
 BRANCHES = ("fused", "live")

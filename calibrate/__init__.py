@@ -1,1 +1,1 @@
-"""The numeric heart: statistics of real images, equalization, ranges, correction."""
+"""Post-training quantization: from a fused network and real images to integer codes and scales."""

@@ -1,14 +1,14 @@
 """Put dead channels to use: each becomes a second copy of a channel whose rounding costs most.
 
 A channel on its way through a depthwise convolution that is zero on every image seen is free. It
-takes a copy of another; the copies are moved apart by a fraction of a step, and whatever reads them
-takes an equal share of each. Their mean is the channel on a grid as many times finer as there are
-copies, and in FP32 the function stays, but for values within half a step of a ReLU's kink. For TensorRT
-a depthwise input has 127 codes, where others have 255: it is where a second copy is worth most.
+takes a copy of another. The copies are moved apart by a fraction of a step, and whatever reads them
+takes an equal share of each. Their mean is the channel on a grid that is as many times finer as there
+are copies. In FP32 the function stays the same, except for values within half a step of a ReLU's kink.
+For TensorRT a depthwise input has 127 codes, where others have 255, so a second copy is worth most there.
 
-Source: Zhao et al., "Outlier Channel Splitting" (arXiv:1901.09504), with its quantization-aware
-split; there the network grows by the copies. What rounding costs is read off the Fisher information
-of a channel's inputs, as Theis et al. do for pruning (arXiv:1801.05787).
+Source: Zhao et al., "Outlier Channel Splitting" (OCS, arXiv:1901.09504), with its quantization-aware
+split; there the network grows by the copies. What rounding costs follows from the Fisher information
+of a channel's inputs, as in Theis et al. for pruning (arXiv:1801.05787).
 """
 
 from __future__ import annotations
@@ -19,35 +19,40 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from calibrate.fisher import of_inputs
+from calibrate.fisher import input_fisher
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import input_grids
 
-IMAGES = 32  # for the gradients; of fewer it is not safe to say that a channel is dead
+IMAGES = 32  # for the gradients; with fewer it is not safe to say that a channel is dead
 
 
-def split(
-    model: FusedModel, statistics: Statistics, batches: Iterable[Tensor], target: str, method: str = "mse"
+def split_channels(
+    model: FusedModel,
+    statistics: Statistics,
+    batches: Iterable[Tensor],
+    target: str,
+    range_method: str = "mse",
 ) -> tuple[FusedModel, Statistics]:
-    """A function equal up to half a step, with copies in the place of dead channels, and its statistics.
+    """A model with copies in the place of dead channels, and its statistics.
 
-    ``batches`` are the normalised images (N, C, H, W) that ``statistics`` are of; the first 32 are
-    read. With fewer, or where no channel is dead, all stays as it is.
+    Its function is that of ``model`` up to half a step. ``batches`` are the normalized images
+    (N, C, H, W) that ``statistics`` describe; the first 32 are read. With fewer, or where no channel is
+    dead, both are returned as they are. ``model`` is left as it was.
     """
     after, histograms = copy.deepcopy(model), dict(statistics.histograms)
     places = list(_places(after, statistics))
     if statistics.images < IMAGES or not places:
         return model, statistics
-    curvature = of_inputs(model, batches, IMAGES, [block.spec.name for _, block, _, _ in places])
+    fisher = input_fisher(model, batches, IMAGES, [block.spec.name for _, block, _, _ in places])
     grids = input_grids(model.arch, target)
     for producer, block, reader, dead in places:
         name = block.spec.name
         steps = grids[name].steps
-        step = channel_ranges(block.spec, histograms[name], method, steps) / steps
-        # Half the curvature times a rounding error's mean square, step^2 / 12.
-        cost = torch.where(dead, 0.0, curvature[name] * step**2 / 24)
+        step = channel_ranges(block.spec, histograms[name], range_method, steps) / steps
+        # Half the second derivative times a rounding error's mean square, step^2 / 12.
+        cost = torch.where(dead, 0.0, fisher[name] * step**2 / 24)
         source = _place(_copies(cost, int(dead.sum())), dead)
         _remove(block, reader, source != torch.arange(len(source)), histograms[name])
         _duplicate(producer, block, reader, source, step)
@@ -59,9 +64,9 @@ def split(
 def _places(
     model: FusedModel, statistics: Statistics
 ) -> Iterator[tuple[FusedBlock, FusedBlock, FusedBlock, Tensor]]:
-    """(producer, depthwise block, reader, which of its channels are dead) wherever some are.
+    """(producer, depthwise block, reader, dead channels as bool (C,)) wherever there are dead channels.
 
-    Dead is a channel that is zero ahead of the block or after it: the reader gets a constant.
+    A channel is dead if it is zero ahead of the depthwise block or after it: the reader gets a constant.
     """
     chain = [block for _, block in model.blocks()]
     for producer, block, reader in zip(chain, chain[1:], chain[2:]):
@@ -75,7 +80,7 @@ def _places(
 def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
     """Whether ``block`` is depthwise, between blocks that can produce and read a channel twice.
 
-    An SE gate would read the copies too. A padded reader sees no constant: at a border it is cut off.
+    An SE gate would read the copies too. A padded reader sees zeros instead of the constant at a border.
     """
     return (
         block.spec.is_depthwise
@@ -89,7 +94,10 @@ def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bo
 
 
 def _copies(cost: Tensor, free: int) -> Tensor:
-    """int64 (C,): how often each channel is there. n copies leave 1 / n^2 of a channel's ``cost`` (C,)."""
+    """int64 (C,): how often each channel is there, once ``free`` places are given to the dearest.
+
+    n copies leave 1 / n^2 of a channel's ``cost`` (C,).
+    """
     copies = torch.ones(len(cost), dtype=torch.int64)
     for _ in range(free):
         gain = cost / copies**2 - cost / (copies + 1) ** 2
@@ -99,7 +107,7 @@ def _copies(cost: Tensor, free: int) -> Tensor:
 
 
 def _place(copies: Tensor, dead: Tensor) -> Tensor:
-    """int64 (C,): the channel that each becomes; those that are copied stay, copies fill the dead."""
+    """int64 (C,): the channel that each one becomes. Live channels stay, and copies fill the dead ones."""
     source = torch.arange(len(dead))
     extra = torch.repeat_interleave(source, copies - 1)
     source[dead.nonzero().flatten()[: len(extra)]] = extra
@@ -107,7 +115,7 @@ def _place(copies: Tensor, dead: Tensor) -> Tensor:
 
 
 def _remove(block: FusedBlock, reader: FusedBlock, replaced: Tensor, histogram: ChannelHistogram) -> None:
-    """Give the reader's bias what dead channels gave it: one number where the input is dead, or zero."""
+    """Add to the reader's bias what dead channels gave it: a constant where the input is dead, else zero."""
     constant = block.activate(block.bias.reshape(1, -1, 1, 1)).flatten()
     constant = torch.where(replaced & (histogram.maximum == 0), constant, 0.0)
     reader.bias += reader.weight.sum((2, 3)) @ constant
@@ -116,14 +124,14 @@ def _remove(block: FusedBlock, reader: FusedBlock, replaced: Tensor, histogram: 
 def _duplicate(
     producer: FusedBlock, block: FusedBlock, reader: FusedBlock, source: Tensor, step: Tensor
 ) -> None:
-    """Let every channel be ``source`` (C,), copies apart by ``step`` (C,) over their number."""
+    """Turn every channel into channel ``source`` (C,), copies apart by ``step`` (C,) over their number."""
     copies = torch.bincount(source, minlength=len(source))[source]
     order = (source[:, None] == source).tril(-1).sum(1)
     shift = (step[source] * ((order + 0.5) / copies - 0.5)).float()
     for doubled in (producer, block):
         doubled.weight.copy_(doubled.weight[source])
         doubled.bias.copy_(doubled.bias[source])
-        doubled.source.copy_(doubled.source[source])
+        doubled.origin_channel.copy_(doubled.origin_channel[source])
     producer.bias += shift
     block.bias -= shift * block.weight.sum((1, 2, 3))
     reader.weight.copy_(reader.weight[:, source] / copies.reshape(1, -1, 1, 1))

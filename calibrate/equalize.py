@@ -1,9 +1,9 @@
 """Move scale between channels without changing the FP32 function, so that one grid fits them all.
 
 ReLU is positively homogeneous: dividing a producer's output channel by c > 0 and multiplying the
-consumer's matching input weights by c changes nothing. ReLU6 is not, and is left alone. SE sees
-the same gate once ``reduce`` absorbs c, and pooling is linear. Producers are quantised per output
-channel, so c costs them nothing; what it costs the consumer's weights is weighed here.
+consumer's matching input weights by c changes nothing. ReLU6 is not, and is left alone. SE computes
+the same gate once its ``reduce`` layer absorbs c, and pooling is linear. Producers are quantized per
+output channel, so c costs them nothing; what it costs the consumer's weights is weighed here.
 Sources: Nagel et al., "Data-Free Quantization" (arXiv:1906.04721) for the exchange; Xiao et al.,
 "SmoothQuant" (arXiv:2211.10438) for the balance by alpha.
 """
@@ -11,7 +11,7 @@ Sources: Nagel et al., "Data-Free Quantization" (arXiv:1906.04721) for the excha
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -19,35 +19,38 @@ from torch import Tensor
 
 from calibrate.ranges import HEADROOM, channel_ranges, input_range, quantization_error
 from calibrate.statistics import ChannelHistogram, Statistics, map_of
+from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import WEIGHT_STEPS, input_grids, quantize_weight, weight_scales
 
-# A channel weaker than this share of its tensor's strongest is treated as if it were this strong:
-# without a floor, a near-dead channel's factor explodes, and with it a bias.
+# A channel weaker than this share of its tensor's strongest is treated as if it were this strong.
+# Without a floor, a near-dead channel's factor explodes, and a bias with it.
 FLOOR = 1e-3
-# What rounding with compensation leaves of the squared error that step^2 / 12 expects of weights. S0 has two
-# thirds at the outputs of a block, and rows that make up for each other leave less of that in the logits.
+# The share of the squared error step^2 / 12 of weights that compensated rounding leaves. S0 has two thirds
+# at the outputs of a block, and rows that make up for each other leave less of that in the logits.
 COMPENSATED = 0.5
-FEW = 32  # images; of fewer, most blocks know too little of their inputs' covariance to compensate
+FEW = 32  # images; with fewer, most blocks know too little about their inputs' covariance to compensate
 ALPHAS = (0.0, 0.15, 0.3, 0.45, 0.6, 0.8, 1.0)
 TINY = torch.finfo(torch.float64).tiny
 
 
 @torch.no_grad()
-def equalise(
+def equalize_channels(
     model: FusedModel,
     statistics: Statistics,
     target: str,
-    method: str = "mse",
+    range_method: str = "mse",
     compensated: bool = True,
+    alphas: Sequence[float] = ALPHAS,
 ) -> tuple[FusedModel, Statistics]:
-    """An equal function whose tensors are even across channels, and its statistics.
+    """A model of the same function whose tensors are even across channels, and its statistics.
 
-    Into a depthwise block every channel is divided by its own range: its weights are quantised
-    per channel, so the exchange is free. Into any other, a power alpha between 0 (all weight
-    columns alike) and 1 (all channels alike) shares the burden; each block gets the alpha with
-    the least expected error on the images seen, and the classifier, whose outputs compete, the one
-    with the least KL of its logits there. ``compensated`` says how weights will be rounded.
+    In front of a depthwise block every channel is divided by its own range: such a block's weights are
+    quantized per channel, so the exchange is free. In front of any other, a power alpha between 0 (all
+    weight columns alike) and 1 (all channels alike) shares the burden. Each block gets the one of
+    ``alphas`` with the least expected error on the images seen. The classifier, whose outputs compete,
+    gets the one with the least KL of its logits there. ``compensated`` says that weights will be
+    rounded with compensation, which leaves less error in them. ``model`` is left as it was.
     """
     left = COMPENSATED if compensated and statistics.images >= FEW else 1.0
     model = copy.deepcopy(model)
@@ -58,8 +61,8 @@ def equalise(
         if producer.spec.activation == "relu6":
             continue  # min(x / c, 6) is not min(x, 6) / c: nothing can be exchanged through it
         name = consumer.spec.name
-        factor = _factor(histograms[name], features, consumer, method, grids[name].steps, left)
-        _exchange(producer, consumer, factor)
+        factor = _factor(histograms[name], features, consumer, range_method, grids[name].steps, alphas, left)
+        exchange(producer, consumer, factor)
         for key in {name, map_of(name)} & histograms.keys():
             histograms[key] = histograms[key].scaled(1 / factor)
         if consumer.spec.pool:
@@ -71,12 +74,13 @@ def _factor(
     histogram: ChannelHistogram,
     features: Tensor,
     consumer: FusedBlock,
-    method: str,
+    range_method: str,
     steps: int,
+    alphas: Sequence[float],
     left: float,
 ) -> Tensor:
     """float64 (C,): what each channel between two blocks is divided by."""
-    ranges = channel_ranges(consumer.spec, histogram, method, steps)
+    ranges = channel_ranges(consumer.spec, histogram, range_method, steps)
     alive = ranges > 0
     columns = column_strength(consumer, alive)
     if not alive.any() or columns[alive].max() == 0:
@@ -92,17 +96,18 @@ def _factor(
         factor = ranges**alpha / columns ** (1 - alpha)
         return _with_dead(factor / factor[alive].log().mean().exp(), alive, columns)
 
-    candidates = [share(alpha) for alpha in ALPHAS]
+    candidates = [share(alpha) for alpha in alphas]
     if consumer.spec.pool:
         return min(candidates, key=lambda f: logit_error(features, consumer, f, steps))
-    return min(candidates, key=lambda f: expected_error(histogram, consumer, f, method, steps, left))
+    return min(candidates, key=lambda f: expected_error(histogram, consumer, f, range_method, steps, left))
 
 
 def _with_dead(factor: Tensor, alive: Tensor, strength: Tensor) -> Tensor:
-    """``factor``, but for dead channels what makes their weights, of ``strength`` (C,), like any other's.
+    """``factor`` (C,), where dead channels get what makes their weights as strong as the others' are.
 
-    A dead channel is free to take. Its weights, which can be huge, must set neither the scale of the
-    rows that read it nor the step of an int32 bias, which ONNX Runtime makes of a float one.
+    ``strength`` (C,) is that of the weights that read each channel. A dead channel's factor can be chosen
+    freely. Its weights, which can be huge, must set neither the scale of the rows that read it nor the
+    step of the int32 bias that ONNX Runtime makes of a float one.
     """
     usual = (strength * factor)[alive].median()
     return torch.where(alive, factor, (usual / strength.clamp(min=TINY)).clamp(max=1.0))
@@ -112,18 +117,18 @@ def expected_error(
     histogram: ChannelHistogram,
     consumer: FusedBlock,
     factor: Tensor,
-    method: str,
+    range_method: str,
     steps: int,
     left: float = 1.0,
 ) -> float:
     """Log of the squared error to expect of a block's outputs, relative to their energy.
 
-    Errors are taken as independent: an input channel's, read off its histogram, passes through
-    the squared weights; a weight's, ``left`` times step^2 / 12, through the input's mean square. The
-    mean over outputs is geometric, lest a few that are nearly dead decide.
+    Errors are taken as independent. An input channel's error, read off its histogram, passes through
+    the squared weights. A weight's error, ``left`` times step^2 / 12, passes through the input's mean
+    square. The mean over outputs is geometric, so that a few that are nearly dead do not decide.
     """
     scaled = histogram.scaled(1 / factor)
-    step = input_range(consumer.spec, scaled, method, steps) / steps
+    step = input_range(consumer.spec, scaled, range_method, steps) / steps
     input_error = quantization_error(scaled, torch.full((len(factor), 1), step), steps)[:, 0]
     # A grid of one step that ends before the smallest value clips all of it: error = energy.
     energy = quantization_error(scaled, torch.full((len(factor), 1), TINY), 1)[:, 0]
@@ -136,11 +141,11 @@ def expected_error(
 
 
 def logit_error(features: Tensor, head: FusedBlock, factor: Tensor, steps: int) -> float:
-    """KL(FP32 to INT8), in nats, that quantising a classifier alone costs on ``features`` (N, C).
+    """KL(FP32 to INT8), in nats, that quantizing a classifier alone costs on ``features`` (N, C).
 
-    Features of other images reach beyond those seen, and clipping the largest is what costs most.
-    So the grid ends short of these by as much as :func:`~calibrate.ranges.input_range` will give it
-    headroom. The mean error is taken out, as correction will do.
+    Features of other images reach beyond those seen, and clipping the largest is what costs most. To
+    see that here, the grid ends short of the features seen, by the headroom that
+    :func:`~calibrate.ranges.input_range` gives it. The mean error is taken out, as bias correction will do.
     """
     x, weight = features / factor, head.weight * factor
     limit = (x.abs().max() / HEADROOM).clamp(min=TINY)
@@ -149,15 +154,14 @@ def logit_error(features: Tensor, head: FusedBlock, factor: Tensor, steps: int) 
     logits = codes @ quantize_weight(weight, scale).to(x.dtype).T * (scale * limit / steps)
     reference = features.to(x.dtype) @ head.weight.to(x.dtype).T
     logits += (reference - logits).mean(0)
-    p, q = ((y + head.bias).log_softmax(1) for y in (reference, logits))
-    return (p.exp() * (p - q)).sum(1).mean().item()
+    return kl_divergence(reference + head.bias, logits + head.bias).mean().item()
 
 
 def column_strength(block: FusedBlock, alive: Tensor) -> Tensor:
     """float64 (C_in,): largest weight that reads each input channel, relative to its row's largest.
 
-    Rows are quantised each on its own scale, so a weight counts in units of its row: of the
-    largest weight there that reads a channel which is ``alive`` (C_in,).
+    Each row is quantized on its own scale, so a weight is measured in units of its row: the largest
+    weight there that reads a channel which is ``alive`` (bool, C_in).
     """
     weight = _dense(block, lambda taps: taps.abs().amax(2))
     rows = (weight * alive).amax(1, keepdim=True)
@@ -179,12 +183,12 @@ def _dense(block: FusedBlock, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     return dense
 
 
-def _exchange(producer: FusedBlock, consumer: FusedBlock, factor: Tensor) -> None:
-    """Divide the producer's output channels by ``factor``; let the consumer multiply it back."""
+def exchange(producer: FusedBlock, consumer: FusedBlock, factor: Tensor) -> None:
+    """Divide the producer's output channels by ``factor`` (C,), and multiply the consumer's weights by it."""
     rows = factor.reshape(-1, *[1] * (producer.weight.ndim - 1))
     producer.weight.copy_(producer.weight.double() / rows)
     producer.bias.copy_(producer.bias.double() / factor)
-    producer.divisor *= factor
+    producer.scale_factor *= factor
     if producer.se is not None:
         producer.se.reduce.weight.mul_(factor.reshape(1, -1, 1, 1))
     weight, groups = consumer.weight, consumer.spec.groups

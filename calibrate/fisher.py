@@ -1,7 +1,8 @@
-"""What an error inside the network costs at its end: gradients of log p of classes drawn from p.
+"""Fisher information: what an error inside the network costs at its end.
 
-Their second moments are the Fisher information, which is the second derivative of KL(FP32 to INT8)
-where nothing has been quantised yet. For outputs that are no logits, that of half the squared error.
+It is the second moment of the gradients of log p, of classes drawn from p. It is also the second
+derivative of KL(FP32 to INT8) where nothing has been quantized yet. For outputs that are not logits,
+the same is computed of half their squared error.
 Source: Martens, "New insights and perspectives on the natural gradient method" (arXiv:1412.1193).
 """
 
@@ -23,15 +24,15 @@ BATCH = 16
 def gradients(
     model: FusedModel, batches: Iterable[Tensor], images: int, reads: Collection[str], writes: Collection[str]
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """Of some of the first ``images`` at a time: (gradients by what blocks read, by what they write).
+    """(gradients by what blocks read, gradients by what they write), by block name, a few images at a time.
 
-    Read is a block's input (N, C_in, H, W), written its output (N, C_out, H, W) ahead of its activation;
-    ``reads`` and ``writes`` name the blocks.
+    A block reads its input (N, C_in, H, W), and writes its output (N, C_out, H, W) ahead of its
+    activation. ``reads`` and ``writes`` name the blocks. Reads the first ``images`` images of ``batches``.
     """
     generator = torch.Generator().manual_seed(0)
-    kept = torch.cat(first_images(batches, images))
+    first = torch.cat(first_images(batches, images))
     # Gradients need the maps of all blocks at once: of large images, fewer fit.
-    for x in kept.split(max(1, min(BATCH, images_held(model.arch) // 8))):
+    for x in first.split(max(1, min(BATCH, images_held(model.arch) // 8))):
         x = x.detach().requires_grad_()
         read: dict[str, Tensor] = {}
         written: dict[str, Tensor] = {}
@@ -52,10 +53,10 @@ def gradients(
         yield dict(zip(read, found)), dict(zip(written, found[len(read) :]))
 
 
-def of_inputs(
+def input_fisher(
     model: FusedModel, batches: Iterable[Tensor], images: int, names: Collection[str]
 ) -> dict[str, Tensor]:
-    """float64 (C_in,) of each named block: by the noise of an input channel, summed over positions."""
+    """float64 (C_in,) for each named block: of its input channels, summed over positions."""
     sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
     count = 0
     for read, _ in gradients(model, batches, images, names, ()):
@@ -65,16 +66,17 @@ def of_inputs(
     return {name: total / count for name, total in sums.items()}
 
 
-def of_outputs(
+def output_fisher(
     model: FusedModel,
     batches: Iterable[Tensor],
     images: int,
     names: Collection[str],
     advance: Advance = silent,
 ) -> dict[str, Tensor]:
-    """float64 (C_out, C_out) of each named block: by errors of its output channels, summed over positions.
+    """float64 (C_out, C_out) for each named block: of its output channels, summed over positions.
 
     Positions are taken as independent of each other, as Grosse and Martens do (arXiv:1602.01407).
+    ``advance(n)`` is called after each few images.
     """
     sums: dict[str, Tensor] = {}
     count = 0

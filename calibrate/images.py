@@ -22,7 +22,7 @@ class Images(Protocol):
 
 
 def load_all(images: Iterable[Batch]) -> tuple[Tensor, NDArray[np.int64]]:
-    """A few images (N, 3, H, W) and labels (N,), all in memory."""
+    """All images (N, 3, H, W) and labels (N,) in memory; meant for a few."""
     pixels, labels = zip(*images)
     return torch.from_numpy(np.concatenate(pixels)), np.concatenate(labels)
 
@@ -39,7 +39,7 @@ WIDEST_BYTES = 512 << 20  # of the widest tensor in float32, for all images held
 
 
 def images_held(arch: Architecture) -> int:
-    """How many images the pass keeps: 256, or fewer where the widest tensor is large."""
+    """How many images are held at once: 256, or fewer where the widest tensor is large."""
     height, width = arch.image_size
     widest = 0
     for spec in arch.blocks:
@@ -49,7 +49,7 @@ def images_held(arch: Architecture) -> int:
 
 
 def first_images(batches: Iterable[Tensor], count: int) -> list[Tensor]:
-    """The first ``count`` images, batch by batch."""
+    """The first ``count`` images, batch by batch; reads no batch beyond them."""
     kept: list[Tensor] = []
     for x in batches:
         kept.append(x[:count])

@@ -1,9 +1,9 @@
 """Mixed precision: the fewest blocks in floating point with which INT8 meets an accuracy budget.
 
 Blocks are ranked by what each alone costs (:mod:`calibrate.sensitivity`, on calibration images).
-The shortest head of that ranking that meets the budget is found by doubling and bisection, then
-each of its blocks, the dearest to run first, is given back to INT8 if the budget still holds.
-Assumption: keeping more of the ranking never costs accuracy. Where noise breaks it, the answer
+Doubling and bisection find how many of the first blocks in that ranking are needed to meet the budget.
+Then each of these, the dearest to run first, is given back to INT8 if the budget still holds.
+Assumption: more blocks in floating point never cost accuracy. Where noise breaks it, the answer
 still meets the budget, but may not be the shortest.
 """
 
@@ -28,15 +28,19 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 
 Say = Callable[[str], None]
-Drop = Callable[[tuple[str, ...]], float]
+MeasureDrop = Callable[[tuple[str, ...]], float]
+
+
+def _say_nothing(message: str) -> None:
+    """Where nobody listens to what :func:`calibrate_within` tries."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class FloatBlock:
     """A block left in floating point, and why.
 
-    ``kl`` is what quantising it alone costs, in nats; ``drop_without_pts`` the top-1 drop, in
-    points, that was measured with all the others kept and this one in INT8.
+    ``kl`` is what quantizing it alone costs, in nats. ``drop_without_pts`` is the top-1 drop, in
+    points, that was measured with this block in INT8 and all others of the answer in floating point.
     """
 
     name: str
@@ -51,28 +55,29 @@ def calibrate_within(
     max_drop_pts: float,
     fused: FusedModel,
     images: Images,
-    judged: Images,
+    evaluation: Images,
     recipe: Recipe,
-    say: Say = lambda _: None,
-) -> tuple[QuantizedModel, list[Kept]]:
-    """Quantise with as many blocks in floating point as a drop of ``max_drop_pts`` on ``judged`` needs.
+    say: Say = _say_nothing,
+) -> tuple[QuantizedModel, list[FloatBlock]]:
+    """Quantize ``fused`` with the fewest blocks in floating point that keep the drop within ``max_drop_pts``.
 
-    ``images`` are for calibration, ``judged`` have labels. ``say`` hears of each trial. The blocks
-    of ``recipe.keep_float`` stay in floating point whatever happens.
+    ``images`` are for calibration. The drop is that of top-1, in points, on the ``evaluation`` images,
+    which need labels. ``say`` is told of each trial. The blocks of ``recipe.keep_float`` stay in floating
+    point in any case, and are not among those returned.
 
     Raises:
-        DataError: ``judged`` has no labels.
+        DataError: the evaluation images have no labels.
     """
-    equalised, statistics = prepare(fused, images, recipe)
+    equalized, statistics = prepare(fused, images, recipe)
     models: dict[tuple[str, ...], QuantizedModel] = {}
 
     with TemporaryDirectory() as folder:
-        comparison = Comparison(fused, judged, Path(folder))
+        comparison = Comparison(fused, evaluation, Path(folder))
 
-        def drop_pts(kept: tuple[str, ...]) -> float:
-            trial = replace(recipe, keep_float=(*recipe.keep_float, *kept))
-            models[kept] = finish(equalised, statistics, images, trial)
-            drop = comparison.with_int8(models[kept]).drop_pts
+        def drop_pts(in_float: tuple[str, ...]) -> float:
+            trial = replace(recipe, keep_float=(*recipe.keep_float, *in_float))
+            models[in_float] = finish(equalized, statistics, images, trial)
+            drop = comparison.with_int8(models[in_float]).drop_pts
             if drop is None:
                 raise DataError("--max-drop needs labels: pass --eval-data with a folder per class")
             drop = round(drop, 9)  # a share of images, in points: 0.1 must meet 0.1
@@ -82,24 +87,26 @@ def calibrate_within(
         if drop_pts(()) <= max_drop_pts:
             return models[()], []
         say("ranking blocks by what each alone costs")
-        ranking = rank_blocks(equalised, models[()], *load_all(images))
+        ranking = rank_blocks(equalized, models[()], *load_all(images))
         kl = {block.name: block.kl for block in ranking if block.name not in recipe.keep_float}
-        needed = fewest(list(kl), time_won(fused.arch), drop_pts, max_drop_pts)
-    return models[tuple(needed)], [Kept(name, kl[name], drop) for name, drop in needed.items()]
+        needed = fewest_float_blocks(list(kl), time_won(fused.arch), drop_pts, max_drop_pts)
+    return models[tuple(needed)], [FloatBlock(name, kl[name], drop) for name, drop in needed.items()]
 
 
 def time_won(arch: Architecture) -> dict[str, float]:
-    """Microseconds that INT8 can save of FP16's, by block: the roofline bound of a Jetson Orin Nano."""
+    """Microseconds that INT8 can save against FP16, by block, by the roofline of a Jetson Orin Nano."""
     bounds = block_bounds(arch, JETSON_MODULES["orin-nano"])
     return {bound.name: bound.fp16.least_us - bound.int8.least_us for bound in bounds}
 
 
-def fewest(
-    ranking: Sequence[str], cost: Mapping[str, float], drop_pts: Drop, max_drop_pts: float
+def fewest_float_blocks(
+    ranking: Sequence[str], cost: Mapping[str, float], drop_pts: MeasureDrop, max_drop_pts: float
 ) -> dict[str, float]:
-    """Names to keep, in the order of ``ranking``, each with the drop that giving it back would make.
+    """Names of blocks to keep in floating point, each with the drop, in points, that INT8 would make there.
 
-    ``drop_pts`` measures a set of kept names. Keeping nothing is known not to suffice.
+    They come in the order of ``ranking``, which has the costliest in accuracy first; ``cost`` is what each
+    costs to run in floating point. ``drop_pts`` measures with some blocks in floating point. The caller
+    knows that none is not enough.
     """
     too_few, enough = 0, 1
     while enough < len(ranking) and drop_pts(tuple(ranking[:enough])) > max_drop_pts:

@@ -1,4 +1,21 @@
-"""Post-training quantization from start to end: measure, equalise, choose grids, round, correct."""
+"""Post-training quantization from start to end.
+
+In FP32 (:func:`prepare`):
+
+1. measure how activations are distributed on real images  (statistics)
+2. let dead channels carry copies of the ones that need it  (channel_splitting)
+3. move scale between channels until one grid fits them all (equalize)
+
+In INT8 (:func:`finish`):
+
+4. choose every grid, round every weight to its nearest code (ranges)
+5. find out which errors the loss minds                      (fisher)
+6. go down the chain: round weights again, so that errors make up for each other (rounding), take mean
+   errors into the biases (bias_correction), stretch the logits                  (reconstruct)
+7. train scales and biases through the whole network         (scale_tuning)
+
+Each step but 1 and 4 can be switched off by a field of :class:`~calibrate.recipe.Recipe`.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +24,14 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from calibrate.channel_splitting import split
-from calibrate.equalize import equalise
-from calibrate.fisher import of_outputs
+from calibrate.channel_splitting import split_channels
+from calibrate.equalize import ALPHAS, equalize_channels
+from calibrate.fisher import output_fisher
 from calibrate.images import Images, tensors
 from calibrate.ranges import clip_ranges, input_range
 from calibrate.recipe import Recipe
-from calibrate.reconstruct import correct
-from calibrate.scale_tuning import EPOCHS, learn_rounding
-from calibrate.scale_tuning import MOST_IMAGES as LEARNED_IMAGES
+from calibrate.reconstruct import reconstruct_blocks
+from calibrate.scale_tuning import EPOCHS, TUNING_IMAGES, tune_scales
 from calibrate.statistics import Statistics, collect, map_of
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fused import FusedModel
@@ -23,21 +39,22 @@ from mobileone_q.models.grids import quantize_weight, weight_scales
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import Advance, silent
 
-CURVATURE_IMAGES = 64
+FISHER_IMAGES = 64
 
 
-def steps(recipe: Recipe, fused: FusedModel, images: int) -> int:
-    """How far :func:`calibrate` advances: per image measured, derived at or learned on, and per block."""
-    deriving = min(images, CURVATURE_IMAGES) if recipe.rounds_for_loss else 0
-    learning = EPOCHS * min(images, LEARNED_IMAGES) if recipe.rounding == "learned" else 0
-    return images + deriving + (len(fused.arch.blocks) if recipe.correct else 0) + learning
+def progress_steps(recipe: Recipe, fused: FusedModel, images: int) -> int:
+    """How far :func:`calibrate` advances in all: per image measured, derived or tuned on, and per block."""
+    derived = min(images, FISHER_IMAGES) if recipe.compensates_rows else 0
+    blocks = len(fused.arch.blocks) if recipe.reconstructs else 0
+    tuned = EPOCHS * min(images, TUNING_IMAGES) if recipe.tunes_scales else 0
+    return images + derived + blocks + tuned
 
 
 def calibrate(fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = silent) -> QuantizedModel:
-    """Quantise a fused model on normalised images, labels unused; ``fused`` is left as it was.
+    """Quantize a fused model on normalized images; labels are not used, and ``fused`` is not changed.
 
     Memory does not grow with the number of images. ``advance(n)`` is called as work is done,
-    :func:`steps` in all.
+    :func:`progress_steps` in all.
 
     Raises:
         CalibrationError: activations that are not finite, or no images.
@@ -48,45 +65,49 @@ def calibrate(fused: FusedModel, images: Images, recipe: Recipe, advance: Advanc
 def fit(
     fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = silent
 ) -> tuple[FusedModel, QuantizedModel]:
-    """As :func:`calibrate`, with the equalised FP32 model that the quantized one was made from."""
-    equalised, statistics = prepare(fused, images, recipe, advance)
-    return equalised, finish(equalised, statistics, images, recipe, advance)
+    """As :func:`calibrate`, with the equalized FP32 model that the quantized one was made from."""
+    equalized, statistics = prepare(fused, images, recipe, advance)
+    return equalized, finish(equalized, statistics, images, recipe, advance)
 
 
 def prepare(
     fused: FusedModel, images: Images, recipe: Recipe, advance: Advance = silent
 ) -> tuple[FusedModel, Statistics]:
-    """The first half, all in FP32: the equalised model and its statistics.
+    """The first half, all in FP32: the equalized model and its statistics.
 
     Raises:
         CalibrationError: activations that are not finite, or no images.
     """
-    statistics = collect(fused, tensors(images), advance)
+    statistics = collect(fused, tensors(images), recipe.weigh_positions, advance)
     if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
-    if recipe.equalise:
-        fused, statistics = split(fused, statistics, tensors(images), recipe.target, recipe.method)
-        return equalise(fused, statistics, recipe.target, recipe.method, recipe.compensates)
+    target, method = recipe.target, recipe.range_method
+    if recipe.channel_splitting:
+        fused, statistics = split_channels(fused, statistics, tensors(images), target, method)
+    if recipe.equalization:
+        alphas = ALPHAS if recipe.alpha is None else (recipe.alpha,)
+        compensated = recipe.compensates and recipe.expect_compensation
+        fused, statistics = equalize_channels(fused, statistics, target, method, compensated, alphas)
     return fused, statistics
 
 
 def finish(
-    equalised: FusedModel,
+    equalized: FusedModel,
     statistics: Statistics,
     images: Images,
     recipe: Recipe,
     advance: Advance = silent,
 ) -> QuantizedModel:
-    """The second half: choose grids, round, correct."""
-    quantized = quantize(equalised, statistics, recipe.target, recipe.method, recipe.keep_float)
-    curvature: dict[str, Tensor] = {}
-    if recipe.rounds_for_loss:
-        dense = [spec.name for spec in equalised.arch.blocks if spec.groups == 1 and not spec.is_head]
-        curvature = of_outputs(equalised, tensors(images), CURVATURE_IMAGES, dense, advance)
-    if recipe.correct:
-        correct(equalised, quantized, tensors(images), recipe.compensates, advance, curvature)
-    if recipe.rounding == "learned":
-        learn_rounding(equalised, quantized, tensors(images), recipe.rounding_seconds, advance=advance)
+    """The second half: a quantized model of ``equalized``, which :func:`prepare` has made."""
+    quantized = quantize(equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float)
+    fisher: dict[str, Tensor] = {}
+    if recipe.compensates_rows:
+        dense = [spec.name for spec in equalized.arch.blocks if spec.groups == 1 and not spec.is_head]
+        fisher = output_fisher(equalized, tensors(images), FISHER_IMAGES, dense, advance)
+    if recipe.reconstructs:
+        reconstruct_blocks(equalized, quantized, tensors(images), recipe, fisher, advance)
+    if recipe.tunes_scales:
+        tune_scales(equalized, quantized, tensors(images), recipe.tune_scales_seconds, advance=advance)
     return quantized
 
 
@@ -95,7 +116,7 @@ def quantize(
     fused: FusedModel,
     statistics: Statistics,
     target: str,
-    method: str,
+    range_method: str,
     keep_float: Collection[str] = (),
 ) -> QuantizedModel:
     """Choose every scale and round every weight to the nearest code; biases stay as they are."""
@@ -103,8 +124,8 @@ def quantize(
     histograms = statistics.histograms
     for name, block in fused.blocks():
         result = quantized.block(name)
-        for name_of in ("bias", "source", "divisor"):
-            getattr(result, name_of).copy_(getattr(block, name_of))
+        for copied in ("bias", "origin_channel", "scale_factor"):
+            getattr(result, copied).copy_(getattr(block, copied))
         if block.se is not None and result.se is not None:
             result.se.load_state_dict(block.se.state_dict())
         if result.grid is None:
@@ -114,8 +135,9 @@ def quantize(
         result.weight.copy_(quantize_weight(block.weight, scale))
         result.weight_scale.copy_(scale)
         steps = result.grid.steps
-        result.input_scale.fill_(input_range(block.spec, histograms[name], method, steps) / steps or 1.0)
+        end = input_range(block.spec, histograms[name], range_method, steps)
+        result.input_scale.fill_(end / steps or 1.0)
         if result.quantize_map:
-            limit = clip_ranges(histograms[map_of(name)].pooled(), method, steps).item()
-            result.pool_scale.fill_(limit / steps or 1.0)
+            end = clip_ranges(histograms[map_of(name)].pooled(), range_method, steps).item()
+            result.pool_scale.fill_(end / steps or 1.0)
     return quantized

@@ -1,7 +1,7 @@
-"""Clipping ranges from histograms: where to end a grid of a given number of steps.
+"""Clipping ranges from histograms: where a grid of a given number of steps should end.
 
 Each method takes a histogram of magnitudes and returns one range per channel, in the units of x.
-Pool the histogram first for a per-tensor range.
+For a per-tensor range, pool the histogram first.
 """
 
 from __future__ import annotations
@@ -18,44 +18,44 @@ CANDIDATES = 96
 HEADROOM = 1.25
 
 
-def clip_ranges(histogram: ChannelHistogram, method: str, steps: int) -> Tensor:
+def clip_ranges(histogram: ChannelHistogram, range_method: str, steps: int) -> Tensor:
     """float64 (C,): the magnitude at which each channel's grid of ``steps`` steps should end.
 
     ``steps`` is 127 for a symmetric int8 grid and 255 for an unsigned one. A channel that is
     always zero gets 0.
     """
-    return _METHODS[method](histogram, steps)
+    return _METHODS[range_method](histogram, steps)
 
 
-def channel_ranges(spec: BlockSpec, histogram: ChannelHistogram, method: str, steps: int) -> Tensor:
-    """float64 (C,): the range of each input channel of a block, were each on a grid of its own.
+def channel_ranges(spec: BlockSpec, histogram: ChannelHistogram, range_method: str, steps: int) -> Tensor:
+    """float64 (C,): the range of each input channel of a block, as if each had a grid of its own.
 
     The classifier's pooled features are never clipped, since the largest ones decide: there the
     range is the maximum, whatever the method.
     """
-    return histogram.maximum.clone() if spec.pool else clip_ranges(histogram, method, steps)
+    return histogram.maximum.clone() if spec.pool else clip_ranges(histogram, range_method, steps)
 
 
-def input_range(spec: BlockSpec, histogram: ChannelHistogram, method: str, steps: int) -> float:
+def input_range(spec: BlockSpec, histogram: ChannelHistogram, range_method: str, steps: int) -> float:
     """The range of a block's whole input, on one grid.
 
     The classifier gets headroom, since a few hundred pooled images do not show how far features
-    reach. A depthwise block's channels have each been given a range of their own by equalization:
-    the widest holds them all. Otherwise the method chooses for all channels together.
+    reach. In front of a depthwise block, equalization has made the channels' ranges alike, so the widest
+    serves them all. Otherwise the method chooses for all channels together.
     """
     if spec.pool:
         return HEADROOM * histogram.maximum.max().item()
     if spec.is_depthwise:
-        return clip_ranges(histogram, method, steps).max().item()
-    return clip_ranges(histogram.pooled(), method, steps).item()
+        return clip_ranges(histogram, range_method, steps).max().item()
+    return clip_ranges(histogram.pooled(), range_method, steps).item()
 
 
 def quantization_error(histogram: ChannelHistogram, step: Tensor, steps: int) -> Tensor:
     """Mean squared error per channel on grids of the given step sizes: (C, K) for ``step`` (C, K).
 
-    Three parts, from cumulative moments of the histogram: values under half a step become zero;
-    those within the grid err by step^2 / 12, taken as spread evenly between codes (Bennett,
-    "Spectra of quantized signals", 1948); those beyond its end are clipped to it.
+    It has three parts, from cumulative moments of the histogram. Values under half a step become zero.
+    Those within the grid err by step^2 / 12, since they are taken as spread evenly between codes (Bennett,
+    "Spectra of quantized signals", 1948). Those beyond its end are clipped to it.
     """
     zeroth, first, second = histogram.moments()
     width = histogram.width[:, None]
@@ -78,7 +78,7 @@ def _minmax(histogram: ChannelHistogram, steps: int) -> Tensor:
 
 
 def _percentile(histogram: ChannelHistogram, steps: int, percentile: float = 99.99) -> Tensor:
-    """The smallest bin edge below which ``percentile`` of the values lie."""
+    """The smallest bin edge below which ``percentile`` percent of the values lie."""
     cumulative = histogram.counts.cumsum(1)
     enough = cumulative >= cumulative[:, -1:] * (percentile / 100)
     edge = (enough.to(torch.int8).argmax(1) + 1) * histogram.width
@@ -100,8 +100,8 @@ def _entropy(histogram: ChannelHistogram, steps: int) -> Tensor:
     """The range whose quantized distribution has the least KL divergence from the clipped one.
 
     Source: S. Migacz, "8-bit Inference with TensorRT", GTC 2017: values beyond the range count
-    in the last bin of the reference, and the candidate spreads each step's mass evenly over the
-    bins that it replaces and that are not empty.
+    in the last bin of the reference. The candidate spreads each step's mass evenly over those of the
+    bins that it replaces which are not empty.
     """
     bins = histogram.counts.shape[1]
     best = histogram.maximum.clone()

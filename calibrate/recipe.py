@@ -1,54 +1,87 @@
-"""Settings of post-training quantization."""
+"""Settings of post-training quantization: one field per step, so that each can be switched off alone.
+
+Nothing heavy is imported here, since the command line reads the defaults off these fields for ``--help``.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mobileone_q.errors import CalibrationError
-from mobileone_q.names import RANGE_METHODS, TARGETS
-
-ROUNDINGS = ("nearest", "compensated", "learned")
+from mobileone_q.names import RangeMethod, Rounding, Target
+from mobileone_q.settings import mistakes, setting
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of post-training quantization.
+    """How a fused network is quantized; the defaults are what has measured best.
 
-    ``rounding`` is how values are rounded: weights each to the nearest code; or so that errors make
-    up for each other (:mod:`calibrate.rounding`); or with scales and biases trained besides, for at
-    most ``rounding_seconds`` (:mod:`calibrate.scale_tuning`).
-    ``keep_float`` names blocks that stay in floating point.
+    ``target`` is whose integer grids the network is written for. The other fields are the steps, in
+    the order in which :mod:`calibrate.pipeline` takes them.
 
     Raises:
-        CalibrationError: a setting out of range, all of them listed at once.
+        CalibrationError: settings that cannot be used, all of them listed at once.
     """
 
-    target: str = "tensorrt"
-    method: str = "mse"
-    equalise: bool = True
-    correct: bool = True
-    rounding: str = "compensated"
-    rounding_seconds: float = 240.0
-    keep_float: tuple[str, ...] = ()
+    target: Target = "tensorrt"
+    keep_float: tuple[str, ...] = setting(
+        (), "Leave a block, such as stage1.0.dw, in floating point; repeatable.", metavar="BLOCK"
+    )
+    # In the statistics, the few positions with massive activations count by their relative error
+    # (calibrate.statistics.position_weights).
+    weigh_positions: bool = True
+    # Dead channels become second copies of others (calibrate.channel_splitting).
+    channel_splitting: bool = True
+    # Scale moves between channels (calibrate.equalize). ``alpha`` shares the burden, from 0 (even
+    # weights) to 1 (even channels); None lets each block have its own. ``expect_compensation`` says
+    # that weights will have the error that compensated rounding leaves.
+    equalization: bool = True
+    alpha: float | None = None
+    expect_compensation: bool = True
+    range_method: RangeMethod = setting("mse", "How the ends of activation grids are chosen.")
+    rounding: Rounding = setting(
+        "compensated",
+        "How weights are rounded: each to its nearest code, or so that errors make up for each other.",
+    )
+    # With compensated rounding (calibrate.rounding): a row's scale is chosen by how much its inputs
+    # vary, not by its largest weight; kernels of more than one tap are compensated too; and rows make
+    # up for each other, by the Fisher information of the outputs. The last is never done for target
+    # dla, whose grids are read off each row's largest weight.
+    clip_weights: bool = True
+    compensate_spatial: bool = True
+    compensate_rows: bool = True
+    # Biases take the mean error (calibrate.bias_correction), in which errors count by how much they
+    # matter.
+    bias_correction: bool = True
+    weigh_bias_errors: bool = True
+    # The classifier's scales give its logits the spread that they have in FP32.
+    logit_gain: bool = True
+    tune_scales_seconds: float = setting(
+        0.0,
+        "Train scales and biases, without labels, for at most about so many seconds; 0 is off.",
+        flag="--tune-scales",
+        metavar="SECONDS",
+        low=0,
+    )
 
     def __post_init__(self) -> None:
-        choices = {"target": TARGETS, "method": RANGE_METHODS, "rounding": ROUNDINGS}
-        wrong = [
-            f"{name} {getattr(self, name)!r} (choose one of {', '.join(values)})"
-            for name, values in choices.items()
-            if getattr(self, name) not in values
-        ]
+        wrong = mistakes(self)
+        if self.alpha is not None and not 0 <= self.alpha <= 1:
+            wrong.append(f"alpha {self.alpha} (choose from 0 to 1, or None for each block's own)")
+        if math.isinf(self.tune_scales_seconds):
+            wrong.append("tune_scales_seconds inf (choose a number of seconds)")
         if self.keep_float and self.target == "dla":
             wrong.append("blocks in floating point for target dla (its cache cannot say so; use tensorrt)")
         if wrong:
             raise CalibrationError(f"unusable calibration settings: {'; '.join(wrong)}")
 
     @classmethod
-    def from_options(cls, options: dict[str, Any], **more: Any) -> Recipe:
-        """From a command's options: those that are fields are taken out of ``options``."""
-        own = {field.name: options.pop(field.name) for field in fields(cls) if field.name in options}
-        return cls(**own, **more)
+    def bare(cls, **changes: Any) -> Recipe:
+        """Grids and nearest rounding alone, every other step switched off; ``changes`` are fields."""
+        off: dict[str, Any] = {field.name: False for field in fields(cls) if isinstance(field.default, bool)}
+        return cls(**{**off, "rounding": "nearest", **changes})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,9 +89,19 @@ class Recipe:
     @property
     def compensates(self) -> bool:
         """Whether weights make up for each other's rounding along a row."""
-        return self.correct and self.rounding != "nearest"
+        return self.rounding == "compensated"
 
     @property
-    def rounds_for_loss(self) -> bool:
-        """Whether rows make up for each other too; not for DLA, whose largest weights must not move."""
-        return self.compensates and self.target != "dla"
+    def compensates_rows(self) -> bool:
+        """Whether rows make up for each other too."""
+        return self.compensates and self.compensate_rows and self.target != "dla"
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether any step needs the pass down the quantized chain (:mod:`calibrate.reconstruct`)."""
+        return self.compensates or self.bias_correction or self.logit_gain
+
+    @property
+    def tunes_scales(self) -> bool:
+        """Whether scales and biases are trained at the end."""
+        return self.tune_scales_seconds > 0

@@ -1,16 +1,14 @@
-"""One pass down the quantized chain: round weights with compensation, correct biases.
+"""One pass down the quantized chain: round weights with compensation, correct biases, stretch the logits.
 
 Each block is fitted on the inputs that the quantized blocks before it give, so that it sees and
 mends their errors. What enters and leaves one block at a time is kept, for a number of images that
-does not depend on how many there are (:func:`images_held`).
-Source of the correction: Nagel et al., arXiv:1906.04721, section 4.2 (empirical form). There the
-mean error is taken over all positions alike; here over those that matter (:func:`_importance`).
-Last, the classifier's scales give its logits the spread that they have in FP32 (:func:`_best_gain`).
+does not depend on how many there are (:func:`~calibrate.images.images_held`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import zip_longest
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +16,11 @@ from torch import Tensor
 
 from calibrate.bias_correction import mean_error
 from calibrate.images import first_images, images_held
-from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
-from mobileone_q.evaluation.metrics import kl_divergence
-from mobileone_q.models.fused import FusedModel
+from calibrate.recipe import Recipe
+from calibrate.rounding import clipped_scales, round_weights
+from mobileone_q.models.divergence import kl_divergence
+from mobileone_q.models.fused import FusedBlock, FusedModel
+from mobileone_q.models.grids import weight_scales
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from mobileone_q.progress import Advance, silent
 
@@ -30,71 +30,89 @@ GAINS = [1 + 0.005 * k for k in sorted(range(-20, 21), key=abs)]
 
 
 @torch.no_grad()
-def correct(
+def reconstruct_blocks(
     fused: FusedModel,
     quantized: QuantizedModel,
     batches: Iterable[Tensor],
-    compensate: bool = True,
+    recipe: Recipe,
+    fisher: Mapping[str, Tensor] = {},
     advance: Advance = silent,
-    curvature: Mapping[str, Tensor] = {},
 ) -> None:
-    """Fit the biases, the classifier's gain and (with ``compensate``) the weights of ``quantized``, in place.
+    """Fit the weights, the biases and the classifier's gain of ``quantized``, in place, as ``recipe`` says.
 
-    ``fused`` is the model that was quantized. Of ``batches`` no more is read than is held. The weights of
-    blocks named in ``curvature`` are rounded for the loss that it is of (:func:`round_for_loss`).
+    ``fused`` is the model that was quantized. Reads at most :func:`~calibrate.images.images_held`
+    images of ``batches``, whose tensors are (N, C, H, W). Rows of the blocks named in ``fisher`` make up for
+    each other; it holds the Fisher information of their outputs (:func:`~calibrate.fisher.output_fisher`).
     ``advance(1)`` is called after each block.
     """
-    inputs = first_images(batches, images_held(fused.arch))
+    fp32 = first_images(batches, images_held(fused.arch))
     stem = quantized.block(fused.arch.blocks[0].name)
-    codes = [_encode(stem, stem.gather(x)) for x in inputs]
-    chain = [(fused.block(name), block) for name, block in quantized.blocks()]
-    for k, (reference, block) in enumerate(chain):
-        if compensate and _is_convolution(block):
-            covariance, samples = _covariance(block, codes)
-            if samples >= ENOUGH * covariance.shape[-1]:
-                weight = reference.weight.reshape(len(covariance), -1, covariance.shape[-1])
-                scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
-                block.weight_scale.copy_(scale.flatten())
-                if block.spec.name in curvature:
-                    rounded = round_for_loss(weight[0], scale[0], covariance[0], curvature[block.spec.name])
-                else:
-                    rounded = round_compensated(weight, scale, covariance, quantized.target == "dla")
-                block.weight.copy_(rounded.reshape(block.weight.shape))
-        # Each list is let go batch by batch, as the next is made from it.
-        outputs = [block.multiply(_decode(block, codes.pop(0))) for _ in inputs]
-        if k + 1 == len(chain) and fused.arch.task == "classify" and not block.is_float:
-            expected = [reference.linear(reference.gather(x)) for x in inputs]
-            gain = _best_gain(torch.cat(expected), torch.cat(outputs))
+    int8 = [_encode(stem, stem.gather(x)) for x in fp32]
+    chain = [block for _, block in quantized.blocks()]
+    # What enters a block, then what leaves it: FP32 maps in one list, codes or INT8 outputs in the other.
+    for block, following in zip_longest(chain, chain[1:]):
+        reference = fused.block(block.spec.name)
+        if _is_compensated(block, recipe):
+            _compensate(reference, block, int8, recipe, fisher.get(block.spec.name))
+        _replace_each(fp32, _linear(reference))
+        _replace_each(int8, _multiply(block))
+        is_last = following is None
+        if recipe.logit_gain and is_last and fused.arch.task == "classify" and not block.is_float:
+            gain = best_gain(torch.cat(fp32), torch.cat(int8))
             block.weight_scale *= gain
-            outputs = [block.bias + gain * (y - block.bias) for y in outputs]
-        error = mean_error(reference, block, inputs, outputs)
-        block.bias += error
-        if k + 1 < len(chain):
-            following = chain[k + 1][1]
-            for _ in inputs:
-                y = block.activate(outputs.pop(0).add_(error.reshape(1, -1, 1, 1)))
-                codes.append(_encode(following, following.gather(y)))
+            _replace_each(int8, _stretch(block, gain))
+        if recipe.bias_correction:
+            error = mean_error(block.spec, fp32, int8, recipe.weigh_bias_errors)
+            block.bias += error
+            _replace_each(int8, _shift(error))
+        if following is not None:
+            _replace_each(fp32, reference.activate)
+            _replace_each(int8, _pass_on(block, following))
         advance(1)
 
 
-def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
-    return block.quantize(x).to(torch.float32 if block.grid is None else block.grid.torch_dtype)
+def best_gain(expected: Tensor, logits: Tensor) -> float:
+    """The factor on the spread of ``logits`` (N, classes) with the least KL from ``expected``.
+
+    Clipping along the way leaves INT8 logits a few percent too even. The mean is left to the bias.
+    """
+    if len(logits) < ENOUGH:
+        return 1.0
+    spread, mean, expected = logits - logits.mean(0), expected.mean(0), expected.double()
+    return min(GAINS, key=lambda gain: kl_divergence(expected, (mean + gain * spread).double()).mean().item())
 
 
-def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
-    return codes.to(block.bias.dtype)
+def _is_compensated(block: QuantizedBlock, recipe: Recipe) -> bool:
+    """Whether a block's rounding errors make up for each other; a head sees too few samples, one an image."""
+    if not recipe.compensates or block.is_float or block.spec.is_head:
+        return False
+    return recipe.compensate_spatial or block.spec.kernel == (1, 1)
 
 
-def _is_convolution(block: QuantizedBlock) -> bool:
-    """Whether codes form a map to slide over; a head sees one sample an image."""
-    return not block.is_float and not block.spec.is_head
+def _compensate(
+    reference: FusedBlock, block: QuantizedBlock, codes: list[Tensor], recipe: Recipe, fisher: Tensor | None
+) -> None:
+    """Choose the scales and codes of a block's weights by its input codes, if these are enough."""
+    covariance, samples = _covariance(block, codes)
+    groups, _, columns = covariance.shape
+    if samples < ENOUGH * columns:
+        return
+    weight = reference.weight.reshape(groups, -1, columns)
+    if recipe.clip_weights:
+        scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
+    else:
+        scale = weight_scales(weight.flatten(0, 1)).reshape(groups, -1)
+    keep_largest = recipe.target == "dla"
+    rounded = round_weights(block.spec.name, weight, scale, covariance, fisher, keep_largest)
+    block.weight_scale.copy_(scale.flatten())
+    block.weight.copy_(rounded.reshape(block.weight.shape))
 
 
 def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int]:
     """float64 (groups, K, K) of what one output reads, in squared code units, and its samples.
 
-    K is the number of input channels per group times the kernel's taps. About the mean, since the
-    bias makes up for what the mean does.
+    K is the number of input channels per group times the kernel's taps. It is taken about the mean,
+    since the bias makes up for what the mean does.
     """
     spec = block.spec
     size = spec.in_channels // spec.groups * spec.kernel[0] * spec.kernel[1]
@@ -112,7 +130,7 @@ def _covariance(block: QuantizedBlock, codes: list[Tensor]) -> tuple[Tensor, int
 def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     """What outputs read, evenly spread over a map: (groups, K, N * P) of codes (N, C_in, H, W).
 
-    As ``F.unfold``, which would make all positions of a map, hundreds of times as many.
+    ``F.unfold`` would make all positions of a map, hundreds of times as many.
     """
     spec = block.spec
     (top, left), (down, right) = spec.padding, spec.stride
@@ -129,12 +147,44 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     return patches.reshape(len(codes), spec.groups, -1, len(place)).permute(1, 2, 0, 3).flatten(2)
 
 
-def _best_gain(expected: Tensor, logits: Tensor) -> float:
-    """The factor on the spread of ``logits`` (N, classes) with the least KL from ``expected``.
+def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
+    """Input codes of a block, in as few bytes as they need."""
+    return block.quantize(x).to(torch.float32 if block.grid is None else block.grid.torch_dtype)
 
-    Clipping along the way leaves INT8 logits a few percent too even. The bias takes the mean.
-    """
-    if len(logits) < ENOUGH:
-        return 1.0
-    spread, mean, target = logits - logits.mean(0), expected.mean(0), expected.numpy()
-    return min(GAINS, key=lambda gain: kl_divergence(target, (mean + gain * spread).numpy()))
+
+def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
+    return codes.to(block.bias.dtype)
+
+
+Step = Callable[[Tensor], Tensor]
+
+
+def _replace_each(batches: list[Tensor], step: Step) -> None:
+    """Take a step with every batch; each is let go before the next, so that memory holds them once."""
+    for i in range(len(batches)):
+        batches[i] = step(batches[i])
+
+
+def _linear(block: FusedBlock) -> Step:
+    """From an FP32 block's input to its output ahead of the activation."""
+    return lambda x: block.linear(block.gather(x))
+
+
+def _multiply(block: QuantizedBlock) -> Step:
+    """From a quantized block's input codes to its output ahead of the activation."""
+    return lambda codes: block.multiply(_decode(block, codes))
+
+
+def _stretch(block: QuantizedBlock, gain: float) -> Step:
+    """The block's outputs as they become once its weight scales are multiplied by ``gain``."""
+    return lambda y: block.bias + gain * (y - block.bias)
+
+
+def _shift(error: Tensor) -> Step:
+    """Outputs with ``error`` (C_out,) added, in place."""
+    return lambda y: y.add_(error.reshape(1, -1, *[1] * (y.ndim - 2)))
+
+
+def _pass_on(block: QuantizedBlock, following: QuantizedBlock) -> Step:
+    """From a block's output ahead of the activation to the input codes of the one that follows."""
+    return lambda y: _encode(following, following.gather(block.activate(y)))

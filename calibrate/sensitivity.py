@@ -1,8 +1,8 @@
-"""What each block alone costs when it is quantised, inputs and weights apart, and which channels did it.
+"""What quantizing each block alone costs, inputs and weights apart, and which channels are to blame.
 
-One block at a time is quantised in the equalised FP32 network, its mean error corrected as
+One block at a time is quantized in the equalized FP32 network, its mean error is corrected as
 calibration does, and the logits are compared. Each block's clean input is carried down the
-chain, so only what comes after it runs again.
+chain, so only what comes after the block runs again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.branches import MultiBranchBlock
+from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fuse import branch_kernels
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.layers import apply_kernel
@@ -30,13 +30,14 @@ CHANNELS_NAMED = 3
 
 @dataclass(frozen=True)
 class BlockSensitivity:
-    """Cost of quantising one block alone.
+    """The cost of quantizing one block alone.
 
-    ``input_kl`` and ``weight_kl`` are mean KL(FP32 to quantised) in nats; ``..._drop_pts`` the
-    top-1 points lost, None without labels. ``input_channels`` are the input channels whose
-    rounding moves the output most, ``weight_channels`` the output channels whose weights round
-    worst, worst first. ``branches`` says, for each of ``input_channels``, which branch of the
-    block before carries most of its kernel; empty where the checkpoint had none.
+    ``input_kl`` and ``weight_kl`` are mean KL(FP32 to quantized) in nats. ``input_drop_pts`` and
+    ``weight_drop_pts`` are the top-1 points lost, None without labels. ``input_channels`` are the input
+    channels whose rounding moves the output most, and ``weight_channels`` the output channels whose
+    weights have the largest rounding error, both worst first. ``branches`` says, for each of
+    ``input_channels``, which branch of the block before carries most of its kernel; it is empty where
+    the checkpoint had no branches.
     """
 
     name: str
@@ -58,7 +59,7 @@ class BlockSensitivity:
 
 @torch.no_grad()
 def rank_blocks(
-    equalised: FusedModel,
+    equalized: FusedModel,
     quantized: QuantizedModel,
     images: Tensor,
     labels: NDArray[np.int64],
@@ -67,12 +68,12 @@ def rank_blocks(
 ) -> list[BlockSensitivity]:
     """Every block's sensitivity, the costliest first.
 
-    ``equalised`` is the FP32 model that ``quantized`` was made from; ``images`` (N, 3, H, W) with
-    ``labels`` (N,), -1 where unknown; ``original`` the model with its branches, where there are
-    any. ``advance(1)`` is called after each block.
+    ``equalized`` is the FP32 model that ``quantized`` was made from. ``images`` are (N, 3, H, W), with
+    ``labels`` (N,), -1 where unknown. ``original`` is the model with its branches, if it has any.
+    ``advance(1)`` is called after each block.
     """
-    chain = [(block, quantized.block(name)) for name, block in equalised.blocks()]
-    reference = equalised(images).numpy()
+    chain = [(block, quantized.block(name)) for name, block in equalized.blocks()]
+    reference = equalized(images)
     x, results = images, []
     for k, (block, q) in enumerate(chain):
         gathered = block.gather(x)
@@ -83,9 +84,9 @@ def rank_blocks(
             apply_kernel(block.spec, rounded, block.weight, block.bias),
             apply_kernel(block.spec, gathered, weight, block.bias),
         )
-        logits = [_finish(chain, k, _centred(output, y)) for output in outputs]
-        kl = [kl_divergence(reference, values) for values in logits]
-        drops = [_drop_pts(reference, values, labels) for values in logits]
+        logits = [_finish(chain, k, _centered(output, y)) for output in outputs]
+        kl = [kl_divergence(reference.double(), each.double()).mean().item() for each in logits]
+        drops = [_drop_pts(reference, each, labels) for each in logits]
         channels = _input_channels(block, gathered - rounded)
         producer = chain[k - 1][0].spec.name if k else ""
         results.append(
@@ -114,32 +115,31 @@ def branches_of(model: MobileOne, name: str, channels: Sequence[int]) -> tuple[s
     return tuple(max(norms, key=lambda branch: norms[branch][channel].item()) for channel in channels)
 
 
-def _centred(output: Tensor, reference: Tensor) -> Tensor:
-    """``output`` with the mean of each channel moved to the reference's."""
+def _centered(output: Tensor, reference: Tensor) -> Tensor:
+    """``output`` with each channel's mean moved to the reference's."""
     dims = tuple(i for i in range(output.ndim) if i != 1)
     return output + (reference - output).mean(dims, keepdim=True)
 
 
-def _finish(chain: Sequence[tuple[FusedBlock, QuantizedBlock]], k: int, y: Tensor) -> NDArray[np.float32]:
-    """Logits from block ``k``'s convolution output."""
+def _finish(chain: Sequence[tuple[FusedBlock, QuantizedBlock]], k: int, y: Tensor) -> Tensor:
+    """Logits (N, classes) from the convolution output of block ``k``."""
     x = chain[k][0].activate(y)
     for block, _ in chain[k + 1 :]:
         x = block(x)
-    return x.numpy()
+    return x
 
 
-def _drop_pts(
-    reference: NDArray[np.float32], logits: NDArray[np.float32], labels: NDArray[np.int64]
-) -> float | None:
+def _drop_pts(reference: Tensor, logits: Tensor, labels: NDArray[np.int64]) -> float | None:
+    """Top-1 points that ``logits`` lose against the reference, None where no label is known."""
     known = labels >= 0
     if not known.any():
         return None
-    correct = [(values.argmax(1) == labels)[known].mean() for values in (reference, logits)]
+    correct = [(each.argmax(1).numpy() == labels)[known].mean() for each in (reference, logits)]
     return float(100 * (correct[0] - correct[1]))
 
 
 def _input_channels(block: FusedBlock, error: Tensor) -> tuple[int, ...]:
-    """Input channels by squared rounding error times the squared weights that read them."""
+    """The worst input channels, by squared rounding error times the squared weights that read them."""
     spec = block.spec
     squared = error.square().mean(tuple(i for i in range(error.ndim) if i != 1))
     shape = (spec.groups, -1, spec.in_channels // spec.groups, spec.kernel[0] * spec.kernel[1])
@@ -148,7 +148,7 @@ def _input_channels(block: FusedBlock, error: Tensor) -> tuple[int, ...]:
 
 
 def _weight_channels(block: FusedBlock, weight: Tensor) -> tuple[int, ...]:
-    """Output channels by squared rounding error relative to their own squared weights."""
+    """The worst output channels, by squared rounding error relative to their own squared weights."""
     error = (weight - block.weight).flatten(1).square().sum(1)
     return _worst(error / block.weight.flatten(1).square().sum(1).clamp(min=1e-30))
 

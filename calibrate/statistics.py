@@ -1,8 +1,8 @@
 """Streaming statistics of what flows between blocks: per-channel histograms of |x|.
 
-Assumptions: every grid is symmetric about zero or starts at it, so magnitudes are enough; the
+Assumptions: every grid is symmetric about zero or starts at it, so magnitudes are enough. The
 range of a channel is not known in advance, so a histogram doubles its range by merging pairs of
-bins when a value falls outside (Q. Xu's and torch's HistogramObserver do the same per tensor).
+bins when a value falls outside (torch's HistogramObserver does the same per tensor).
 Memory is channels × BINS, whatever the number of images.
 """
 
@@ -19,7 +19,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.progress import Advance, silent
 
 BINS = 1024
-FEATURES = 256  # images whose pooled features are kept, up to a batch more
+FEATURES = 256  # images whose pooled features are kept, and up to one batch more
 POSITIONS = 256  # per image and channel; maxima are taken over all positions
 
 
@@ -28,7 +28,7 @@ class ChannelHistogram:
     """Counts of |x| per channel: bin b of channel c covers [b, b + 1) * width[c].
 
     ``counts`` is float64 (C, BINS); ``width`` and ``maximum`` are float64 (C,). A channel that has
-    only ever been zero has width 0.
+    been zero all along has width 0.
     """
 
     counts: Tensor
@@ -42,7 +42,7 @@ class ChannelHistogram:
         return cls(torch.zeros(channels, bins, dtype=torch.float64), zeros, zeros.clone())
 
     def update(self, x: Tensor, by_energy: bool = False) -> None:
-        """Add a batch (N, C, ...), positions counted alike or :func:`by their energy <position_weights>`.
+        """Add a batch (N, C, ...). Positions count alike, or :func:`by their energy <position_weights>`.
 
         Raises:
             CalibrationError: NaN or infinite values.
@@ -119,10 +119,10 @@ class ChannelHistogram:
 def position_weights(sample: Tensor, power: int = 2) -> Tensor:
     """How much each position of a batch (N, C, P) counts in statistics: (N, P), at most 1.
 
-    A few positions of a few images carry activations tens of times the usual in nearly every
-    channel (Sun et al., "Massive Activations", arXiv:2402.17762). Where the energy, the mean over
-    channels of x^2 in units of each channel's own, exceeds the usual 1, a position counts
-    1 / energy^power. Histograms take 2: what matters is the squared error relative to the
+    A few positions of a few images carry activations tens of times as large as usual in nearly every
+    channel (Sun et al., "Massive Activations", arXiv:2402.17762). A position's energy is the mean over
+    channels of x^2, each in units of its channel's mean. Where it exceeds 1, which is usual, the position
+    counts 1 / energy^power. Histograms take power 2: what matters is the squared error relative to the
     position's own energy.
     """
     squared = sample.square()
@@ -132,17 +132,17 @@ def position_weights(sample: Tensor, power: int = 2) -> Tensor:
 
 
 def map_of(name: str) -> str:
-    """Key of the histogram of the map that block ``name`` pools."""
+    """The key of the histogram of the map that block ``name`` pools."""
     return f"{name}/pool"
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one FP32 pass leaves behind.
+    """What one FP32 pass over ``images`` images leaves behind.
 
-    ``histograms`` holds every block's input by block name (``head`` is pooled, ``head/pool`` not
-    yet), of ``images`` images; ``features`` the pooled input of a classifier, (N, C) of the first
-    ones, or nothing.
+    ``histograms`` holds every block's input by block name; ``head`` is the pooled input, ``head/pool``
+    the map before it is pooled. ``features`` (N, C) is the pooled input of a classifier on the first
+    images, or empty.
     """
 
     histograms: dict[str, ChannelHistogram]
@@ -151,10 +151,15 @@ class Statistics:
 
 
 @torch.no_grad()
-def collect(model: FusedModel, batches: Iterable[Tensor], advance: Advance = silent) -> Statistics:
-    """Run a fused model over normalised images (N, 3, H, W), keeping statistics alone.
+def collect(
+    model: FusedModel, batches: Iterable[Tensor], weigh_positions: bool = True, advance: Advance = silent
+) -> Statistics:
+    """Run a fused model over normalized images (N, 3, H, W), and keep statistics alone.
 
-    ``advance(n)`` is called after each batch.
+    ``weigh_positions``: see :func:`position_weights`. ``advance(n)`` is called after each batch.
+
+    Raises:
+        CalibrationError: activations that are NaN or infinite.
     """
     histograms = {
         key: ChannelHistogram.empty(block.spec.in_channels)
@@ -166,11 +171,12 @@ def collect(model: FusedModel, batches: Iterable[Tensor], advance: Advance = sil
         count = len(x)
         for k, (name, block) in enumerate(model.blocks()):
             if block.spec.pool:
-                histograms[map_of(name)].update(x, by_energy=True)
+                histograms[map_of(name)].update(x, weigh_positions)
             x = block.gather(x)
             if block.spec.pool and images < FEATURES:
                 features.append(x)
-            histograms[name].update(x, by_energy=k > 0)  # a bright pixel is no massive activation
+            # A bright pixel is not a massive activation: the stem's positions count alike.
+            histograms[name].update(x, weigh_positions and k > 0)
             x = block.activate(block.linear(x))
         images += count
         advance(count)

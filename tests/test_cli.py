@@ -45,7 +45,7 @@ def test_bundled_run_folder_is_complete(bundled):
     manifest = json.loads((run / "manifest.json").read_text())
     assert len(manifest["weights"]["sha256"]) == len(manifest["images"]["sha256"]) == 64
     assert manifest["seed"] == 0
-    assert manifest["recipe"]["method"] == "mse"
+    assert manifest["recipe"]["range_method"] == "mse"
     assert {"mobileone-q", "torch", "onnxruntime"} <= manifest["versions"].keys()
     assert not list(run.rglob(".*"))
 

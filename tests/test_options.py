@@ -3,10 +3,10 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from mobileone_q.config import read_config
 
 from cli import main
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.config import read_config
 from mobileone_q.errors import ConfigError
 from mobileone_q.models.certificate import certify
 from tests.helpers.cli import invoke, refused
@@ -66,7 +66,7 @@ def test_unknown_options_are_listed_at_once(tmp_path):
     (tmp_path / "c.yaml").write_text("metod: mse\nimage: 3\n")
     line = refused("calibrate", "--config", tmp_path / "c.yaml", "--arch", "s0")
     assert "unknown options image, metod" in line
-    assert "method" in line
+    assert "range_method" in line
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b\n", "just words"])
@@ -77,7 +77,7 @@ def test_what_is_not_a_mapping_is_refused(tmp_path, text):
 
 
 def test_a_bad_value_is_a_usage_error(tmp_path):
-    (tmp_path / "c.yaml").write_text("method: magic\n")
+    (tmp_path / "c.yaml").write_text("range-method: magic\n")
     assert "magic" in invoke("calibrate", "--config", tmp_path / "c.yaml", "--arch", "s0", code=2)
 
 

@@ -1,17 +1,17 @@
 """The quantized chain as it trains: the same codes, with gradients.
 
 Assumptions: rounding passes gradients straight through, and outside a grid there are none (Bengio
-et al., arXiv:1308.3432); scales learn as in LSQ (Esser et al., arXiv:1902.08153). A block computes
+et al., arXiv:1308.3432). Scales learn as in LSQ (Esser et al., arXiv:1902.08153). A block computes
 on codes and scales them afterwards, operation by operation as :class:`QuantizedBlock` does, so that
 what trains is what ships, bit for bit. torchao's ``LearnableFakeQuantize`` gives the same gradients,
-and the tests hold these against it; it returns real values, and a convolution of those rounds
+which the tests compare. It returns real values, though, and a convolution of real values rounds
 differently from one of codes.
 
-Everything that trains is in units of a code, so that one learning rate fits all: ``latent`` is a
-weight's code before rounding, at the start the code itself: a weight leaves its code only where the
-gradients of many steps agree. A gain of 1 changes a scale by 1.6 %, a ``shift`` of 1 a bias by 3 %;
-these were found by trial. (Latent weights spread over their codes' intervals were tried: at once a few
-percent of them round otherwise, which undoes the compensation and takes long to mend.)
+Everything that trains is in units of a code, so that one learning rate fits all. ``latent`` is a
+weight's code before rounding. It starts as the code itself, so that a weight leaves its code only where
+the gradients of many steps agree. A gain of 1 changes a scale by 1.6 %, and a ``shift`` of 1 changes a bias
+by 3 %; both units were found by trial. (Latent weights spread over their codes' intervals were tried too. A
+few percent of them then round differently at once, which undoes the compensation and takes long to mend.)
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from mobileone_q.models.grids import WEIGHT_STEPS, Grid
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
-SHIFT = 0.03
-GAIN = 0.016
+BIAS_UNIT = 0.03  # the share of a bias that a shift of 1 is
+SCALE_UNIT = 0.016  # the logarithm of the factor on a scale that a gain of 1 is
 IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
-REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are real numbers
+REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are not in codes
 
 
 class _Codes(torch.autograd.Function):
-    """Codes of x on a grid, as :meth:`mobileone_q.models.grids.Grid.quantize`, and their LSQ gradients."""
+    """Codes of x as :meth:`mobileone_q.models.grids.Grid.quantize` makes them, with LSQ's gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
@@ -47,44 +47,44 @@ class _Codes(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         ratio, scale = ctx.saved_tensors
-        # What rounds to a code of the grid passes: hardtanh's gradient, in one sweep of memory.
+        # The gradient passes where x rounds to a code of the grid: hardtanh's, in one sweep of memory.
         inside = torch.ops.aten.hardtanh_backward(grads[0], ratio, ctx.low - 0.5, ctx.high + 0.5)
         grad = inside.div_(scale)
-        # The other half of LSQ's gradient is that of the product of codes and scale.
+        # The other half of LSQ's gradient comes from the product of codes and scale.
         scale_grad = -(grad * ratio).sum() if ctx.needs_input_grad[1] else None
         return grad, scale_grad, None, None
 
 
 def fake_codes(x: Tensor, scale: Tensor, grid: Grid | None) -> Tensor:
-    """Codes of ``x`` as floats, differentiable by ``x`` and by the scalar ``scale``."""
+    """Codes of ``x`` as floats, differentiable by ``x`` and the scalar ``scale``; without a grid, ``x``."""
     return x if grid is None else _Codes.apply(x, scale, grid.low, grid.high)
 
 
 def round_through(latent: Tensor) -> Tensor:
-    """Weight codes as floats; the gradient passes as if nothing had been rounded."""
+    """Weight codes as floats; the gradient passes as if nothing had been rounded, but not beyond the grid."""
     clamped = latent.clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
     return clamped + (clamped.round() - clamped).detach()
 
 
 class FakeQuantBlock(Block):
-    """A quantized block whose codes, scales and bias can be trained; it starts exactly there."""
+    """A quantized block whose codes, scales and bias can be trained, starting exactly at those of ``q``."""
 
     start_bias: Tensor
     start_weight_scale: Tensor
     start_input_scale: Tensor
     start_pool_scale: Tensor
     bias_unit: Tensor
-    source: Tensor
-    divisor: Tensor
+    origin_channel: Tensor
+    scale_factor: Tensor
 
     def __init__(self, q: QuantizedBlock) -> None:
         super().__init__()
         self.spec, self.grid, self.quantize_map = q.spec, q.grid, q.quantize_map
         for name in ("bias", "weight_scale", "input_scale", *["pool_scale"] * q.quantize_map):
             self.register_buffer(f"start_{name}", getattr(q, name).clone())
-        self.register_buffer("source", q.source.clone())
-        self.register_buffer("divisor", q.divisor.clone())
-        self.register_buffer("bias_unit", SHIFT * q.bias)
+        self.register_buffer("origin_channel", q.origin_channel.clone())
+        self.register_buffer("scale_factor", q.scale_factor.clone())
+        self.register_buffer("bias_unit", BIAS_UNIT * q.bias)
         self.latent = nn.Parameter(q.weight.float())
         self.shift = nn.Parameter(torch.zeros_like(q.bias))
         self.weight_gain = nn.Parameter(torch.zeros_like(q.bias))
@@ -102,15 +102,15 @@ class FakeQuantBlock(Block):
 
     @property
     def weight_scale(self) -> Tensor:
-        return self.start_weight_scale * (self.weight_gain * GAIN).exp()
+        return self.start_weight_scale * (self.weight_gain * SCALE_UNIT).exp()
 
     @property
     def input_scale(self) -> Tensor:
-        return self.start_input_scale * (self.input_gain * GAIN).exp()
+        return self.start_input_scale * (self.input_gain * SCALE_UNIT).exp()
 
     @property
     def pool_scale(self) -> Tensor:
-        return self.start_pool_scale * (self.pool_gain * GAIN).exp()
+        return self.start_pool_scale * (self.pool_gain * SCALE_UNIT).exp()
 
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         """Weight codes as floats, of the kernel's shape, and the bias (C_out,)."""
@@ -131,12 +131,12 @@ class FakeQuantBlock(Block):
 
     @torch.no_grad()
     def write_to(self, q: QuantizedBlock) -> None:
-        """Put the codes, scales and bias of this moment into ``q``."""
+        """Copy the present codes, scales and bias into ``q``."""
         weight, bias = self.codes_and_bias()
         q.weight.copy_(weight)
         q.bias.copy_(bias)
-        q.source.copy_(self.source)
-        q.divisor.copy_(self.divisor)
+        q.origin_channel.copy_(self.origin_channel)
+        q.scale_factor.copy_(self.scale_factor)
         q.weight_scale.copy_(self.weight_scale)
         q.input_scale.copy_(self.input_scale)
         if self.quantize_map:
@@ -157,7 +157,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer: groups with ``lr_scale``, a factor of a learning rate given in codes.
 
-        Nothing decays: training starts where it should be.
+        No weight decays, since training starts from good weights.
         """
         in_codes: list[nn.Parameter] = []
         real: list[nn.Parameter] = []
@@ -170,7 +170,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         return [group for group in groups if group["params"]]
 
     def to_quantized(self) -> QuantizedModel:
-        """The model as it ships, on the CPU: its codes are those that this one's forward pass uses."""
+        """The model as it ships, on the CPU, with the very codes that this one's forward pass uses."""
         quantized = QuantizedModel(self.arch, self.target, self.keep_float)
         for name, block in self.blocks():
             block.write_to(quantized.block(name))

@@ -1,8 +1,8 @@
 """A quantized chain that trains with its branches: each forward pass folds them, then rounds.
 
 The kernel that is rounded is the start's codes plus what training has changed of the folded kernel,
-in units of codes. So training begins exactly at the calibrated codes, whatever rounding chose
-them, and keeps the branches' over-parameterization.
+in units of codes. So training begins exactly at the calibrated codes, however they were rounded, and
+keeps the over-parameterization of the branches.
 Source of folding within the forward pass: Jacob et al., arXiv:1712.05877, section 3.2.
 """
 
@@ -23,60 +23,67 @@ from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 MOMENTUM = 0.01  # of batch statistics: they are near their end, and batches are small
 
 
-class Moved(nn.Module):
-    """What calibration moved between the channels of one block.
+class ChannelMap(nn.Module):
+    """How calibration has copied and scaled the channels that one block reads and writes.
 
-    Its input i is the original's channel ``reads[i]`` over ``columns[i]``, one of as many copies as
-    ``reads`` (C_in,) has of it; its output j is ``writes[j]`` over ``rows[j]``, both (C_out,).
+    Its input i is the original's channel ``input_channel[i]`` divided by ``input_factor[i]``, both (C_in,).
+    That channel is there ``copies[i]`` times. Its output j is the original's ``output_channel[j]``
+    divided by ``output_factor[j]``, both (C_out,).
     """
 
-    reads: Tensor
-    columns: Tensor
-    writes: Tensor
-    rows: Tensor
+    input_channel: Tensor
+    input_factor: Tensor
+    output_channel: Tensor
+    output_factor: Tensor
     copies: Tensor
 
-    def __init__(self, reads: Tensor, columns: Tensor, writes: Tensor, rows: Tensor) -> None:
+    def __init__(
+        self, input_channel: Tensor, input_factor: Tensor, output_channel: Tensor, output_factor: Tensor
+    ) -> None:
         super().__init__()
-        copies = torch.bincount(reads)[reads]  # as how many inputs each input's channel comes
-        tensors = {"reads": reads, "columns": columns, "writes": writes, "rows": rows, "copies": copies}
-        for name, value in tensors.items():
-            self.register_buffer(name, value.clone())
+        self.register_buffer("input_channel", input_channel.clone())
+        self.register_buffer("input_factor", input_factor.clone())
+        self.register_buffer("output_channel", output_channel.clone())
+        self.register_buffer("output_factor", output_factor.clone())
+        self.register_buffer("copies", torch.bincount(input_channel)[input_channel])
 
     def kernel(self, original: Tensor) -> Tensor:
-        """The block's kernel (C_out, C_in / groups, ...) for one of the original."""
-        kernel, columns = original[self.writes], self.columns
+        """The block's kernel (C_out, C_in / groups, ...) that corresponds to one of the original."""
+        kernel, columns = original[self.output_channel], self.input_factor
         groups = len(columns) // kernel.shape[1]
         if groups == 1:
-            kernel, columns = kernel[:, self.reads], columns / self.copies
+            kernel, columns = kernel[:, self.input_channel], columns / self.copies
         grouped = kernel.reshape(groups, -1, *kernel.shape[1:])
         by_column = grouped * columns.reshape(groups, 1, -1, *[1] * (kernel.ndim - 2))
-        return by_column.reshape(kernel.shape) / self.rows.reshape(-1, *[1] * (kernel.ndim - 1))
+        return by_column.reshape(kernel.shape) / self.output_factor.reshape(-1, *[1] * (kernel.ndim - 1))
 
     def bias(self, original: Tensor) -> Tensor:
-        return original[self.writes] / self.rows
+        """The block's bias (C_out,) that corresponds to one of the original."""
+        return original[self.output_channel] / self.output_factor
 
     def original_input(self, x: Tensor) -> Tensor:
-        """What the original reads for the block's input (N, C_in, H, W); of copies it is the mean."""
-        shares = (self.columns / self.copies).reshape(1, -1, 1, 1)
-        return torch.zeros_like(x).index_add_(1, self.reads, x * shares)
+        """What the original reads where the block reads ``x`` (N, C_in, H, W): the mean of copies."""
+        shares = (self.input_factor / self.copies).reshape(1, -1, 1, 1)
+        return torch.zeros_like(x).index_add_(1, self.input_channel, x * shares)
 
 
-class LiveBlock(FakeQuantBlock):
-    """A block with its branches, which are the original's."""
+class MultiBranchFakeQuantBlock(FakeQuantBlock):
+    """A fake-quantized block that trains by the original's branches."""
 
     start_latent: Tensor
     start_kernel: Tensor
     start_folded_bias: Tensor
 
-    def __init__(self, q: QuantizedBlock, branches: MultiBranchBlock | Classifier, moved: Moved) -> None:
+    def __init__(
+        self, q: QuantizedBlock, branches: MultiBranchBlock | Classifier, channel_map: ChannelMap
+    ) -> None:
         super().__init__(q)
-        self.moved = moved
+        self.channel_map = channel_map
         self.register_buffer("start_latent", self.latent.detach())
         del self.latent, self.shift
         self.branches = copy.deepcopy(branches).float().requires_grad_(True)
         if isinstance(self.branches, MultiBranchBlock):
-            self.branches.se = None  # the block has calibration's, rescaled
+            self.branches.se = None  # the block has its own, which calibration has rescaled
         for module in self.branches.modules():
             if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.momentum = MOMENTUM
@@ -87,7 +94,7 @@ class LiveBlock(FakeQuantBlock):
         self.register_buffer("start_folded_bias", bias)
 
     def fold(self) -> tuple[Tensor, Tensor]:
-        """(kernel, bias) that equal the branches with their statistics so far; differentiable."""
+        """(kernel, bias) that equal the branches with their present statistics; differentiable."""
         if isinstance(self.branches, Classifier):
             return fold_head(self.branches)
         return fold_branches(self.branches)
@@ -95,52 +102,57 @@ class LiveBlock(FakeQuantBlock):
     def codes_and_bias(self) -> tuple[Tensor, Tensor]:
         kernel, bias = self.fold()
         scale = self.start_weight_scale.reshape(-1, *[1] * (kernel.ndim - 1))
-        change = self.moved.kernel(kernel - self.start_kernel) / scale
+        change = self.channel_map.kernel(kernel - self.start_kernel) / scale
         return (
             round_through(self.start_latent + change),
-            self.start_bias + self.moved.bias(bias - self.start_folded_bias),
+            self.start_bias + self.channel_map.bias(bias - self.start_folded_bias),
         )
 
     def linear(self, x: Tensor) -> Tensor:
         if self.training and self.updates_statistics and isinstance(self.branches, MultiBranchBlock):
             with torch.no_grad():
-                self.branches.branch_sum(self.moved.original_input(x))
+                self.branches.branch_sum(self.channel_map.original_input(x))
         return super().linear(x)
 
-    def train(self, mode: bool = True) -> LiveBlock:
-        """Batch statistics stay as they are but where :func:`update_statistics` has said otherwise."""
+    def train(self, mode: bool = True) -> MultiBranchFakeQuantBlock:
+        """As usual, but batch statistics stay as they are unless :func:`update_statistics` lets them move."""
         super().train(mode)
         self.branches.train(mode and self.updates_statistics)
         return self
 
 
-def live_model(quantized: QuantizedModel, original: nn.Module | None) -> FakeQuantModel:
-    """``quantized`` with the branches of ``original``, which it was made from.
+def with_branches(quantized: QuantizedModel, original: nn.Module | None) -> FakeQuantModel:
+    """``quantized`` as a trainable model with the branches of ``original``, from which it was made.
 
     Raises:
         TrainingError: the checkpoint has no branches.
     """
     if not isinstance(original, MobileOne):
         raise TrainingError("the checkpoint has no branches to train; use --branches fused")
-    moves = moved(quantized)
-    return FakeQuantModel(quantized, lambda q: LiveBlock(q, original.block(q.spec.name), moves[q.spec.name]))
+    maps = channel_maps(quantized)
+
+    def make(q: QuantizedBlock) -> MultiBranchFakeQuantBlock:
+        return MultiBranchFakeQuantBlock(q, original.block(q.spec.name), maps[q.spec.name])
+
+    return FakeQuantModel(quantized, make)
 
 
 def update_statistics(model: nn.Module, wanted: bool) -> None:
     """Let batch statistics follow the training inputs, or freeze them."""
     for module in model.modules():
-        if isinstance(module, LiveBlock):
+        if isinstance(module, MultiBranchFakeQuantBlock):
             module.updates_statistics = wanted
 
 
-def moved(quantized: QuantizedModel) -> dict[str, Moved]:
-    """What calibration moved between channels and copied, for each block by name.
+def channel_maps(quantized: QuantizedModel) -> dict[str, ChannelMap]:
+    """How calibration has copied and scaled channels, for each block by name.
 
-    A block reads what the one before writes.
+    A block reads what the one before it writes.
     """
-    moves = {}
-    reads, columns = torch.arange(quantized.arch.in_channels), torch.ones(quantized.arch.in_channels)
+    maps = {}
+    inputs = quantized.arch.in_channels
+    channel, factor = torch.arange(inputs), torch.ones(inputs)
     for name, q in quantized.blocks():
-        moves[name] = Moved(reads, columns, q.source, q.divisor)
-        reads, columns = q.source, q.divisor
-    return moves
+        maps[name] = ChannelMap(channel, factor, q.origin_channel, q.scale_factor)
+        channel, factor = q.origin_channel, q.scale_factor
+    return maps

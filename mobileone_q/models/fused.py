@@ -51,20 +51,20 @@ class Block(nn.Module):
 class FusedBlock(Block):
     """``weight`` has the shape of :func:`kernel_shape`, ``bias`` (C_out,).
 
-    Calibration moves channels and scale, and keeps a record: output i of a block is channel ``source[i]``
-    of the same block as fusion made it, over ``divisor[i]``, both (C_out,).
+    Calibration copies channels and moves scale, and keeps a record: output i of a block is channel
+    ``origin_channel[i]`` of the same block as fusion made it, divided by ``scale_factor[i]``, both (C_out,).
     """
 
-    source: Tensor
-    divisor: Tensor
+    origin_channel: Tensor
+    scale_factor: Tensor
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
         self.spec = spec
         self.weight = nn.Parameter(torch.zeros(kernel_shape(spec)))
         self.bias = nn.Parameter(torch.zeros(spec.out_channels))
-        self.register_buffer("source", torch.arange(spec.out_channels), persistent=False)
-        self.register_buffer("divisor", torch.ones(spec.out_channels), persistent=False)
+        self.register_buffer("origin_channel", torch.arange(spec.out_channels), persistent=False)
+        self.register_buffer("scale_factor", torch.ones(spec.out_channels), persistent=False)
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
     def linear(self, x: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """The quantized network: INT8 weights and inputs, as codes and scales, simulated in float32.
 
-Assumptions: weights are symmetric per output channel, codes in [-127, 127]; each block's input is
-quantised once, per tensor, on a grid with zero-point 0; biases and SE stay float32, and so do
-whole blocks where one asks for it (mixed precision). The ONNX emitter turns the same values into
-Q/DQ nodes for a target.
+Assumptions: weights are symmetric per output channel, with codes in [-127, 127]. Each block's input is
+quantized once, per tensor, on a grid with zero-point 0. Biases and SE stay float32, and so do
+whole blocks on request (mixed precision). The ONNX emitter turns the same values into Q/DQ nodes.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
 class QuantizedBlock(Block):
     """A fused block on integer codes.
 
-    ``weight`` is int8 with the fused kernel's shape, ``weight_scale`` and ``bias`` float32
-    (C_out,), ``input_scale`` a float32 scalar: real value = scale * code. A classifier with
-    ``quantize_map`` also rounds the map that it pools, on the same grid with ``pool_scale``. On the grid
-    ``float`` nothing is rounded: "codes" are the values, ``weight`` is float32, all scales are 1.
-    ``source`` and ``divisor`` are the fused block's: what its outputs were before calibration.
+    ``weight`` is int8 with the fused kernel's shape, ``weight_scale`` and ``bias`` are float32
+    (C_out,), and ``input_scale`` is a float32 scalar: real value = scale * code. A classifier with
+    ``quantize_map`` also rounds the map that it pools, on the same grid with ``pool_scale``.
+    With ``grid`` None the block computes in floating point: "codes" are the values themselves, ``weight`` is
+    float32, all scales are 1. ``origin_channel`` and ``scale_factor`` are those of the fused block.
     """
 
     weight: Tensor
     weight_scale: Tensor
     input_scale: Tensor
     pool_scale: Tensor
-    source: Tensor
-    divisor: Tensor
+    origin_channel: Tensor
+    scale_factor: Tensor
 
     def __init__(self, spec: BlockSpec, grid: Grid | None, quantize_map: bool = False) -> None:
         super().__init__()
@@ -51,8 +50,8 @@ class QuantizedBlock(Block):
         self.register_buffer("input_scale", torch.ones(()))
         if quantize_map:
             self.register_buffer("pool_scale", torch.ones(()))
-        self.register_buffer("source", torch.arange(spec.out_channels))
-        self.register_buffer("divisor", torch.ones(spec.out_channels))
+        self.register_buffer("origin_channel", torch.arange(spec.out_channels))
+        self.register_buffer("scale_factor", torch.ones(spec.out_channels))
         self.se = SqueezeExcite(spec.out_channels, spec.se_channels) if spec.se_channels else None
 
     @property
@@ -89,8 +88,8 @@ class QuantizedModel(Chain[QuantizedBlock]):
 
     def _make(self, spec: BlockSpec) -> QuantizedBlock:
         grid = self.grids[spec.name]
-        # ONNX Runtime has no integer convolution with a float output: the block before the pool
-        # runs in INT8 only if a QuantizeLinear follows it; nor has DLA one without an output scale.
+        # ONNX Runtime has no integer convolution with a float output, so the block before the pool runs
+        # in INT8 only if a QuantizeLinear follows it. DLA has none without an output scale either.
         # The pool averages the error away.
         is_mapped = self.target in ("onnxruntime", "dla") and spec.pool and grid is not None
         return QuantizedBlock(spec, grid, is_mapped)

@@ -64,7 +64,9 @@ def print_variants(rows: Sequence[VariantCost], notes: Sequence[str]) -> None:
         out.print(f"- {note}")
 
 
-def print_roofline(arch: Architecture, module: JetsonModule, batch: int, bounds: Sequence[BlockBound]) -> None:
+def print_roofline(
+    arch: Architecture, module: JetsonModule, batch: int, bounds: Sequence[BlockBound]
+) -> None:
     """Print the least time of every block on a Jetson module, in FP16 and in INT8."""
     out = console()
     height, width = arch.image_size

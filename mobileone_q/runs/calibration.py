@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Literal, cast
 
 from calibrate.images import load_all
-from calibrate.mixed_precision import FloatBlock, calibrate_within
-from calibrate.pipeline import calibration_steps, fit
+from calibrate.mixed_precision import Kept as FloatBlock
+from calibrate.mixed_precision import calibrate_within
+from calibrate.pipeline import fit, progress_steps
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import BlockSensitivity, rank_blocks
 from mobileone_q import engines
@@ -54,6 +55,8 @@ from mobileone_q.runs.run import Run
 from mobileone_q.runs.staging import new_folder
 
 CERTIFICATE_IMAGES = 2
+
+__all__ = ["Model", "Recipe", "Result", "calibrate", "load"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def load(weights: str | Path, arch: str, image_size: int | Pair | None = None) -
 
     Example:
         >>> import mobileone_q as mq
-        >>> model = mq.load(mq.SAMPLE_WEIGHTS, arch="s0")
+        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0")
         >>> model.title, model.is_fused, model.arch.num_classes
         ('MobileOne-S0', False, 10)
     """
@@ -216,7 +219,7 @@ def calibrate(
     recipe: Recipe | None = None,
     seed: int = 0,
     count: int | None = None,
-    max_drop_pts: float | None = None,
+    preprocessing: Preprocessing | None = None,
     progress: bool = False,
 ) -> Result:
     """Fuse a model's branches and quantize it to INT8 on a few images; labels are not used.
@@ -224,15 +227,14 @@ def calibrate(
     Args:
         model: from :func:`load`; it is left as it was.
         images: the path of a folder of images or of an ``.npz`` of arrays, a sequence of PIL
-            images, normalized float32 arrays (N, C, H, W), or the :class:`Inputs` of a command.
+            images, or normalized float32 arrays (N, C, H, W).
         target: whose integer grids to use. ``auto`` is the recipe's target, or without a recipe
             TensorRT's where TensorRT and a GPU are, and ONNX Runtime's elsewhere.
         recipe: the settings; by default those of the command `calibrate`.
         seed: decides which images are drawn.
         count: how many images to draw; by default as many as there are, up to 200.
-        max_drop_pts: keep the fewest blocks in floating point with which the top-1 drop is at most
-            so many points, on the evaluation images of ``images``, which must then be
-            :class:`Inputs`.
+        preprocessing: how images become inputs; by default resize, center crop and ImageNet's mean
+            and standard deviation, as Apple evaluates MobileOne. Arrays come normalized.
         progress: whether to show progress on standard error.
 
     Raises:
@@ -241,17 +243,20 @@ def calibrate(
 
     Example:
         >>> import mobileone_q as mq
-        >>> model = mq.load(mq.SAMPLE_WEIGHTS, arch="s0")
-        >>> pixels, labels = mq.sample_arrays("calibration", 16)
-        >>> result = mq.calibrate(model, pixels, target="tensorrt")
+        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0")
+        >>> result = mq.calibrate(model, mq.sample_images("calibration"), target="tensorrt", count=16)
         >>> result.quantized.target, len(result.inputs.calibration)
         ('tensorrt', 16)
     """
     settled = replace(recipe, target=target) if recipe and target != "auto" else recipe
-    inputs = images if isinstance(images, Inputs) else _inputs_from(images, model, count, seed)
-    return calibrate_inputs(
-        model, inputs, settled or Recipe(target=settled_target(target)), seed, max_drop_pts, progress=progress
-    )
+    if isinstance(images, Batches):
+        calibration = images
+    else:
+        calibration = draw(as_source(images, model.arch, preprocessing), count, seed)
+    classes = calibration.source.classes
+    inputs = Inputs(model.title, model.checkpoint.path, calibration, None, classes)
+    settled = settled or Recipe(target=settled_target(target))
+    return calibrate_inputs(model, inputs, settled, seed, progress=progress)
 
 
 def calibrate_inputs(
@@ -271,7 +276,7 @@ def calibrate_inputs(
     started = time.perf_counter()
     kept: list[FloatBlock] = []
     if max_drop_pts is None:
-        total = calibration_steps(recipe, fused, len(inputs.calibration))
+        total = progress_steps(recipe, fused, len(inputs.calibration))
         with progress_if(progress, "calibrating", total) as advance:
             _, quantized = fit(fused, inputs.calibration, recipe, advance)
     else:
@@ -297,7 +302,7 @@ def block_sensitivity(
 ) -> tuple[list[BlockSensitivity], int]:
     """What quantizing each block alone costs, the costliest first, and on how many images."""
     fused = fuse_branches(model.network)
-    total = calibration_steps(recipe, fused, len(inputs.calibration))
+    total = progress_steps(recipe, fused, len(inputs.calibration))
     with show_progress("calibrating", total) as advance:
         equalized, quantized = fit(fused, inputs.calibration, recipe, advance)
     images, labels = load_all(inputs.evaluated.sample(most_images))
@@ -342,13 +347,6 @@ def as_batches(images: object, arch: Architecture, preprocessing: Preprocessing 
     if isinstance(images, Batches):
         return images
     return Batches.choose(as_source(images, arch, preprocessing))
-
-
-def _inputs_from(images: object, model: Model, count: int | None, seed: int) -> Inputs:
-    drawn = images if isinstance(images, Batches) else None
-    calibration = drawn or draw(as_source(images, model.arch), count, seed)
-    path, classes = model.checkpoint.path, calibration.source.classes
-    return Inputs(model.title, path, calibration, None, classes)
 
 
 def _quiet(line: str) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from mobileone_q.data.batches import Batches
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.fake_quant import FakeQuantModel
-from mobileone_q.models.fake_quant_branches import live_model, update_statistics
+from mobileone_q.models.fake_quant_branches import update_statistics, with_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
@@ -100,4 +100,4 @@ def _trainable(
 ) -> FakeQuantModel:
     if tuning.branches == "fused":
         return FakeQuantModel(quantized)
-    return live_model(quantized, original)
+    return with_branches(quantized, original)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from calibrate.channel_splitting import IMAGES, split
+from calibrate.channel_splitting import IMAGES, split_channels
 from calibrate.pipeline import fit, prepare
 from calibrate.ranges import channel_ranges
 from calibrate.recipe import Recipe
@@ -39,7 +39,7 @@ def sources(model: FusedModel, after: FusedModel) -> dict[int, int]:
 def test_the_function_stays_and_copies_fill_the_dead_channels(name):
     model = with_dead_channels(name)
     statistics, batches = statistics_of(model)
-    after, _ = split(model, statistics, batches, "tensorrt")
+    after, _ = split_channels(model, statistics, batches, "tensorrt")
     x = random_images(model.arch, 8, seed=1)
     # Half a step about each ReLU's kink, and nothing else: far less than one step of 127.
     assert relative_error(model(x), after(x)) < 2e-4
@@ -51,7 +51,7 @@ def test_the_model_given_and_its_statistics_are_left_as_they_were():
     statistics, batches = statistics_of(model)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     maxima = {key: h.maximum.clone() for key, h in statistics.histograms.items()}
-    split(model, statistics, batches, "tensorrt")
+    split_channels(model, statistics, batches, "tensorrt")
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert all(torch.equal(h.maximum, maxima[key]) for key, h in statistics.histograms.items())
 
@@ -59,7 +59,7 @@ def test_the_model_given_and_its_statistics_are_left_as_they_were():
 def test_histograms_follow_the_copies():
     model = with_dead_channels()
     statistics, batches = statistics_of(model)
-    after, claimed = split(model, statistics, batches, "tensorrt")
+    after, claimed = split_channels(model, statistics, batches, "tensorrt")
     direct = collect(after, batches)
     for name in (BLOCK, READER):
         expected = direct.histograms[name].maximum
@@ -74,7 +74,7 @@ def test_copies_make_a_grid_as_many_times_finer():
     block = model.block(BLOCK)
     # One channel outweighs all others, so it takes all places: four copies, a quarter of a step apart.
     model.block(READER).weight[:, 5] *= 100
-    after, _ = split(model, statistics, batches, "tensorrt")
+    after, _ = split_channels(model, statistics, batches, "tensorrt")
     assert set(sources(model, after).values()) == {5}
     step = channel_ranges(block.spec, statistics.histograms[BLOCK], "mse", 127)[5] / 127
     copies = [5, *DEAD]
@@ -94,10 +94,10 @@ def test_copies_make_a_grid_as_many_times_finer():
 def test_a_channel_that_nothing_reads_is_not_copied():
     model = with_dead_channels()
     statistics, batches = statistics_of(model)
-    plain, _ = split(model, statistics, batches, "tensorrt")
+    plain, _ = split_channels(model, statistics, batches, "tensorrt")
     favourite = sources(model, plain)[DEAD[0]]
     model.block(READER).weight[:, favourite] = 0
-    after, _ = split(model, statistics, batches, "tensorrt")
+    after, _ = split_channels(model, statistics, batches, "tensorrt")
     assert favourite not in sources(model, after).values()
 
 
@@ -105,14 +105,14 @@ def test_where_nothing_is_worth_a_copy_all_stays():
     model = with_dead_channels()
     model.block("head").weight.zero_()
     statistics, batches = statistics_of(model)
-    after, _ = split(model, statistics, batches, "tensorrt")
+    after, _ = split_channels(model, statistics, batches, "tensorrt")
     assert all(torch.equal(value, after.state_dict()[key]) for key, value in model.state_dict().items())
 
 
 def test_few_images_or_no_dead_channel_change_nothing():
     model = with_dead_channels()
     statistics, batches = statistics_of(model, IMAGES - 1)
-    assert split(model, statistics, batches, "tensorrt") == (model, statistics)
+    assert split_channels(model, statistics, batches, "tensorrt") == (model, statistics)
     alive = fuse_branches(random_model(small()))
     for _, block in alive.blocks():
         block.weight.abs_()
@@ -120,7 +120,7 @@ def test_few_images_or_no_dead_channel_change_nothing():
     alive.block(BEFORE).bias += 100
     statistics, batches = statistics_of(alive)
     assert all((h.maximum > 0).all() for h in statistics.histograms.values())
-    assert split(alive, statistics, batches, "tensorrt") == (alive, statistics)
+    assert split_channels(alive, statistics, batches, "tensorrt") == (alive, statistics)
 
 
 def test_a_channel_behind_a_gate_is_left_alone():
@@ -130,13 +130,13 @@ def test_a_channel_behind_a_gate_is_left_alone():
         block.bias[3] = -100
         block.weight[3] = 0
     statistics, batches = statistics_of(model)
-    after, _ = split(model, statistics, batches, "tensorrt")
+    after, _ = split_channels(model, statistics, batches, "tensorrt")
     assert gated
     for block in gated:
         assert torch.equal(after.block(block.spec.name).weight, block.weight)
 
 
-def test_calibration_splits_and_int8_gains_by_it(monkeypatch):
+def test_calibration_splits_and_int8_gains_by_it():
     model = with_dead_channels()
     # A difference of neighbours on a bright map: what an edge detector reads, and rounding drowns.
     model.block(BEFORE).bias[6] = 20
@@ -145,13 +145,12 @@ def test_calibration_splits_and_int8_gains_by_it(monkeypatch):
     x = random_images(model.arch, 64, seed=1)
     expected = model(x).numpy()
     _, quantized = fit(model, images, Recipe(target="tensorrt"))
-    monkeypatch.setattr("calibrate.pipeline.split", lambda fused, statistics, *_: (fused, statistics))
-    _, unsplit = fit(model, images, Recipe(target="tensorrt"))
+    _, unsplit = fit(model, images, Recipe(target="tensorrt", channel_splitting=False))
     assert kl_divergence(expected, quantized(x).numpy()) < 0.8 * kl_divergence(expected, unsplit(x).numpy())
 
 
 def test_the_bare_recipe_does_not_split():
     model = with_dead_channels()
     images = [(random_images(model.arch, IMAGES).numpy(), None)]
-    same, _ = prepare(model, images, Recipe(equalise=False))
+    same, _ = prepare(model, images, Recipe.bare())
     assert same is model

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibrate.equalize import FLOOR, column_strength, equalise, expected_error, logit_error
+from calibrate.equalize import FLOOR, column_strength, equalize_channels, expected_error, logit_error
 from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.architecture.spec import BlockSpec
@@ -28,15 +28,15 @@ def uneven(name: str) -> FusedModel:
     return model
 
 
-def equalised(model: FusedModel, target: str = "tensorrt"):
+def equalized(model: FusedModel, target: str = "tensorrt"):
     x = random_images(model.arch, 8)
-    return equalise(model, collect(model, [x]), target)
+    return equalize_channels(model, collect(model, [x]), target)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_function_is_unchanged(name):
     model = uneven(name)
-    after, _ = equalised(model)
+    after, _ = equalized(model)
     x = random_images(model.arch, 4, seed=1).double()
     assert relative_error(model.double()(x), after.double()(x)) < 1e-5
 
@@ -44,13 +44,13 @@ def test_the_function_is_unchanged(name):
 def test_the_model_given_is_left_as_it_was():
     model = uneven("s0")
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    equalised(model)
+    equalized(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_depthwise_inputs_become_even():
     model = uneven("s0")
-    _, statistics = equalised(model)
+    _, statistics = equalized(model)
     for spec in model.arch.blocks:
         if spec.is_depthwise:
             ranges = clip_ranges(statistics.histograms[spec.name], "mse", 127)
@@ -62,7 +62,7 @@ def test_depthwise_inputs_become_even():
 
 def test_histograms_follow_the_channels():
     model = uneven("s4")
-    after, statistics = equalised(model)
+    after, statistics = equalized(model)
     direct = collect(after, [random_images(model.arch, 8)])
     for name, histogram in statistics.histograms.items():
         expected = direct.histograms[name].maximum
@@ -74,7 +74,7 @@ def test_near_dead_channels_cannot_make_a_bias_explode():
     block = model.block("stage2.1.pw")
     block.weight[5] *= 1e-9
     block.bias[5] = 1e-9
-    after, _ = equalised(model)
+    after, _ = equalized(model)
     assert after.block("stage2.1.pw").bias.abs().max() < block.bias.abs().max() / FLOOR
     assert all(torch.isfinite(value).all() for value in after.state_dict().values())
 
@@ -96,7 +96,7 @@ def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
     producer, consumer = model.block("stage2.1.dw"), model.block("stage2.1.pw")
     producer.weight[5], producer.bias[5] = 0, -1  # dead behind its ReLU
     consumer.weight[:, 5] *= 300
-    after, _ = equalised(model)
+    after, _ = equalized(model)
     weight = after.block("stage2.1.pw").weight.flatten(1).abs()
     others = torch.cat([weight[:, :5], weight[:, 6:]], 1)
     assert (weight[:, 5] <= others.amax(1)).double().mean() > 0.9
@@ -109,7 +109,7 @@ def test_dead_channels_into_a_depthwise_block_do_not_keep_huge_weights():
     producer, consumer = model.block("stage2.0.pw"), model.block("stage2.1.dw")
     producer.weight[5], producer.bias[5] = 0, -1
     consumer.weight[5] *= 300
-    after, _ = equalised(model)
+    after, _ = equalized(model)
     largest = after.block("stage2.1.dw").weight.flatten(1).abs().amax(1)
     assert largest[5] <= 1.01 * largest.median()
     x = random_images(model.arch)
@@ -143,7 +143,7 @@ def test_channels_get_more_even_where_rounding_of_weights_is_made_good():
     statistics = collect(model, [random_images(model.arch, 32)])
 
     def unevenness(compensated):
-        after = equalise(model, statistics, "tensorrt", "mse", compensated)[1].histograms
+        after = equalize_channels(model, statistics, "tensorrt", "mse", compensated)[1].histograms
         ranges = [clip_ranges(after[spec.name], "mse", 255) for spec in model.arch.blocks[2:-1:2]]
         return [row[row > 0].log().std().item() for row in ranges]
 
@@ -166,7 +166,7 @@ def test_the_classifier_s_alpha_is_the_one_with_the_least_kl():
     model = fuse_branches(random_model(small()))
     statistics = collect(model, [random_images(model.arch, 32)])
     assert statistics.features.shape == (32, 1024)
-    _, after = equalise(model, statistics, "tensorrt")
+    _, after = equalize_channels(model, statistics, "tensorrt")
     ratio = (statistics.features / after.features)[:, statistics.features.amin(0) > 0]
     assert torch.allclose(ratio, ratio[:1].expand_as(ratio), rtol=1e-4)  # one factor per channel
 
@@ -177,5 +177,5 @@ def test_equalization_leaves_relu6_alone():
     statistics = collect(relu6, [x])
     histograms = statistics.histograms
     assert all(h.maximum.max() == 6 for name, h in histograms.items() if name not in ("stem", "head"))
-    after, _ = equalise(relu6, statistics, "tensorrt")
+    after, _ = equalize_channels(relu6, statistics, "tensorrt")
     assert torch.equal(after(x), relu6(x))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.mixed_precision import fewest, time_won
+from calibrate.mixed_precision import fewest_float_blocks, time_won
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
@@ -24,7 +24,7 @@ def search(needs: set[str], max_drop_pts: float = 0.5, cost=None):
         tried.append(kept)
         return 0.0 if needs <= set(kept) else 1.0
 
-    return fewest(RANKING, cost or dict.fromkeys(RANKING, 1.0), drop_pts, max_drop_pts), tried
+    return fewest_float_blocks(RANKING, cost or dict.fromkeys(RANKING, 1.0), drop_pts, max_drop_pts), tried
 
 
 @pytest.mark.parametrize("needs", [{"a"}, {"b"}, {"a", "c"}, {"j"}, {"a", "e", "f"}, set(RANKING)])
@@ -43,7 +43,7 @@ def test_of_two_that_would_do_the_cheaper_stays():
 
     for dear, cheap in ("ab", "ba"):
         cost = {"a": 1.0, "b": 1.0, "c": 1.0, dear: 9.0}
-        assert list(fewest(list("abc"), cost, drop_pts, 0.5)) == [cheap, "c"]
+        assert list(fewest_float_blocks(list("abc"), cost, drop_pts, 0.5)) == [cheap, "c"]
 
 
 def test_what_int8_saves_is_never_negative_and_largest_where_most_is_moved():

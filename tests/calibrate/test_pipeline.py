@@ -4,12 +4,12 @@ import pytest
 import torch
 from torchao.quantization.quant_primitives import MappingType, choose_qparams_affine, quantize_affine
 
-from calibrate.bias_correction import UNSEEN, _importance
-from calibrate.equalize import _exchange
+from calibrate.bias_correction import UNSEEN, importance
+from calibrate.equalize import exchange
 from calibrate.images import images_held
 from calibrate.pipeline import calibrate, finish, prepare, quantize
 from calibrate.recipe import Recipe
-from calibrate.reconstruct import _best_gain, _patches, correct
+from calibrate.reconstruct import _patches, best_gain, reconstruct_blocks
 from calibrate.statistics import collect
 from mobileone_q.architecture.spec import BlockSpec
 from mobileone_q.architecture.variants import VARIANTS, build_variant
@@ -47,7 +47,7 @@ def unbalanced():
     chain = [block for _, block in fused.blocks()]
     for producer, consumer in pairwise(chain):
         factor = 10 ** (1.5 * torch.rand(consumer.spec.in_channels, generator=generator).double())
-        _exchange(producer, consumer, factor)
+        exchange(producer, consumer, factor)
     return fused
 
 
@@ -56,10 +56,12 @@ def test_each_step_of_the_recipe_pays():
     x = random_images(fused.arch, 64, seed=99)
 
     def error(**settings) -> float:
-        quantized = calibrate(fused, batches(fused.arch), Recipe(rounding="nearest", **settings))
+        recipe = Recipe(rounding="nearest", logit_gain=False, **settings)
+        quantized = calibrate(fused, batches(fused.arch), recipe)
         return (fused(x) - quantized(x)).square().mean().item()
 
-    plain, corrected = error(equalise=False, correct=False), error(equalise=False)
+    uneven = {"channel_splitting": False, "equalization": False}
+    plain, corrected = error(**uneven, bias_correction=False), error(**uneven)
     assert plain > 1.1 * corrected > 2 * error()
 
 
@@ -127,13 +129,13 @@ def test_same_seed_same_bytes(fused):
     assert all(torch.equal(value, runs[1][key]) for key, value in runs[0].items())
 
 
-@pytest.mark.parametrize("compensate", [True, False])
-def test_correction_leaves_no_mean_error_on_the_images_held(fused, compensate):
+@pytest.mark.parametrize("rounding", ["compensated", "nearest"])
+def test_correction_leaves_no_mean_error_on_the_images_held(fused, rounding):
     """None in the logits, and little where a block's channels are alive."""
     images = [random_images(fused.arch, 8, seed) for seed in range(3)]
     quantized = quantize(fused, collect(fused, images), "tensorrt", "minmax")
     before = mean_errors(fused, quantized, torch.cat(images))
-    correct(fused, quantized, images, compensate)
+    reconstruct_blocks(fused, quantized, images, Recipe(rounding=rounding))
     after = mean_errors(fused, quantized, torch.cat(images))
     assert after["head"] < 1e-5 < before["head"]
     assert all(after[name] < 0.5 * before[name] for name in before if name != "stem")
@@ -149,17 +151,17 @@ def mean_errors(fused, quantized, images) -> dict[str, float]:
 
 
 def test_dead_and_massive_positions_hardly_move_a_bias(fused):
-    block = quantize(fused, collect(fused, [random_images(fused.arch, 4)]), "tensorrt", "mse").block("stem")
+    spec = fused.arch.blocks[0]
     y = torch.rand(4, 64, 50) + 0.1
     y[0, :, 7] *= 40  # one massive position
     y[:, :, 20:] *= -1  # and a dead part
-    importance = _importance(block, y, y.clone())
-    assert torch.equal(importance[1, :, :20], torch.ones(64, 20))
-    assert importance[0, :, 7].max() < 0.05
-    assert importance[:, :, 20:].max() <= UNSEEN
+    weight = importance(spec, y, y.clone())
+    assert torch.equal(weight[1, :, :20], torch.ones(64, 20))
+    assert weight[0, :, 7].max() < 0.05
+    assert weight[:, :, 20:].max() <= UNSEEN
     y_q = y.clone()
     y_q[:, :, 20:30] = 0.1  # alive in INT8 alone: an error that the next block sees
-    assert _importance(block, y, y_q)[1, :, 20:30].min() == 1
+    assert importance(spec, y, y_q)[1, :, 20:30].min() == 1
 
 
 def test_the_pass_holds_no_more_images_than_its_bound(fused, monkeypatch):
@@ -175,7 +177,7 @@ def test_the_pass_holds_no_more_images_than_its_bound(fused, monkeypatch):
             yield random_images(fused.arch, 8, seed)
 
     statistics = collect(fused, [random_images(fused.arch, 8)])
-    correct(fused, quantize(fused, statistics, "tensorrt", "mse"), endless())
+    reconstruct_blocks(fused, quantize(fused, statistics, "tensorrt", "mse"), endless(), Recipe())
     assert len(seen) == 3  # 20 images are in the first three batches of eight
 
 
@@ -202,8 +204,9 @@ def test_degenerate_weights_and_tensors_still_calibrate():
 
 
 def test_settings_are_refused_all_at_once():
-    with pytest.raises(CalibrationError, match=r"target 'tpu'.*method 'max'.*rounding 'up'"):
-        Recipe(target="tpu", method="max", rounding="up")
+    pattern = r"target 'tpu'.*range_method 'max'.*rounding 'up'.*alpha 2.*tune_scales_seconds -1"
+    with pytest.raises(CalibrationError, match=pattern):
+        Recipe(target="tpu", range_method="max", rounding="up", alpha=2, tune_scales_seconds=-1)
 
 
 def test_no_images_is_an_error(fused):
@@ -222,7 +225,7 @@ def test_quantized_models_round_trip(fused, tmp_path):
 
 def test_a_file_of_an_earlier_version_is_refused(fused, tmp_path):
     tensors = QuantizedModel(fused.arch, "tensorrt").state_dict()
-    del tensors["stem.divisor"]
+    del tensors["stem.scale_factor"]
     facts = {"architecture": fused.arch.to_dict(), "target": "tensorrt"}
     save_tensors(tmp_path / "old.safetensors", tensors, "quantized", facts)
     with pytest.raises(CheckpointError, match=r"old.safetensors .* run `mobileone-q calibrate` again"):
@@ -232,6 +235,6 @@ def test_a_file_of_an_earlier_version_is_refused(fused, tmp_path):
 def test_logits_that_are_too_even_get_their_spread_back():
     expected = 4 * torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
     even = 0.96 * expected + torch.arange(10.0)  # means are the bias's business
-    assert _best_gain(expected, even) == pytest.approx(1 / 0.96, abs=0.01)
-    assert _best_gain(expected, expected.clone()) == 1
-    assert _best_gain(expected[:4], even[:4]) == 1  # too few to tell
+    assert best_gain(expected, even) == pytest.approx(1 / 0.96, abs=0.01)
+    assert best_gain(expected, expected.clone()) == 1
+    assert best_gain(expected[:4], even[:4]) == 1  # too few to tell

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from calibrate.equalize import equalise
+from calibrate.equalize import equalize_channels
 from calibrate.pipeline import quantize
 from calibrate.ranges import clip_ranges, quantization_error
-from calibrate.reconstruct import correct
+from calibrate.recipe import Recipe
+from calibrate.reconstruct import reconstruct_blocks
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse_branches
@@ -134,7 +135,7 @@ def test_equalization_changes_no_function(arch, target, seed, spread):
         block.bias.mul_(factor)
     before = copy.deepcopy(fused)
     x = random_images(arch, 4, seed)
-    after, _ = equalise(fused, collect(fused, [x]), target)
+    after, _ = equalize_channels(fused, collect(fused, [x]), target)
     assert all(torch.equal(a, b) for a, b in zip(fused.state_dict().values(), before.state_dict().values()))
     unseen = random_images(arch, 4, seed + 1).double()
     expected = fused.double()(unseen)
@@ -149,7 +150,7 @@ def test_correction_mends_the_mean_of_the_last_block_and_touches_no_scale(arch, 
     images = [random_images(arch, 3, seed), random_images(arch, 1, seed + 1)]
     quantized = quantize(fused, collect(fused, images), target, "mse")
     scales = {key: value.clone() for key, value in quantized.state_dict().items() if "scale" in key}
-    correct(fused, quantized, images, compensate=False)
+    reconstruct_blocks(fused, quantized, images, Recipe(target=target, rounding="nearest"))
     assert all(torch.equal(quantized.state_dict()[key], value) for key, value in scales.items())
     assert all(value.isfinite().all() for value in quantized.state_dict().values())
     x, last = torch.cat(images), quantized.block(arch.blocks[-1].name)
@@ -170,5 +171,5 @@ def test_correction_does_not_care_how_wrong_the_last_bias_was(arch, seed, offset
     moved = copy.deepcopy(quantized)
     moved.block(name).bias += offset
     for model in (quantized, moved):
-        correct(fused, model, images)
+        reconstruct_blocks(fused, model, images, Recipe())
     assert torch.allclose(quantized.block(name).bias, moved.block(name).bias, atol=1e-4)

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from calibrate.rounding import clipped_scales, round_compensated, round_for_loss
-from mobileone_q.models.grids import weight_scales
+from calibrate.rounding import (
+    CholeskyFailed,
+    clipped_scales,
+    round_compensated,
+    round_rows_together,
+    round_weights,
+)
+from mobileone_q.models.grids import quantize_weight, weight_scales
 
 
 def correlated(samples: int = 4000, channels: int = 24) -> torch.Tensor:
@@ -38,7 +44,7 @@ def test_rows_make_up_for_each_other():
         return ((codes * scale[:, None] - weight) @ x.T).T.matmul(seen.T).square().mean().item()
 
     alone = round_compensated(weight, scale, covariance)
-    together = round_for_loss(weight, scale, covariance, curvature)
+    together = round_rows_together(weight, scale, covariance, curvature)
     assert loss(together) < 0.8 * loss(alone)
 
 
@@ -46,7 +52,7 @@ def test_independent_rows_are_rounded_each_on_its_own():
     x, weight = correlated(), torch.randn(40, 24).double()
     scale, covariance = weight_scales(weight), x.T @ x / len(x)
     for curvature in (torch.diag(torch.rand(40) + 0.1), torch.zeros(40, 40)):
-        codes = round_for_loss(weight, scale, covariance, curvature)
+        codes = round_rows_together(weight, scale, covariance, curvature)
         assert torch.equal(codes, round_compensated(weight, scale, covariance))
 
 
@@ -114,3 +120,28 @@ def test_scales_stay_where_all_inputs_count_or_none_does():
     weight = torch.eye(6) + 0.3
     for variance in (torch.ones(6), torch.zeros(6)):
         assert torch.equal(clipped_scales(weight, variance.double()), weight_scales(weight))
+
+
+def not_positive(size: int) -> torch.Tensor:
+    """What sums of float32 products can become: a covariance with a negative eigenvalue."""
+    return torch.ones(size, size).double() - 2 * torch.eye(size).double()
+
+
+@pytest.mark.parametrize("H", [not_positive(5), torch.full((5, 5), torch.nan), torch.full((5, 5), torch.inf)])
+def test_where_nothing_can_be_factored_weights_go_to_the_nearest_code_and_a_warning_names_the_block(H):
+    W = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    scale = weight_scales(W.flatten(0, 1)).reshape(2, 3)
+    with pytest.raises(CholeskyFailed):
+        round_compensated(W, scale, torch.stack([torch.eye(5), H]))
+    with pytest.warns(RuntimeWarning, match=r"block stage1\.0\.dw: .* rounded to nearest"):
+        codes = round_weights("stage1.0.dw", W, scale, torch.stack([torch.eye(5), H]))
+    assert codes.dtype == torch.int8
+    assert torch.equal(codes.flatten(0, 1), quantize_weight(W.flatten(0, 1), scale.flatten()))
+
+
+def test_a_fisher_matrix_that_cannot_be_factored_is_survived_too():
+    W, H = torch.randn(1, 4, 5), torch.eye(5)[None]
+    scale = weight_scales(W[0])[None]
+    with pytest.warns(RuntimeWarning, match="block stage1.0.pw: "):
+        codes = round_weights("stage1.0.pw", W, scale, H, fisher=torch.full((4, 4), torch.nan))
+    assert torch.equal(codes[0], quantize_weight(W[0], scale[0]))

@@ -22,9 +22,9 @@ def prepared():
 
 
 def rank(prepared, labels=None):
-    model, equalised, quantized = prepared
-    images = random_images(equalised.arch, 8, seed=5)
-    return rank_blocks(equalised, quantized, images, np.full(8, -1) if labels is None else labels, model)
+    model, equalized, quantized = prepared
+    images = random_images(equalized.arch, 8, seed=5)
+    return rank_blocks(equalized, quantized, images, np.full(8, -1) if labels is None else labels, model)
 
 
 def test_every_block_is_ranked_by_its_cost(prepared):
@@ -52,8 +52,8 @@ def test_a_spoilt_block_and_its_channels_come_first(prepared):
 
 
 def test_labels_give_drops(prepared):
-    _, equalised, _ = prepared
-    labels = equalised(random_images(equalised.arch, 8, seed=5)).argmax(1).numpy()
+    _, equalized, _ = prepared
+    labels = equalized(random_images(equalized.arch, 8, seed=5)).argmax(1).numpy()
     assert all(result.input_drop_pts >= 0 for result in rank(prepared, labels))
 
 

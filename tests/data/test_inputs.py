@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.architecture.variants import architecture
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import (
@@ -21,7 +21,7 @@ from mobileone_q.data.sources import ImageFolder
 from mobileone_q.errors import CheckpointError, DataError
 from tests.helpers.tiny import write_architecture, write_signals
 
-ARCH = architecture("s0", num_classes=10, image_size=32)
+ARCH = build_variant("s0", num_classes=10, image_size=32)
 X = np.random.default_rng(0).standard_normal((4, 3, 32, 32), np.float32)
 
 
@@ -47,7 +47,7 @@ def test_without_options_the_sample_serves():
     assert inputs.title == sample.NAME
     assert inputs.preprocessing == sample.PREPROCESSING
     assert inputs.classes == sample.CLASSES
-    assert inputs.image_size(architecture("s0")) == (32, 32)
+    assert inputs.image_size(build_variant("s0")) == (32, 32)
     assert (len(inputs.calibration), len(inputs.evaluated)) == (DEFAULT_IMAGES, 2000)
     assert inputs.describe()["evaluated_on"] == "evaluation"
 
@@ -95,7 +95,7 @@ def test_images_and_arrays_go_together(folder, tmp_path, data, eval_data):
 
 def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="no weights for s1"):
-        choose_inputs(architecture("s1"), InputOptions())
+        choose_inputs(build_variant("s1"), InputOptions())
     with pytest.raises(CheckpointError, match="no weights for s0"):
         choose_inputs(ARCH, InputOptions(data=tmp_path))
     with pytest.raises(DataError, match="pass --data FOLDER"):
@@ -105,8 +105,8 @@ def test_what_is_missing_is_named(tmp_path):
 def test_folders_of_some_classes_alone_give_no_names():
     """Names of two folders are not names of a thousand classes."""
     inputs = Inputs("", None, None, None, ("cat", "dog"))
-    assert inputs.names_for(architecture("s0")) is None
-    assert inputs.names_for(architecture("s0", num_classes=2)) == ("cat", "dog")
+    assert inputs.names_for(build_variant("s0")) is None
+    assert inputs.names_for(build_variant("s0", num_classes=2)) == ("cat", "dog")
 
 
 # as_source: what a user of the Python interface may give as images
@@ -202,7 +202,7 @@ def test_a_certificate_takes_the_first_two_inputs(folder, tmp_path):
 
 def test_a_certificate_without_data_takes_the_sample_where_it_fits(signal_arch, folder):
     expected = sample_images("calibration", Preprocessing.for_size(64)).read(1)
-    got = certificate_images(None, architecture("s0", image_size=64))
+    got = certificate_images(None, build_variant("s0", image_size=64))
     assert got.shape == (2, 3, 64, 64)
     assert np.array_equal(got[1], expected)
     assert certificate_images(None, signal_arch) is None

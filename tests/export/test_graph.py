@@ -117,7 +117,7 @@ def test_saturating_relu6_gives_the_uint8_codes_less_128(stretch):
     """Grids that end below 6, and above it, where the upper cut must stay in the graph."""
     relu6 = relu6_network()
     images = (random_images(relu6.arch, 8) * 16).round() / 16
-    quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", method="minmax"))
+    quantized = calibrate(relu6, [(images.numpy(), None)], Recipe(target="tensorrt", range_method="minmax"))
     power_of_two(quantized)  # float32 is then exact, and a tie cannot fall otherwise
     for name, block in quantized.blocks():
         if block.grid == UINT8 and name != "head":

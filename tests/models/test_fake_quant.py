@@ -74,7 +74,7 @@ def test_training_mends_a_poor_quantization():
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
     fused = fuse_branches(model)
     images = Batches(sample_images("calibration"), range(64), batch_size=32)
-    quantized = calibrate(fused, images, Recipe(method="minmax", equalise=False, correct=False))
+    quantized = calibrate(fused, images, Recipe.bare(range_method="minmax"))
     x = torch.cat(list(tensors(images)))
     target = fused(x)
     trainable = FakeQuantModel(quantized)

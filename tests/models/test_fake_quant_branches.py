@@ -15,7 +15,7 @@ from mobileone_q.data.inputs import sample_images
 from mobileone_q.errors import TrainingError
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.fake_quant import FakeQuantModel
-from mobileone_q.models.fake_quant_branches import live_model, moved, update_statistics
+from mobileone_q.models.fake_quant_branches import channel_maps, update_statistics, with_branches
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import UINT8
 from tests.helpers.graphs import run, with_codes
@@ -31,7 +31,7 @@ def bundled():
 
 def trained(quantized, fused, model, branches, images):
     """A step of distillation on each batch."""
-    trainable = FakeQuantModel(quantized) if branches == "fused" else live_model(quantized, model)
+    trainable = FakeQuantModel(quantized) if branches == "fused" else with_branches(quantized, model)
     update_statistics(trainable.train(), True)
     rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
     groups = [{"params": g["params"], "lr": rate * g["lr_scale"]} for g in trainable.parameter_groups()]
@@ -49,7 +49,7 @@ def test_it_starts_at_the_quantized_model_and_ships_what_it_trains(arch, target)
     model = random_model(small(arch))
     fused, x = fuse_branches(model), random_images(small(arch), 2)
     quantized = calibrate(fused, [(x.numpy(), None)], Recipe(target=target))
-    live = live_model(quantized, model).eval()
+    live = with_branches(quantized, model).eval()
     with torch.no_grad():
         assert torch.equal(live(x), quantized(x))
         disturb(live, 0.01)
@@ -65,28 +65,28 @@ def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
     for norm in batch_norms(changed):
         norm.bias.data += 0.01
     quantized = calibrate(fused, images, Recipe())
-    live = live_model(quantized, model)
+    live = with_branches(quantized, model)
     for norm in batch_norms(live):
         norm.bias.data += 0.01
     expected = fuse_branches(changed)
-    moves = moved(quantized)
+    maps = channel_maps(quantized)
     for name, block in live.blocks():
         if name == "head":
             continue
         change = block.codes_and_bias()[1] - quantized.block(name).bias
-        wanted = moves[name].bias(expected.block(name).bias - fused.block(name).bias)
+        wanted = maps[name].bias(expected.block(name).bias - fused.block(name).bias)
         assert torch.allclose(change, wanted, rtol=1e-3, atol=1e-6), name
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(method="minmax"), Recipe(target="onnxruntime")])
+@pytest.mark.parametrize("recipe", [Recipe(), Recipe(range_method="minmax"), Recipe(target="onnxruntime")])
 def test_what_calibration_moved_is_recorded(bundled, recipe):
     model, fused, images = bundled
-    equalised, quantized = fit(fused, images, recipe)
+    equalized, quantized = fit(fused, images, recipe)
     trained_once = trained(quantized, fused, model, "live", images).to_quantized()
-    for moves in (moved(quantized), moved(trained_once)):
-        assert any((block.copies > 1).any() for block in moves.values())
-        for name, block in equalised.blocks():
-            ours = moves[name].kernel(fused.block(name).weight)
+    for maps in (channel_maps(quantized), channel_maps(trained_once)):
+        assert any((block.copies > 1).any() for block in maps.values())
+        for name, block in equalized.blocks():
+            ours = maps[name].kernel(fused.block(name).weight)
             assert torch.allclose(ours, block.weight, rtol=1e-4, atol=1e-9), name
 
 
@@ -94,12 +94,12 @@ def test_a_fused_checkpoint_has_no_branches(bundled):
     _, fused, images = bundled
     quantized = calibrate(fused, images, Recipe())
     with pytest.raises(TrainingError, match="no branches"):
-        live_model(quantized, fused)
+        with_branches(quantized, fused)
 
 
 def test_batch_statistics_move_until_they_are_frozen(bundled):
     model, fused, images = bundled
-    live = live_model(calibrate(fused, images, Recipe()), model).train()
+    live = with_branches(calibrate(fused, images, Recipe()), model).train()
     x = next(tensors(images))
     for wanted in (False, True, False):
         update_statistics(live, wanted)

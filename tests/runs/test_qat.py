@@ -36,7 +36,7 @@ def test_a_poor_start_is_mended(run, tmp_path):
     poor = Run(shutil.copytree(run, tmp_path / "poor"))
     inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions(images=200))
     fused = FusedModel.load(poor.fused)
-    recipe = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
+    recipe = Recipe.bare(target="tensorrt", range_method="minmax")
     quantized = calibrate(fused, inputs.calibration, recipe)
     x, _ = load_all(inputs.calibration)
     assert (quantized(x).argmax(1) == fused(x).argmax(1)).float().mean() < 0.5
