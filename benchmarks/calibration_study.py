@@ -69,7 +69,7 @@ class Study:
 
     def measure(self, recipe: Recipe, images: int = 200, seed: int = 0) -> tuple[Accuracy, float]:
         """(accuracy, seconds of calibration once the images are read)."""
-        batches = Batches.choose(self.source, Preprocessing(), images, seed)
+        batches = Batches.choose(self.source, images, seed)
         list(batches)
         started = time.perf_counter()
         quantized = calibrate(self.fused, batches, recipe)

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_bundled_run_folder_is_complete(bundled):
 
 def test_bundled_report_holds_the_contract(bundled):
     report = json.loads((bundled[0] / "report.json").read_text())
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["images"]["calibration"] == 200
     assert report["images"]["evaluation"] == 2000
     accuracy = report["accuracy"]
@@ -79,13 +80,13 @@ def test_html_report_shows_every_block(bundled):
 
 
 def test_report_prints_it_again(bundled):
-    output = invoke("report", "--run", bundled[0])
+    output = invoke("report", bundled[0])
     assert "accuracy drop" in output
     assert "stage3.9.dw" in output
 
 
 def test_profile_times_again(bundled):
-    invoke("profile", "--run", bundled[0], "--runs", 3, "--batch", 2)
+    invoke("profile", bundled[0], "--runs", 3, "--batch", 2)
     assert json.loads((bundled[0] / "report.json").read_text())["latency"]["batch"] == 2
 
 
@@ -100,9 +101,7 @@ def test_a_second_run_does_not_touch_the_first(bundled, monkeypatch):
 
 def test_rtx_engine_from_the_command_line(bundled):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    output = invoke(
-        "build-engine", "--run", bundled[0], "--backend", "tensorrt-rtx", "--compute-capability", 86
-    )
+    output = invoke("build-engine", bundled[0], "--backend", "tensorrt-rtx", "--compute-capability", 86)
     assert "int8.tensorrt-rtx.plan" in output
     if not torch.cuda.is_available():
         assert "needs an NVIDIA GPU" in output
@@ -110,11 +109,9 @@ def test_rtx_engine_from_the_command_line(bundled):
 
 def test_every_precision_and_its_graph_from_the_command_line(bundled, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(bundled[0], run, ignore=shutil.ignore_patterns("engines"))
-    words = ("--run", run, "--backend", "tensorrt-rtx", "--compute-capability", 86, "--batch", "1:2:4")
+    words = (run, "--backend", "tensorrt-rtx", "--compute-capability", 86, "--batch", "1:2:4")
     output = invoke("build-engine", "--fp16", *words)
     assert [Path(line.split()[1]).name[:4] for line in output.splitlines() if "built" in line] == [
         "fp32",
@@ -133,7 +130,7 @@ def test_a_batch_that_is_none_is_a_usage_error(batch):
 
 
 def test_engines_are_compared_on_the_same_images(bundled):
-    invoke("evaluate", "--run", bundled[0], "--engines", "--images", 100)
+    invoke("evaluate", bundled[0], "--images", 100)
     parity = json.loads((bundled[0] / "report.json").read_text())["parity"]
     assert parity["images"] == 100
     rows = {row["name"]: row for row in parity["engines"]}
@@ -153,8 +150,8 @@ def test_a_run_for_dla(tmp_path):
     assert (run / "int8.calib").read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
     report = json.loads((run / "report.json").read_text())
     assert report["accuracy"]["kl"] > 1e-4
-    output = invoke("evaluate", "--run", run, "--engines", "--images", 50)
-    assert "pass --dla 0" in refused("build-engine", "--run", run)
+    output = invoke("evaluate", run, "--images", 50)
+    assert "pass --dla 0" in refused("build-engine", run)
     assert "int8 onnxruntime" not in output
 
 
@@ -187,6 +184,21 @@ def test_own_weights_and_images(images, weights, tmp_path):
     assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (44, 0, 44)
 
 
+def test_a_bundle_has_the_names_of_the_run_s_classes(images, weights, tmp_path):
+    root = tmp_path / "named"
+    shutil.copytree(images, root)
+    names = [f"name of class {number}" for number in range(10)]
+    (root / "classes.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names)))
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    invoke(
+        "calibrate", "--arch", "s0", "--weights", weights, "--data", root, "--image-size", 32,
+        "--target", "tensorrt", "--output", run,
+    )  # fmt: skip
+    invoke("build-engine", "--int8", "--bundle", bundle, run)
+    assert (bundle / "labels.txt").read_text().splitlines() == names
+    assert json.loads((run / "manifest.json").read_text())["classes"] == names
+
+
 def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp_path):
     output = invoke(
         "calibrate", "--arch", "s0", "--weights", weights, "--data", images, "--image-size", 32,
@@ -196,8 +208,6 @@ def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp
 
 
 def test_unreadable_images_are_counted(images, weights, tmp_path):
-    import shutil
-
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data" / "0" / "bad.jpg").write_text("no image")
     output = invoke(
@@ -262,11 +272,11 @@ def test_errors_name_file_and_remedy(images, weights, tmp_path):
 def test_commands_on_a_run_need_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "mobileone-q calibrate --arch s0" in refused("build-engine", "--int8")
-    assert "is not a finished run" in refused("report", "--run", tmp_path)
+    assert "is not a finished run" in refused("report", tmp_path)
 
 
 def test_profile_needs_engines(bundled, tmp_path):
-    assert "build it with" in refused("profile", "--run", bundled[0], "--backend", "tensorrt")
+    assert "build it with" in refused("profile", bundled[0], "--backend", "tensorrt")
 
 
 @pytest.mark.parametrize(
@@ -287,5 +297,5 @@ def test_help_answers_without_heavy_imports():
 
 
 def test_plain_lines_off_a_terminal(bundled, capfd):
-    invoke("profile", "--run", bundled[0], "--runs", 1)
+    invoke("profile", bundled[0], "--runs", 1)
     assert "\x1b[" not in capfd.readouterr().err

@@ -46,7 +46,7 @@ def test_every_conv_and_the_classifier_are_int8(run):
 def test_latency_on_one_thread(run):
     if run[0] == "tensorrt":
         pytest.skip("int8 activations are for TensorRT; ONNX Runtime is slow with them")
-    invoke("build-engine", "--int8", "--run", run[1])
+    invoke("build-engine", "--int8", run[1])
     latency = report_of(run)["latency"]
     assert latency["threads"] == latency["batch"] == 1
     # 1.6 and more on a processor with VNNI; a busy or older one must not fail the suite.
@@ -58,7 +58,7 @@ def test_latency_on_one_thread(run):
 
 def test_distillation_on_the_calibration_images(run, tmp_path):
     """A quarter of the default's steps: for ``tensorrt`` too few to win anything, and none to lose much."""
-    invoke("qat", "--run", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")
+    invoke("qat", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")
     before, after = report_of(run)["accuracy"], report_of((run[0], tmp_path / "tuned"))["accuracy"]
     assert after["kl"] < {"tensorrt": 1.08, "onnxruntime": 0.94}[run[0]] * before["kl"]
     assert after["agreement"] >= 0.945

@@ -165,7 +165,7 @@ def test_signals_from_arrays_through_the_command_line(tmp_path):
         tmp_path / "run",
     )
     assert "accuracy on 10 images" in output
-    assert "speed-up" in invoke("build-engine", "--run", tmp_path / "run", "--backend", "onnxruntime")
+    assert "speed-up" in invoke("build-engine", tmp_path / "run", "--backend", "onnxruntime")
     np.savez(tmp_path / "short.npz", x=x[:, :, :60])
     assert "(2, 1, 60), and tiny takes (2, 1, 64)" in refused(
         "calibrate", *options, "--data", tmp_path / "short.npz"

@@ -42,7 +42,7 @@ def test_a_poor_start_is_mended(run, tmp_path):
     assert (quantized(x).argmax(1) == fused(x).argmax(1)).float().mean() < 0.5
     quantized.save(poor.quantized, recipe=recipe.to_dict())
     words = ["--images", 200, "--epochs", 30, "--batch", 25, "--lr", 0.05, "--crop", 1, "--jitter", 0]
-    invoke("qat", "--run", poor.path, "--output", tmp_path / "tuned", "--device", "cpu", *words)
+    invoke("qat", poor.path, "--output", tmp_path / "tuned", "--device", "cpu", *words)
     accuracy = json.loads((tmp_path / "tuned" / "report.json").read_text())["accuracy"]
     assert accuracy["int8"]["top1"] > 0.8
 
@@ -51,7 +51,7 @@ def test_a_poor_start_is_mended(run, tmp_path):
 def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     made = tmp_path / "tuned"
     extra = ["--labels", 0.1, "--bn-epochs", 1] if branches == "live" else ["--lr", 0.1, "--held-out", 0.25]
-    output = invoke("qat", "--run", run, "--branches", branches, "--output", made, *QUICK, *extra)
+    output = invoke("qat", run, "--branches", branches, "--output", made, *QUICK, *extra)
     assert "KL(FP32‖INT8)" in output
     assert f"build-engine --int8 --run {made}" in output
     report, before = (json.loads((path / "report.json").read_text()) for path in (made, run))
@@ -69,15 +69,15 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
         assert not torch.equal(tuned.block("stage2.0.pw").bias, start.block("stage2.0.pw").bias)
     ours, theirs = (FusedModel.load(path / "fused.safetensors").state_dict() for path in (made, run))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-    invoke("build-engine", "--int8", "--backend", "onnxruntime", "--run", made)
+    invoke("build-engine", "--int8", "--backend", "onnxruntime", made)
 
 
 def test_the_newest_unfinished_run_is_resumed(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "nothing to resume under runs/s0-qat" in refused("qat", "--run", run, "--resume", *QUICK)
-    invoke("qat", "--run", run, *QUICK)
+    assert "nothing to resume under runs/s0-qat" in refused("qat", run, "--resume", *QUICK)
+    invoke("qat", run, *QUICK)
     whole = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
-    invoke("qat", "--run", run, "--resume", *QUICK)
+    invoke("qat", run, "--resume", *QUICK)
     again = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
 
@@ -87,7 +87,7 @@ def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):
     for k in range(24):
         pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-    words = ["qat", "--run", run, "--data", tmp_path, "--images", 16, "--epochs", 1, "--batch", 8]
+    words = ["qat", run, "--data", tmp_path, "--images", 16, "--epochs", 1, "--batch", 8]
     invoke(*words, "--output", tmp_path / "tuned", "--device", "cpu")
     report = json.loads((tmp_path / "tuned" / "report.json").read_text())
     assert report["accuracy"]["int8"] is None
@@ -109,7 +109,7 @@ def test_what_cannot_be_tuned_is_refused(run, tmp_path):
     for k in range(16):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), (k, 0, 0)).save(tmp_path / "images" / f"{k}.png")
-    words = ["qat", "--run", broken, "--data", tmp_path / "images", "--images", 8, "--output", tmp_path / "x"]
+    words = ["qat", broken, "--data", tmp_path / "images", "--images", 8, "--output", tmp_path / "x"]
     assert "has no branches to train; use --branches fused" in refused(*words, "--branches", "live")
     assert "fewer inputs than one batch of 16" in refused(*words)
     assert not (tmp_path / "x").exists()

@@ -53,7 +53,7 @@ def test_trained_weights_go_on_to_calibrate(folder, tmp_path):
     assert report["accuracy"]["fp32"]["top1"] > 0.9
     made = tmp_path / "tuned"
     words = ["--epochs", 2, "--batch", 16, "--shift", 0.2, "--output", made, "--device", "cpu"]
-    invoke("qat", "--run", tmp_path / "run", "--branches", "live", *words)
+    invoke("qat", tmp_path / "run", "--branches", "live", *words)
     tuned = json.loads((made / "report.json").read_text())
     assert tuned["accuracy"]["int8"]["top1"] > 0.9
 
