@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -38,6 +39,7 @@ from mobileone_q.options import (
 
 if TYPE_CHECKING:
     from calibrate.mixed_precision import Kept
+    from mobileone_q.names import BackendName, Target, Task
     from mobileone_q.runs.folder import Run
 
 # Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
@@ -93,14 +95,27 @@ def calibrate(
     from calibrate.recipe import Recipe
     from mobileone_q.architecture.registry import choose_architecture
     from mobileone_q.checkpoints.load import load_model, stored_image_size
+    from mobileone_q.data import sample
     from mobileone_q.data.inputs import choose_inputs
     from mobileone_q.export.graph import export_onnx
     from mobileone_q.files import sha256
     from mobileone_q.models.certificate import certify
     from mobileone_q.models.fuse import fuse as fuse_branches
     from mobileone_q.progress import progress
-    from mobileone_q.report import print_accuracy, update_report
-    from mobileone_q.runs.folder import Run, write_manifest
+    from mobileone_q.report.schema import (
+        ChosenBlock,
+        FloatBlocks,
+        FusionErrors,
+        Manifest,
+        Report,
+        Seconds,
+        WeightsRecord,
+        installed_versions,
+        utc_now,
+    )
+    from mobileone_q.report.terminal import print_accuracy
+    from mobileone_q.runs.folder import Run
+    from mobileone_q.runs.inputs import image_counts, images_record
     from mobileone_q.runs.measure import measure_accuracy
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
@@ -133,30 +148,40 @@ def calibrate(
     export_onnx(quantized, run.onnx("int8"), preprocessing=preprocessing)
 
     with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(run, quantized, inputs.judged, advance)
+        measured = measure_accuracy(run, quantized, inputs.judged, advance)
 
-    report = update_report(
-        run,
+    report = Report(
         arch=model.arch.name,
         model=inputs.title,
-        target=recipe.target,
-        images=inputs.describe(),
-        seconds={"fuse": fuse_s, "calibrate": calibrate_s},
-        fusion=certificate.summary(),
-        float_blocks={"chosen": [block.to_dict() for block in kept], "all": quantized.keep_float},
-        **accuracy,
+        target=cast("Target", recipe.target),
+        images=image_counts(inputs),
+        seconds=Seconds(fuse=fuse_s, calibrate=calibrate_s),
+        fusion=FusionErrors(**certificate.summary()),
+        float_blocks=FloatBlocks(
+            tuple(ChosenBlock(**block.to_dict()) for block in kept), tuple(quantized.keep_float)
+        ),
+        accuracy=measured.accuracy,
+        simulation=measured.simulation,
     )
-    write_manifest(
-        run,
+    run.write_report(report)
+    classes = inputs.names_for(model.arch)
+    manifest = Manifest(
+        made=utc_now(),
+        versions=installed_versions(),
         arch=model.arch.name,
-        weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
-        images=inputs.identify(),
-        preprocessing=preprocessing,
-        classes=inputs.names_for(model.arch),
-        task=model.arch.task,
+        target=report.target,
+        task=cast("Task", model.arch.task),
+        title=inputs.title,
+        is_sample=inputs.title == sample.NAME,
+        weights=WeightsRecord(str(inputs.weights), sha256(inputs.weights), checkpoint.layout),
+        images=images_record(inputs),
+        preprocessing=inputs.preprocessing,
+        classes=tuple(classes) if classes else None,
         recipe=recipe.to_dict(),
         seed=options["seed"],
+        max_drop_pts=max_drop_pts,
     )
+    run.write_manifest(manifest)
     print_accuracy(report)
     click.echo(f"calibrated in   {calibrate_s:.1f} s on {len(inputs.calibration)} images")
     click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
@@ -250,7 +275,7 @@ def profile(
     """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
     if recorded is not None:
         from mobileone_q.evaluation.recorded_profile import latency_from
-        from mobileone_q.report import print_latency
+        from mobileone_q.report.terminal import print_latency
 
         print_latency(latency_from(recorded))
         return
@@ -265,14 +290,11 @@ def profile(
 @RUN
 def report(run_path: Path | None) -> None:
     """Print a run's report again."""
-    from mobileone_q.report import print_accuracy, print_latency
+    from mobileone_q.report.terminal import print_report
     from mobileone_q.runs.folder import Run
 
     run = Run.find(run_path)
-    values = run.read_report()
-    if "latency" in values:
-        print_latency(values["latency"])
-    print_accuracy(values)
+    print_report(run.read_report())
     click.echo(f"as HTML         {run.html}")
 
 
@@ -325,15 +347,16 @@ def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src:
 @training_options(epochs=50, lr=0.005, crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
 def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
     """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
-    from mobileone_q.report import print_accuracy
+    from mobileone_q.report.terminal import print_accuracy
     from mobileone_q.runs.folder import Run
     from mobileone_q.training.finetune import fine_tune
 
     made = fine_tune(Run.find(run_path), output, **options)
     if made is not None:
         run, report = made
+        assert report.qat is not None
         print_accuracy(report)
-        click.echo(f"fine-tuned in   {report['seconds']['qat']:.1f} s, {report['qat']['steps']} steps")
+        click.echo(f"fine-tuned in   {report.qat.seconds:.1f} s, {report.qat.steps} steps")
         click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
 
 
@@ -377,7 +400,7 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
     from mobileone_q.models.fuse import fuse as fuse_branches
     from mobileone_q.models.mobileone import MobileOne
     from mobileone_q.progress import progress
-    from mobileone_q.report import print_sensitivity
+    from mobileone_q.report.terminal import print_sensitivity
 
     recipe = Recipe.from_options(options, target=_resolve_target(target))
     wanted = choose_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
@@ -411,17 +434,18 @@ def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, *
 def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
     from mobileone_q.architecture.registry import choose_architecture
-    from mobileone_q.evaluation.cost import NOTES, describe, variant_table
-    from mobileone_q.report.info import print_info, print_variants
+    from mobileone_q.evaluation.cost import NOTES, network_cost, variant_table
+    from mobileone_q.report.network import print_network_cost, print_variants
 
     if arch is None:
         rows = variant_table(image_size or 224)
-        click.echo(json.dumps({"variants": rows, "notes": NOTES}, indent=2)) if as_json else print_variants(
-            rows, NOTES
-        )
+        if as_json:
+            click.echo(json.dumps({"variants": [asdict(row) for row in rows], "notes": NOTES}, indent=2))
+        else:
+            print_variants(rows, NOTES)
         return
-    values = describe(choose_architecture(arch, image_size=image_size), runs, threads)
-    click.echo(json.dumps(values, indent=2)) if as_json else print_info(values)
+    cost = network_cost(choose_architecture(arch, image_size=image_size), runs, threads)
+    click.echo(json.dumps(cost.to_dict(), indent=2)) if as_json else print_network_cost(cost)
 
 
 @main.command()
@@ -467,30 +491,28 @@ def predict(
 @main.command()
 @RUN
 @click.option("--engines", is_flag=True, required=True, help="Compare the logits of every engine at hand.")
-@click.option("--data", type=FILE, help="Folder of images.  [default: the bundled sample's, for its run]")
+@click.option(
+    "--data",
+    type=FILE,
+    help="Folder of images, or an .npz for a run on arrays.  [default: the bundled sample's, for its run]",
+)
 @click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
 @THREADS
 def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
     """Compare simulation, ONNX Runtime and TensorRT on the same images."""
-    from mobileone_q.data import sample
-    from mobileone_q.data.inputs import sample_images
-    from mobileone_q.data.preprocess import Preprocessing
-    from mobileone_q.data.sources import Batches, ImageFolder
-    from mobileone_q.errors import DataError
+    from mobileone_q.models.fused import FusedModel
     from mobileone_q.progress import progress
-    from mobileone_q.report import print_parity, update_report
+    from mobileone_q.report.terminal import print_parity
     from mobileone_q.runs.folder import Run
+    from mobileone_q.runs.inputs import comparison_inputs
     from mobileone_q.runs.parity import measure_parity
 
     run = Run.find(run_path)
-    if data is None and run.read_report().get("model") != sample.NAME:
-        raise DataError(f"{run.path} is not of the bundled sample; pass --data FOLDER of images")
-    source = ImageFolder(data) if data else sample_images("evaluation")
-    transform = Preprocessing.from_dict(run.read_manifest()["preprocessing"])
-    chosen = Batches.choose(source, transform, min(images, len(source)))
+    report = run.read_report()
+    chosen = comparison_inputs(run, FusedModel.load(run.fused).arch, data, images)
     with progress("comparing", len(chosen)) as advance:
         parity = measure_parity(run, chosen, threads, advance)
-    update_report(run, parity=parity)
+    run.write_report(report.with_sections(parity=parity))
     print_parity(parity)
 
 
@@ -506,11 +528,14 @@ def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool)
     from mobileone_q.evaluation.jetson import MODULES as published
     from mobileone_q.evaluation.roofline import roofline as bounds
     from mobileone_q.evaluation.roofline import to_dict
-    from mobileone_q.report import print_roofline
+    from mobileone_q.report.network import print_roofline
 
     chain, module = architecture(arch, image_size=image_size), published[device]
-    values = to_dict(chain, module, batch, bounds(chain, module, batch))
-    click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
+    found = bounds(chain, module, batch)
+    if as_json:
+        click.echo(json.dumps(to_dict(chain, module, batch, found), indent=2))
+    else:
+        print_roofline(chain, module, batch, found)
 
 
 @main.command()
@@ -543,17 +568,16 @@ def _show_latency(run: Run, backend: str, threads: int, runs: int, batch: int = 
     """Time a run's two engines, put the result into its report and print both."""
     from mobileone_q.models.fused import FusedModel
     from mobileone_q.progress import progress
-    from mobileone_q.report import print_accuracy, print_latency, update_report
+    from mobileone_q.report.terminal import print_report
     from mobileone_q.runs.measure import measure_latency
 
-    arch, target = FusedModel.load(run.fused).arch, run.read_report()["target"]
+    arch, target, report = FusedModel.load(run.fused).arch, run.read_manifest().target, run.read_report()
+    name = cast("BackendName", backend)
     with progress("profiling", 2 * runs) as advance:
         latency = measure_latency(
-            run, arch, target, backend, threads=threads, runs=runs, batch=batch, advance=advance
+            run, arch, target, name, threads=threads, runs=runs, batch=batch, advance=advance
         )
-    report = update_report(run, latency=latency)
-    print_latency(latency)
-    print_accuracy(report)
+    print_report(run.write_report(report.with_sections(latency=latency)))
     click.echo(f"as HTML         {run.html}")
 
 

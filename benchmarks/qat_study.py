@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -33,7 +33,6 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
-from mobileone_q.report import update_report
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.measure import measure_accuracy
 
@@ -69,8 +68,7 @@ def reported(run: Path) -> Measured:
 def test(path: Path, images: Batches) -> dict[str, Any]:
     """A run's accuracy on other images than its own."""
     run = Run(path)
-    accuracy: dict[str, Any] = measure_accuracy(run, QuantizedModel.load(run.quantized), images)["accuracy"]
-    return accuracy
+    return asdict(measure_accuracy(run, QuantizedModel.load(run.quantized), images).accuracy)
 
 
 def spoil(run: Run) -> None:
@@ -79,8 +77,9 @@ def spoil(run: Run) -> None:
     inputs = choose_inputs(choose_architecture("s0", image_size=32), None, None, None, None, seed=0)
     quantized = run_recipe(fused, inputs.calibration, POOR)
     quantized.save(run.quantized, recipe=POOR.to_dict())
-    export_onnx(quantized, run.onnx("int8"), preprocessing=run.read_manifest()["preprocessing"])
-    update_report(run, **measure_accuracy(run, quantized, inputs.judged))
+    export_onnx(quantized, run.onnx("int8"), preprocessing=PREPROCESSING.to_dict())
+    accuracy, simulation = measure_accuracy(run, quantized, inputs.judged)
+    run.write_report(run.read_report().with_sections(accuracy=accuracy, simulation=simulation))
 
 
 def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,38 @@ class OperatorCost:
             "parameter_mb": self.parameter_bytes / 1e6,
             "time_ms": self.time_ms,
         }
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network costs for one image: parameters fused and with branches, and its operators."""
+
+    arch: str
+    image_size: Pair
+    blocks: int
+    task: str
+    parameters: int
+    parameters_with_branches: int
+    gflop: float
+    operators: tuple[OperatorCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {
+            "image_size": list(self.image_size),
+            "operators": [row.to_dict() for row in self.operators],
+        }
+
+
+@dataclass(frozen=True)
+class VariantCost:
+    """One of S0 to S4: parameters, GFLOP and the top-1 accuracy that Apple publishes, in percent."""
+
+    arch: str
+    parameters: int
+    parameters_with_branches: int
+    gflop: float
+    published_top1: float
 
 
 class _Tally:
@@ -118,23 +150,23 @@ def parameter_counts(arch: Architecture) -> dict[str, int]:
     return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 
 
-def describe(arch: Architecture, runs: int = 0, threads: int = 1) -> dict[str, Any]:
-    """Everything `mobileone-q info --json` says of a network; timed where ``runs`` is above 0."""
+def network_cost(arch: Architecture, runs: int = 0, threads: int = 1) -> NetworkCost:
+    """Everything that `mobileone-q info` shows about a network; timed where ``runs`` is above 0."""
     costs = operator_costs(arch)
     times = operator_times(arch, runs, threads) if runs else {}
-    rows = [OperatorCost(**(asdict(cost) | {"time_ms": times.pop(cost.operator, None)})) for cost in costs]
+    rows = [replace(cost, time_ms=times.pop(cost.operator, None)) for cost in costs]
     rows += [OperatorCost(name, time_ms=time) for name, time in times.items()]
     counts = parameter_counts(arch)
-    return {
-        "arch": arch.name,
-        "image_size": list(arch.image_size),
-        "blocks": len(arch.blocks),
-        "task": arch.task,
-        "parameters": counts["fused"],
-        "parameters_with_branches": counts["with_branches"],
-        "gflop": sum(cost.flops for cost in costs) / 1e9,
-        "operators": [row.to_dict() for row in rows],
-    }
+    return NetworkCost(
+        arch=arch.name,
+        image_size=arch.image_size,
+        blocks=len(arch.blocks),
+        task=arch.task,
+        parameters=counts["fused"],
+        parameters_with_branches=counts["with_branches"],
+        gflop=sum(cost.flops for cost in costs) / 1e9,
+        operators=tuple(rows),
+    )
 
 
 def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str, float]:
@@ -176,11 +208,18 @@ def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str,
     return {operator: statistics.median(values) for operator, values in samples.items()}
 
 
-def variant_table(image_size: int = 224) -> list[dict[str, Any]]:
-    """S0 to S4: parameters, FLOP and published accuracy."""
+def variant_table(image_size: int = 224) -> list[VariantCost]:
+    """S0 to S4, smallest first."""
     rows = []
     for name in VARIANTS:
-        values = describe(architecture(name, image_size=image_size))
-        kept = {key: values[key] for key in ("arch", "parameters", "parameters_with_branches", "gflop")}
-        rows.append(kept | {"published_top1": PUBLISHED_TOP1[name]})
+        cost = network_cost(architecture(name, image_size=image_size))
+        rows.append(
+            VariantCost(
+                cost.arch,
+                cost.parameters,
+                cost.parameters_with_branches,
+                cost.gflop,
+                PUBLISHED_TOP1[name],
+            )
+        )
     return rows

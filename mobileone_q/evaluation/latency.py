@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
 from mobileone_q.engines.layer_map import Inspection, assign, is_reformat
+from mobileone_q.names import Precision
 from mobileone_q.progress import Advance, silent
 
 
@@ -50,7 +51,7 @@ class BlockTiming:
     speedup: float
     fp16_ms: float | None = None
     slower_than_fp16: bool = False
-    shared: tuple[str, ...] = ()
+    shared: tuple[Precision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,15 +80,15 @@ class Latency:
     layers: tuple[BlockTiming, ...]
     fp16: Timing | None = None
     fp16_sum_ms: float | None = None
-    reformat_ms: Mapping[str, float] = field(default_factory=dict)
-    graph: Mapping[str, Timing] = field(default_factory=dict)
+    reformat_ms: Mapping[Precision, float] = field(default_factory=dict)
+    graph: Mapping[Precision, Timing] = field(default_factory=dict)
     recorded: bool = False
     note: str | None = None
 
     @property
-    def timings(self) -> dict[str, Timing]:
+    def timings(self) -> dict[Precision, Timing]:
         """The end-to-end times by precision, in the order FP32, FP16, INT8."""
-        each = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
+        each: dict[Precision, Timing | None] = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
         return {precision: timing for precision, timing in each.items() if timing is not None}
 
     @property
@@ -129,7 +130,7 @@ class BlockTable:
         return _ratio(*self.sums_ms)
 
 
-def compare_blocks(layers: Mapping[str, LayerRecords], block_names: Sequence[str]) -> BlockTable:
+def compare_blocks(layers: Mapping[Precision, LayerRecords], block_names: Sequence[str]) -> BlockTable:
     """A row per block, from engines by precision: ``fp32``, ``int8`` and perhaps ``fp16``."""
     times = {key: block_times(each.runs, block_names, each.inspection) for key, each in layers.items()}
     shared = {key: each.shared_blocks(block_names) for key, each in layers.items()}
@@ -160,7 +161,9 @@ def profile_engines(
     ``batch`` is the input (N, C, H, W). ``advance(1)`` is called after every round, 2 * ``runs``
     times in all.
     """
-    engines = {"fp32": fp32, "int8": int8} | ({"fp16": fp16} if fp16 else {})
+    engines: dict[Precision, Engine] = {"fp32": fp32, "int8": int8}
+    if fp16:
+        engines["fp16"] = fp16
     timings = _time({key: partial(engine.run, batch) for key, engine in engines.items()}, runs, advance)
     recorded = {key: engine.captured(batch) for key, engine in engines.items()}
     graphs = {key: replay for key, replay in recorded.items() if replay is not None}
@@ -171,7 +174,8 @@ def profile_engines(
             stack.enter_context(profiler)
         _interleave([partial(profiler.run, batch) for profiler in profilers.values()], runs, advance)
     layers = {
-        key: LayerRecords(profiler.runs[-runs:], engines[key].inspection()) for key, profiler in profilers.items()
+        key: LayerRecords(profiler.runs[-runs:], engines[key].inspection())
+        for key, profiler in profilers.items()
     }
     table = compare_blocks(layers, block_names)
     return Latency(
@@ -193,8 +197,8 @@ def profile_engines(
 
 
 def _time(
-    actions: Mapping[str, Callable[[], object]], runs: int, advance: Advance = silent
-) -> dict[str, Timing]:
+    actions: Mapping[Precision, Callable[[], object]], runs: int, advance: Advance = silent
+) -> dict[Precision, Timing]:
     """Each action's latency over ``runs`` interleaved rounds."""
     times = _interleave(list(actions.values()), runs, advance)
     return {

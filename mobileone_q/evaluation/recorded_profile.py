@@ -22,8 +22,9 @@ from mobileone_q.architecture.variants import architecture
 from mobileone_q.engines.base import LayerTimes
 from mobileone_q.engines.layer_map import Inspection, read_inspection
 from mobileone_q.errors import EngineError
-from mobileone_q.evaluation.latency import LayerRecords, Latency, Timing, compare_blocks
+from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, compare_blocks
 from mobileone_q.files import read_json
+from mobileone_q.names import PRECISIONS
 
 NOTE = "from a recorded profile; nothing was run here"
 
@@ -45,9 +46,7 @@ def latency_from(path: Path) -> Latency:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise EngineError(
-            f"{path} is not a recording: {field}: {first['msg']}; correct that value"
-        ) from None
+        raise EngineError(f"{path} is not a recording: {field}: {first['msg']}; correct that value") from None
     except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise EngineError(
@@ -56,9 +55,10 @@ def latency_from(path: Path) -> Latency:
 
 
 def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> Latency:
-    layers = {key: _layers(path, key, engine) for key, engine in engines.items()}
+    built = [precision for precision in PRECISIONS if precision in engines]
+    layers = {precision: _layers(path, precision, engines[precision]) for precision in built}
     names = [block.name for block in architecture(recording.get("arch", "s0")).blocks]
-    timed = {key: engine["latency_ms"] for key, engine in engines.items() if "latency_ms" in engine}
+    timed = {key: engines[key]["latency_ms"] for key in built if "latency_ms" in engines[key]}
     timings = {key: Timing(ms["median"], ms["p95"]) for key, ms in timed.items()}
     table = compare_blocks(layers, names)
     is_timed = {"fp32", "int8"} <= timings.keys()

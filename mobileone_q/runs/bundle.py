@@ -1,9 +1,10 @@
-"""A deployment folder: what a device with TensorRT and NumPy needs, and nothing of this project.
+"""A deployment folder: what a device with TensorRT and NumPy needs, without this project.
 
-MODEL.onnx   the graph; beside it MODEL.calib for DLA, and a second graph where the typing of
-             TensorRT 10 and later needs one
-build.sh     builds model.plan with trtexec, by the version of TensorRT it finds
-run_image.py classifies one image; preprocessing.json and labels.txt are its settings
+MODEL.onnx    the graph; beside it int8.calib for DLA, and a second graph where the typing of
+              TensorRT 10 and later needs one
+build.sh      builds model.plan with trtexec, by the version of TensorRT that it finds
+run_image.py  runs one image, or one array for a network that takes arrays; its settings are
+              preprocessing.json and labels.txt
 """
 
 from __future__ import annotations
@@ -12,21 +13,22 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from mobileone_q.architecture.spec import Architecture
-from mobileone_q.data import sample
 from mobileone_q.deploy import run_image
 from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.engines.tensorrt.trtexec import trtexec_line
-from mobileone_q.errors import RunError
+from mobileone_q.errors import EngineError, RunError
 from mobileone_q.files import write_json, write_text
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.names import pairing
+from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.graphs import build_options, write_graph
 
 ENGINE = "model.plan"
-VERSIONS = ("8.5", "8.6", "10.3", "11.1")  # one line for each; the next lower one serves what lies between
+VERSIONS = ("8.5", "8.6", "10.3", "11.1")  # a line for each, which also serves the versions up to the next
 
 SCRIPT = """#!/bin/sh
 # Build {engine} on this device with the TensorRT that it has. Written by mobileone-q.
@@ -56,14 +58,37 @@ sed "1s/.*/TRT-$NUMBER-EntropyCalibration2/" int8.calib > model.calib
 def write_bundle(run: Run, folder: Path, precision: str, options: BuildOptions) -> str:
     """Fill a new or empty folder for one precision; returns what to do with it, in words.
 
+    After a failure the folder is as it was before.
+
     Raises:
         RunError: the folder already holds something, or cannot be written to.
-        EngineError: INT8, and a DLA core asked for that the run was not calibrated for.
+        EngineError: TensorRT cannot run the run's INT8 graph, or cannot do so on what was asked for.
+        FileError: the run's manifest cannot be used.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty; choose another --bundle, so that nothing in it is lost")
+    manifest, arch = run.read_manifest(), FusedModel.load(run.fused).arch
+    if precision == "int8":
+        refusal = pairing(manifest.target, "tensorrt", options.dla_core).refusal
+        if refusal:
+            raise EngineError(f"{run.path}: {refusal}")
     options = build_options(run, precision, options)
-    arch = FusedModel.load(run.fused).arch
+    was_there = folder.exists()
+    try:
+        _fill(run, manifest, arch, folder, precision, options)
+    except BaseException:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            path.unlink(missing_ok=True)
+        if not was_there and folder.is_dir():
+            folder.rmdir()
+        raise
+    given = "IMAGE" if manifest.preprocessing else "ARRAY.npy"
+    return f"{folder}: copy it to the device, then ./build.sh and python3 run_image.py {ENGINE} {given}"
+
+
+def _fill(
+    run: Run, manifest: Manifest, arch: Architecture, folder: Path, precision: str, options: BuildOptions
+) -> None:
     lines = {}
     for version in VERSIONS:
         graph = write_graph(run, precision, options.remainder, _typing_of(version))
@@ -76,22 +101,28 @@ def write_bundle(run: Run, folder: Path, precision: str, options: BuildOptions) 
     write_text(folder / "build.sh", SCRIPT.format(engine=ENGINE, calibration=calibration, **named))
     (folder / "build.sh").chmod(0o755)
     _copy(Path(run_image.__file__), folder / "run_image.py")
-    transform = run.read_manifest()["preprocessing"]
+    write_json(folder / "preprocessing.json", input_facts(manifest, arch))
+    write_text(folder / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
+
+
+def input_facts(manifest: Manifest, arch: Architecture) -> dict[str, Any]:
+    """The network's input, for people and for run_image.py: ``takes`` is ``image`` or ``array``."""
+    tensors = {"input": "input", "output": "logits"}
+    if manifest.preprocessing is None:
+        shape = [arch.in_channels, *arch.image_size]
+        meaning = "normalized as the arrays that the network was calibrated on"
+        return {"takes": "array", "shape": shape, "dtype": "float32", "values": meaning, **tensors}
     facts = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "dtype": "float32"}
-    write_json(folder / "preprocessing.json", {**transform, **facts, "input": "input", "output": "logits"})
-    write_text(folder / "labels.txt", "\n".join(labels(run, arch.num_classes)) + "\n")
-    return f"{folder}: copy it to the device, then ./build.sh and python3 run_image.py {ENGINE} IMAGE"
+    return {"takes": "image", **manifest.preprocessing.to_dict(), **facts, **tensors}
 
 
-def labels(run: Run, count: int) -> list[str]:
-    """Class names, one per output; numbers where the run does not know them."""
-    if run.read_report().get("model") == sample.NAME:
-        return list(sample.CLASSES)
-    return [f"class {index}" for index in range(count)]
+def labels(manifest: Manifest, count: int) -> list[str]:
+    """A name for each output; numbers where the run has no names."""
+    return list(manifest.classes or [f"class {index}" for index in range(count)])
 
 
 def _typing_of(version: str) -> type[Engine]:
-    """Stands for the engine class of a version that is not installed here: only its typing counts."""
+    """Stands in for the engine class of a version that is not installed: only its typing is asked for."""
     typed = int(version.split(".")[0]) >= 10
     return cast(type[Engine], SimpleNamespace(is_typed_by_graph=lambda: typed, backend="tensorrt"))
 

@@ -1,4 +1,4 @@
-"""A run folder: what `calibrate` makes and everything after it reads.
+"""A run folder: what `calibrate` makes, and what every later command reads.
 
 fused.safetensors  quantized.safetensors  fp32.onnx  int8.onnx
 manifest.json  report.json  report.html  engines/
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from mobileone_q import __version__
 from mobileone_q.errors import RunError
-from mobileone_q.files import read_json, write_json
+from mobileone_q.report.html import write_html
+from mobileone_q.report.schema import Manifest, Report
 
 RUNS = Path("runs")
-VERSIONED = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Paths inside a run folder, and its manifest and report."""
+    """The paths inside a run folder, and its manifest and report."""
 
     path: Path
 
@@ -59,7 +55,7 @@ class Run:
 
     @classmethod
     def create(cls, output: Path | None, arch: str) -> Run:
-        """A new folder: ``output``, which must hold no run yet, or the first free ``runs/<arch>[-n]``.
+        """A new folder: ``output``, which must be new or empty, or the first free ``runs/<arch>[-n]``.
 
         Raises:
             RunError: ``output`` already holds something, or cannot be written to.
@@ -101,20 +97,36 @@ class Run:
             )
         return cls(made[-1].parent)
 
-    def read_report(self) -> dict[str, Any]:
-        return read_json(self.report)
+    def read_report(self) -> Report:
+        """The run's report, checked.
 
-    def read_manifest(self) -> dict[str, Any]:
-        return read_json(self.manifest)
+        Raises:
+            FileError: it cannot be read, is damaged, or has another schema number.
+        """
+        return Report.load(self.report)
 
+    def write_report(self, report: Report) -> Report:
+        """Write a report as ``report.json`` and ``report.html``; returns it.
 
-def write_manifest(run: Run, **facts: Any) -> None:
-    """Record what made the run: the facts given, versions and the time. It marks a run finished."""
-    versions = {"mobileone-q": __version__}
-    for package in VERSIONED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    made = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json(run.manifest, {"schema": 1, "made": made, "versions": versions, **facts})
+        Raises:
+            FileError: a number in it is not finite, or the folder cannot be written to.
+        """
+        report.save(self.report)
+        write_html(report, self.html)
+        return report
+
+    def read_manifest(self) -> Manifest:
+        """The run's manifest, checked.
+
+        Raises:
+            FileError: it cannot be read, is damaged, or has another schema number.
+        """
+        return Manifest.load(self.manifest)
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Write the manifest, last of all: it marks the run as finished.
+
+        Raises:
+            FileError: the folder cannot be written to.
+        """
+        manifest.save(self.manifest)

@@ -24,7 +24,9 @@ def write_graph(run: Run, precision: str, remainder: str, factory: type[Engine])
     if name in ("fp32", "int8"):
         return path
     model = FusedModel.load(run.fused) if precision == "fp16" else QuantizedModel.load(run.quantized)
-    export_onnx(model, path, dtype="float16", preprocessing=run.read_manifest().get("preprocessing", {}))
+    preprocessing = run.read_manifest().preprocessing
+    metadata = preprocessing.to_dict() if preprocessing else None
+    export_onnx(model, path, dtype="float16", preprocessing=metadata)
     return path
 
 
@@ -35,7 +37,7 @@ def graph_name(run: Run, precision: str, remainder: str, factory: type[Engine]) 
     if precision != "int8" or remainder == "fp32":
         return precision
     # DLA's graph has flags for its types, and ONNX Runtime has no FP16 kernels on a CPU.
-    return "int8" if run.calibration.is_file() or factory.backend == "onnxruntime" else "int8-fp16"
+    return "int8" if run.read_manifest().target == "dla" or factory.backend == "onnxruntime" else "int8-fp16"
 
 
 def build_options(run: Run, precision: str, options: BuildOptions) -> BuildOptions:
@@ -45,7 +47,7 @@ def build_options(run: Run, precision: str, options: BuildOptions) -> BuildOptio
     Raises:
         EngineError: INT8 and DLA, and a run that was calibrated for another target, or the reverse.
     """
-    target = run.read_report()["target"]
+    target = run.read_manifest().target
     if precision == "int8" and options.dla_core is not None and target != "dla":
         raise EngineError(f"{run.path} is for target {target}, not DLA; calibrate it with --target dla")
     if precision == "int8" and options.dla_core is None and target == "dla":

@@ -100,11 +100,10 @@ def predictor_of_engine(path: Path, classes: Path | None = None, threads: int = 
 
 def _predictor(run: Run, engine: Runnable, classes: Path | None) -> Predictor:
     manifest = run.read_manifest()
-    if not manifest.get("preprocessing"):
+    if manifest.preprocessing is None:
         raise DataError(f"{run.path} was calibrated on arrays, not images; run its engine on arrays instead")
-    names = read_classes(classes) if classes else manifest.get("classes")
-    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    return Predictor(engine, preprocessing, names, manifest.get("task", "classify"))
+    names = read_classes(classes) if classes else manifest.classes
+    return Predictor(engine, manifest.preprocessing, names, manifest.task)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:

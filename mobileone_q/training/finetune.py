@@ -19,17 +19,15 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress
-from mobileone_q.report import update_report
-from mobileone_q.runs.folder import Run, write_manifest
-from mobileone_q.runs.inputs import inputs_of
+from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, utc_now
+from mobileone_q.runs.folder import Run
+from mobileone_q.runs.inputs import image_counts, images_record, inputs_of
 from mobileone_q.runs.measure import measure_accuracy
 from mobileone_q.training.distributed import choose_folder
-from mobileone_q.training.loop import Training, end, make_engine
+from mobileone_q.training.loop import Outcome, Training, end, make_engine
 from mobileone_q.training.objectives import Distillation
 from mobileone_q.training.settings import take_settings
 from mobileone_q.training.views import split, views
-
-KEPT = ("arch", "model", "target", "fusion")
 
 
 def fine_tune(
@@ -46,7 +44,7 @@ def fine_tune(
     bn_epochs: int,
     resume: bool,
     **options: Any,
-) -> tuple[Run, dict[str, Any]] | None:
+) -> tuple[Run, Report] | None:
     """Train, export and measure; (new run, its report), or None in any process but the first.
 
     ``options`` are those of :func:`take_settings`.
@@ -96,7 +94,7 @@ def fine_tune(
         return None
     shipped = model.to("cpu").to_quantized()
     settled = {**facts, **settings.to_dict(), "augmentation": augmentation.to_dict()}
-    return made, _publish(run, made, fused.to("cpu"), shipped, inputs, outcome.to_dict(), settled)
+    return made, _publish(run, made, fused.to("cpu"), shipped, inputs, outcome, settled)
 
 
 def _trainable(branches: str, quantized: QuantizedModel, inputs: Inputs) -> FakeQuantModel:
@@ -114,27 +112,43 @@ def _publish(
     fused: FusedModel,
     quantized: QuantizedModel,
     inputs: Inputs,
-    outcome: dict[str, Any],
+    outcome: Outcome,
     settings: dict[str, Any],
-) -> dict[str, Any]:
+) -> Report:
     """Write what `calibrate` writes, measured on the exported graphs; returns the report."""
     manifest, before = run.read_manifest(), run.read_report()
     write_atomically(made.fused, lambda temporary: shutil.copyfile(run.fused, temporary))
-    quantized.save(made.quantized, recipe=manifest["recipe"], qat=settings)
-    preprocessing = manifest["preprocessing"]
+    quantized.save(made.quantized, recipe=dict(manifest.recipe), qat=settings)
+    preprocessing = manifest.preprocessing.to_dict() if manifest.preprocessing else None
     export_onnx(fused, made.onnx("fp32"), preprocessing=preprocessing)
     export_onnx(quantized, made.onnx("int8"), preprocessing=preprocessing)
     with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(made, quantized, inputs.judged, advance)
-    report = update_report(
-        made,
-        **{key: before[key] for key in KEPT if key in before},
-        images=inputs.describe(),
-        seconds={**before["seconds"], "qat": outcome["seconds"]},
-        qat={**outcome, "before": before["accuracy"]},
-        **accuracy,
+        measured = measure_accuracy(made, quantized, inputs.judged, advance)
+    report = Report(
+        arch=before.arch,
+        model=before.model,
+        target=before.target,
+        fusion=before.fusion,
+        images=image_counts(inputs),
+        seconds=Seconds(before.seconds.fuse, before.seconds.calibrate, outcome.seconds),
+        accuracy=measured.accuracy,
+        simulation=measured.simulation,
+        qat=FineTuning(
+            steps=outcome.steps,
+            kept_step=outcome.kept_step,
+            seconds=outcome.seconds,
+            metrics=outcome.figures,
+            start=outcome.start,
+            before=before.accuracy,
+        ),
     )
-    keep = ("arch", "weights", "preprocessing", "classes", "task", "recipe", "seed")
-    facts = {key: manifest.get(key) for key in keep}
-    write_manifest(made, **facts, images=inputs.identify(), qat=settings, tuned_from=str(run.path))
+    made.write_report(report)
+    changed = {
+        "made": utc_now(),
+        "versions": installed_versions(),
+        "images": images_record(inputs),
+        "qat": settings,
+        "tuned_from": str(run.path),
+    }
+    made.write_manifest(manifest.model_copy(update=changed))
     return report
