@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_bundled_run_folder_is_complete(bundled):
 
 def test_bundled_report_holds_the_contract(bundled):
     report = json.loads((bundled[0] / "report.json").read_text())
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["images"]["calibration"] == 200
     assert report["images"]["evaluation"] == 2000
     accuracy = report["accuracy"]
@@ -110,8 +111,6 @@ def test_rtx_engine_from_the_command_line(bundled):
 
 def test_every_precision_and_its_graph_from_the_command_line(bundled, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    import shutil
-
     run = tmp_path / "run"
     shutil.copytree(bundled[0], run, ignore=shutil.ignore_patterns("engines"))
     words = ("--run", run, "--backend", "tensorrt-rtx", "--compute-capability", 86, "--batch", "1:2:4")
@@ -187,6 +186,21 @@ def test_own_weights_and_images(images, weights, tmp_path):
     assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (44, 0, 44)
 
 
+def test_a_bundle_has_the_names_of_the_run_s_classes(images, weights, tmp_path):
+    root = tmp_path / "named"
+    shutil.copytree(images, root)
+    names = [f"name of class {number}" for number in range(10)]
+    (root / "classes.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names)))
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    invoke(
+        "calibrate", "--arch", "s0", "--weights", weights, "--data", root, "--image-size", 32,
+        "--target", "tensorrt", "--output", run,
+    )  # fmt: skip
+    invoke("build-engine", "--int8", "--bundle", bundle, "--run", run)
+    assert (bundle / "labels.txt").read_text().splitlines() == names
+    assert json.loads((run / "manifest.json").read_text())["classes"] == names
+
+
 def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp_path):
     output = invoke(
         "calibrate", "--arch", "s0", "--weights", weights, "--data", images, "--image-size", 32,
@@ -196,8 +210,6 @@ def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp
 
 
 def test_unreadable_images_are_counted(images, weights, tmp_path):
-    import shutil
-
     shutil.copytree(images, tmp_path / "data")
     (tmp_path / "data" / "0" / "bad.jpg").write_text("no image")
     output = invoke(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobileone_q.files import write_text
 from mobileone_q.report.schema import Report
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def write_html(report: Report, path: Path) -> None:
@@ -14,6 +19,11 @@ def write_html(report: Report, path: Path) -> None:
     Raises:
         FileError: the folder cannot be written to.
     """
+    write_text(path, _template().render(report=report))
+
+
+@cache
+def _template() -> Template:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -23,4 +33,4 @@ def write_html(report: Report, path: Path) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    write_text(path, environment.get_template("report.html.j2").render(report=report))
+    return environment.get_template("report.html.j2")

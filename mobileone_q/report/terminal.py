@@ -15,6 +15,7 @@ from mobileone_q.names import Precision
 from mobileone_q.report.schema import Report
 
 FILE_COLUMNS = 140
+TABLE_COLUMNS = 100
 
 
 def console() -> Console:
@@ -148,11 +149,14 @@ def _timings(by_precision: Mapping[Precision, Timing]) -> str:
 def print_parity(parity: Parity) -> None:
     """Print every engine beside its reference, and why the others were not run."""
     out = console()
-    out.print(f"logits of every engine at hand on the same {parity.images} images")
+    out.print(
+        f"logits of every engine at hand on the same {parity.images} images; difference: the largest of any "
+        "logit, and the same as a share of the reference's largest logit"
+    )
     table = Table()
     for heading in ("engine", "against"):
         table.add_column(heading)
-    for heading in ("largest difference", "of largest logit", "agreement", "KL", "top-1 %"):
+    for heading in ("difference", "relative", "agreement", "KL", "top-1 %"):
         table.add_column(heading, justify="right")
     for row in parity.engines:
         table.add_row(
@@ -212,4 +216,4 @@ def print_sensitivity(ranking: Sequence[RankedBlock], images: int) -> None:
             ", ".join(channels),
             ", ".join(map(str, block.weight_channels)),
         )
-    out.print(table)
+    out.print(table, width=min(out.width, TABLE_COLUMNS))

@@ -117,8 +117,11 @@ def input_facts(manifest: Manifest, arch: Architecture) -> dict[str, Any]:
 
 
 def labels(manifest: Manifest, count: int) -> list[str]:
-    """A name for each output; numbers where the run has no names."""
-    return list(manifest.classes or [f"class {index}" for index in range(count)])
+    """A name for each of ``count`` outputs; numbers where the run has no names for them."""
+    names = manifest.classes
+    if names is not None and len(names) == count:
+        return list(names)
+    return [f"class {index}" for index in range(count)]
 
 
 def _typing_of(version: str) -> type[Engine]:

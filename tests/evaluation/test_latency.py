@@ -1,10 +1,15 @@
+import statistics
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mobileone_q.engines.base import EngineInfo
 from mobileone_q.engines.layer_map import Inspection
-from mobileone_q.evaluation.latency import block_times, owner, profile_engines
-from mobileone_q.report import print_latency, write_html
+from mobileone_q.evaluation.latency import LayerRecords, block_times, compare_blocks, owner, profile_engines
+from mobileone_q.report.html import write_html
+from mobileone_q.report.terminal import print_latency
+from tests.helpers.records import LATENCY, make_report
 
 BLOCKS = ["stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "head"]
 
@@ -85,6 +90,30 @@ def test_runs_are_interleaved_and_rows_add_up():
     assert latency.speedup == latency.fp32.median_ms / latency.int8.median_ms
 
 
+def test_the_total_is_the_sum_of_its_rows_on_a_busy_machine(capsys):
+    """Each row is a median of its own; the median of the runs' sums would be another number."""
+    runs = [
+        {"stem": stem, "stage1.0.dw": dw, "head": head}
+        for stem, dw, head in [(1.0, 1.0, 9.0), (1.0, 9.0, 1.0), (9.0, 1.0, 1.0)]
+    ]
+    assert statistics.median(sum(run.values()) for run in runs) == 11.0
+    records = LayerRecords(runs)
+    table = compare_blocks({"fp32": records, "fp16": records, "int8": records}, BLOCKS)
+    assert table.sums_ms == (3.0, 3.0)
+    assert table.fp16_sum_ms == 3.0
+    assert sum(row.fp32_ms for row in table.rows) == 3.0
+    latency = replace(LATENCY, layers=table.rows, layer_sum_ms=table.sums_ms, fp16_sum_ms=table.fp16_sum_ms)
+    print_latency(latency)
+    rows = {cells[0]: cells[1:] for cells in map(cells_of, capsys.readouterr().out.splitlines()) if cells}
+    assert rows["sum of blocks"] == ["3.000", "3.000", "3.000", "1.00x", "1.00x"]
+    assert rows["end to end"] == ["4.000", "2.000", "1.000", "4.00x", "2.00x"]
+
+
+def cells_of(line):
+    """The cells of a table's row; none for other lines."""
+    return [cell.strip() for cell in line.strip("│").split("│")] if line.startswith("│") else []
+
+
 def test_fp16_stands_beside_them_and_slower_int8_blocks_are_flagged(tmp_path):
     log = []
     layers = {
@@ -108,9 +137,7 @@ def test_fp16_stands_beside_them_and_slower_int8_blocks_are_flagged(tmp_path):
     assert rows["stage1.0.pw"].shared == ("fp16",)
     assert rows["head"].fp32_ms == 3.0  # the layout change that prepares it counts to it
     assert latency.reformat_ms == {"fp32": 1.0, "int8": 0.0, "fp16": 0.0}
-    report = {"model": "m", "target": "tensorrt", "images": {"calibration": 1, "evaluation": 1}}
-    report["images"]["evaluated_on"] = "evaluation"
-    write_html(report | {"latency": latency.to_dict()}, tmp_path / "r.html")
+    write_html(make_report(latency=latency), tmp_path / "r.html")
     html = (tmp_path / "r.html").read_text()
     assert "FP16 ms" in html
     assert html.count("INT8 is slower than FP16") == 1
@@ -125,13 +152,11 @@ def test_a_recorded_launch_is_timed_beside_the_plain_run(tmp_path, capsys):
 
     layers = {"stem": 1.0, "stage1.0.dw": 1.0, "head": 1.0}
     engines = [Recorded(key, log, layers) for key in ("fp32", "int8")]
-    latency = profile_engines(*engines, BLOCKS, np.zeros((1, 3), np.float32), runs=5).to_dict()
-    assert set(latency["graph"]) == {"fp32", "int8"}
+    latency = profile_engines(*engines, BLOCKS, np.zeros((1, 3), np.float32), runs=5)
+    assert set(latency.graph) == {"fp32", "int8"}
     graphs = [entry for entry in log if entry.endswith("graph")]
     assert graphs == ["fp32 graph", "int8 graph"] * (len(graphs) // 2)
     print_latency(latency)
     assert "as a CUDA graph, without copies: FP32" in capsys.readouterr().out
-    report = {"model": "m", "target": "tensorrt", "images": {"calibration": 1, "evaluation": 1}}
-    report["images"]["evaluated_on"] = "evaluation"
-    write_html(report | {"latency": latency}, tmp_path / "r.html")
+    write_html(make_report(latency=latency), tmp_path / "r.html")
     assert "CUDA graph, no copies" in (tmp_path / "r.html").read_text()

@@ -19,11 +19,11 @@ from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import EngineError, RunError
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.files import write_json
 from mobileone_q.models.fuse import fuse
 from mobileone_q.runs.bundle import write_bundle
 from mobileone_q.runs.folder import Run
 from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.records import make_manifest
 
 TRANSFORM = Preprocessing(resize=36, crop=32)
 
@@ -74,15 +74,14 @@ def make_run(folder, target):
     quantized.save(run.quantized)
     export_onnx(fused, run.onnx("fp32"))
     export_onnx(quantized, run.onnx("int8"))
-    write_json(run.report, {"target": target, "model": sample.NAME})
-    write_json(run.manifest, {"preprocessing": TRANSFORM.to_dict()})
+    run.write_manifest(make_manifest(target=target, preprocessing=TRANSFORM, classes=sample.CLASSES))
     return run
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {target: make_run(folder / target, target) for target in ("tensorrt", "dla")}
+    return {target: make_run(folder / target, target) for target in ("tensorrt", "dla", "onnxruntime")}
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +218,23 @@ def test_grids_and_device_must_fit(runs, tmp_path):
         write_bundle(runs["tensorrt"], tmp_path / "a", "int8", BuildOptions(dla_core=0))
     with pytest.raises(EngineError, match="is for DLA; pass --dla 0"):
         write_bundle(runs["dla"], tmp_path / "b", "int8", BuildOptions())
+    with pytest.raises(EngineError, match=r"would read its uint8 codes as int8.*--target tensorrt"):
+        write_bundle(runs["onnxruntime"], tmp_path / "c", "int8", BuildOptions())
+    assert not any((tmp_path / name).exists() for name in "abc")
+    write_bundle(runs["onnxruntime"], tmp_path / "d", "fp16", BuildOptions())
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_failure_leaves_the_folder_as_it_was(runs, tmp_path, is_there):
+    run = Run(shutil.copytree(runs["tensorrt"].path, tmp_path / "run"))
+    run.onnx("int8").unlink()
+    folder = tmp_path / "bundle"
+    if is_there:
+        folder.mkdir()
+    with pytest.raises(RunError, match="cannot write"):
+        write_bundle(run, folder, "int8", BuildOptions())
+    assert folder.exists() == is_there
+    assert not is_there or not any(folder.iterdir())
 
 
 def test_the_script_is_python_3_8():

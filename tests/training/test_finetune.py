@@ -103,9 +103,8 @@ def test_what_cannot_be_tuned_is_refused(run, tmp_path):
     fused = tmp_path / "fused.safetensors"
     shutil.copyfile(run / "fused.safetensors", fused)
     manifest["weights"]["path"] = str(fused)
+    manifest["is_sample"] = False
     (broken / "manifest.json").write_text(json.dumps(manifest))
-    report = json.loads((broken / "report.json").read_text())
-    (broken / "report.json").write_text(json.dumps(report | {"model": "mine"}))
     for k in range(16):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), (k, 0, 0)).save(tmp_path / "images" / f"{k}.png")

@@ -1,0 +1,224 @@
+"""report.json and manifest.json: what is written can be read, and damage is one line."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+
+import jsonschema
+import pytest
+
+from calibrate.recipe import Recipe
+from mobileone_q.errors import FileError, MobileOneQError
+from mobileone_q.report import schema
+from mobileone_q.report.html import write_html
+from mobileone_q.report.schema import Manifest, Report, json_schemas
+from mobileone_q.report.terminal import print_parity, print_report
+from mobileone_q.runs.bundle import input_facts, labels
+from mobileone_q.runs.folder import Run
+from tests.helpers.cli import invoke, refused
+from tests.helpers.networks import small
+from tests.helpers.records import ACCURACY, make_manifest, make_report
+
+DOCUMENTS = {"report": make_report(), "manifest": make_manifest()}
+WRONG = (None, True, "[/x]", "", -1.5, 7, [], [None], {}, {"x": "y"}, math.nan)
+
+
+def write(document, path):
+    document.save(path)
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_what_is_written_is_read_again(name, tmp_path):
+    document, path = DOCUMENTS[name], tmp_path / f"{name}.json"
+    values = write(document, path)
+    assert type(document).load(path) == document
+    assert next(iter(values)) == "schema"
+    assert values["schema"] == 2
+
+
+def test_a_report_begins_without_sections(tmp_path):
+    sections = ("accuracy", "simulation", "latency", "parity", "qat", "fusion", "float_blocks")
+    report = make_report(**dict.fromkeys(sections))
+    values = write(report, tmp_path / "report.json")
+    assert all(values[section] is None for section in sections)
+    report = Report.load(tmp_path / "report.json").with_sections(accuracy=ACCURACY)
+    assert report.accuracy == ACCURACY
+    assert report.latency is None
+
+
+def test_keys_that_scripts_rely_on(tmp_path):
+    values = write(make_report(), tmp_path / "report.json")
+    assert values["accuracy"]["fp32"]["top1"] == 0.75
+    assert values["accuracy"]["drop_pts"] == 25.0
+    assert values["accuracy"]["engine"] == "onnxruntime 1.0"
+    assert values["latency"]["layers"][0]["fp32_ms"] == 1.0
+    assert values["latency"]["int8"]["median_ms"] == 1.0
+    assert values["images"]["calibration"] == 8
+    assert values["seconds"]["calibrate"] == 2.0
+    assert values["qat"]["before"] == values["accuracy"]
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("number", [1, 3, "2", None])
+def test_another_schema_number_names_file_and_command(name, number, tmp_path):
+    path = tmp_path / f"{name}.json"
+    values = write(DOCUMENTS[name], path)
+    path.write_text(json.dumps(values | {"schema": number}))
+    with pytest.raises(FileError) as caught:
+        type(DOCUMENTS[name]).load(path)
+    line = str(caught.value)
+    assert line.startswith(f"{path} has schema {number!r}, and this version reads 2")
+    assert "`mobileone-q calibrate`" in line
+
+
+def test_no_number_that_is_not_finite_is_written(tmp_path):
+    path = tmp_path / "report.json"
+    report = make_report(accuracy=replace(ACCURACY, kl=math.nan))
+    with pytest.raises(FileError, match=r"cannot write .*report\.json: accuracy\.kl: .*finite number"):
+        report.save(path)
+    with pytest.raises(FileError, match=r"latency\.speedup"):
+        make_report(latency=replace(make_report().latency, speedup=math.inf)).save(path)
+    assert not path.exists()
+
+
+def paths_in(value, path=()):
+    """Every place in a JSON value, the outermost first."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from paths_in(inner, (*path, key))
+
+
+def damaged(values):
+    """(what was done, the values with one place removed, replaced or added)."""
+    for path in paths_in(values):
+        for wrong in ("remove", "add", *WRONG):
+            other = copy.deepcopy(values)
+            place = other
+            for key in path[:-1]:
+                place = place[key]
+            if wrong == "remove":
+                del place[path[-1]]
+            elif wrong == "add" and isinstance(place, dict):
+                place[f"{path[-1]}x"] = 1
+            else:
+                place[path[-1]] = wrong
+            yield f"{path} {wrong!r}", other
+
+
+def use_report(path, folder):
+    report = Report.load(path)
+    print_report(report)
+    if report.parity is not None:
+        print_parity(report.parity)
+    write_html(report, folder / "report.html")
+    report.save(folder / "again.json")
+
+
+def use_manifest(path, folder):
+    manifest = Manifest.load(path)
+    labels(manifest, 10)
+    input_facts(manifest, small())
+    manifest.save(folder / "again.json")
+
+
+@pytest.mark.parametrize(("name", "use"), [("report", use_report), ("manifest", use_manifest)])
+def test_damage_is_one_line_and_never_a_traceback(name, use, tmp_path):
+    path = tmp_path / f"{name}.json"
+    refusals = accepted = 0
+    for what, values in damaged(write(DOCUMENTS[name], path)):
+        path.write_text(json.dumps(values))
+        try:
+            use(path, tmp_path)
+            accepted += 1  # another value that is as good, such as a section that is not there
+        except MobileOneQError as error:
+            line = str(error)
+            assert line.startswith(f"{path} "), what
+            assert "\n" not in line, what
+            assert "mobileone-q calibrate" in line, what
+            refusals += 1
+    assert refusals > 2 * accepted > 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"report"', "{}", '{"schema": 2}'])
+@pytest.mark.parametrize("document", [Report, Manifest])
+def test_what_is_no_document_is_one_line(document, text, tmp_path):
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(FileError, match="again") as caught:
+        document.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def broken(bundled, tmp_path_factory):
+    """A copy of the sample's run in which one file at a time is damaged."""
+    import shutil
+
+    return Run(shutil.copytree(bundled[0], tmp_path_factory.mktemp("broken") / "run"))
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "key"),
+    [
+        (("report",), "report", "accuracy"),
+        (("build-engine", "--int8"), "manifest", "target"),
+        (("build-engine", "--int8", "--bundle", "bundle"), "manifest", "target"),
+        (("profile",), "report", "model"),
+        (("profile",), "manifest", "target"),
+        (("evaluate", "--engines"), "manifest", "preprocessing"),
+        (("evaluate", "--engines"), "report", "images"),
+        (("predict", "image.png"), "manifest", "classes"),
+        (("qat", "--device", "cpu"), "manifest", "seed"),
+        (("qat", "--device", "cpu"), "report", "images"),
+    ],
+)
+def test_commands_name_the_damaged_field(broken, tmp_path, monkeypatch, command, name, key):
+    monkeypatch.chdir(tmp_path)
+    path = broken.path / f"{name}.json"
+    whole = path.read_text()
+    try:
+        path.write_text(json.dumps(json.loads(whole) | {key: {"no": "such thing"}}))
+        line = refused(*command, "--run", broken.path)
+        path.write_text(json.dumps(json.loads(whole) | {"schema": 1}))
+        older = refused(*command, "--run", broken.path)
+    finally:
+        path.write_text(whole)
+    assert f"{path} is damaged: {key}" in line
+    assert "run again with `mobileone-q calibrate`" in line
+    assert f"{path} has schema 1, and this version reads 2" in older
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_json_schemas_are_current():
+    """After a change to a type, run `python -m mobileone_q.report.schema`."""
+    folder = schema.__file__.removesuffix("schema.py")
+    for name, text in json_schemas().items():
+        with open(folder + name, encoding="utf-8") as file:
+            assert json.load(file) == json.loads(text), name
+
+
+def validator(name):
+    values = json.loads(json_schemas()[f"{name}.schema.json"])
+    jsonschema.Draft202012Validator.check_schema(values)
+    return jsonschema.Draft202012Validator(values)
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_real_run_follows_the_json_schemas(bundled, name, tmp_path):
+    invoke("evaluate", "--engines", "--run", bundled[0], "--images", 20)
+    for path in (bundled[0] / f"{name}.json", tmp_path / f"{name}.json"):
+        values = json.loads(path.read_text()) if path.is_file() else write(DOCUMENTS[name], path)
+        validator(name).validate(values)
+    del values["arch"]
+    with pytest.raises(jsonschema.ValidationError, match="'arch' is a required property"):
+        validator(name).validate(values)
+
+
+def test_every_recipe_can_be_recorded(tmp_path):
+    recipe = Recipe(keep_float=("stem", "head"))
+    make_manifest(recipe=recipe.to_dict()).save(tmp_path / "manifest.json")
+    recorded = Manifest.load(tmp_path / "manifest.json").recipe
+    assert recorded == json.loads(json.dumps(recipe.to_dict())) | {"keep_float": ("stem", "head")}
