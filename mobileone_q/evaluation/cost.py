@@ -170,7 +170,7 @@ def network_cost(arch: Architecture, runs: int = 0, threads: int = 1) -> Network
 
 
 def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str, float]:
-    """Median milliseconds per operator type of the fused float32 graph, unoptimised, in ONNX Runtime.
+    """Median milliseconds per operator type of the fused float32 graph, not optimized, in ONNX Runtime.
 
     Weights are random: they do not change how long an operator takes.
     """

@@ -85,7 +85,7 @@ def test_int8_follows_fp32_in_onnx_runtime(made, tmp_path):
     for graph in ("tensorrt", "onnxruntime"):
         assert relative_error(expected, engines[graph]) < 0.12, graph
         assert cosine_similarity(expected.numpy(), engines[graph].numpy()).lowest > 0.99, graph
-        assert not np.array_equal(expected, engines[graph])  # it is quantised, after all
+        assert not np.array_equal(expected, engines[graph])  # it is quantized, after all
 
 
 @pytest.mark.parametrize("graph", ["fp32", "tensorrt"])
