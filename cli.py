@@ -254,18 +254,18 @@ def qat(
 @main.command()
 @CONFIG_ARGUMENT
 @takes(TrainOptions, "options")
-@takes(EpochSettings, "epochs")
+@takes(EpochSettings, "epoch_settings")
 @takes(TrainingSettings, "settings", defaults=TRAINING)
 @takes(Augmentation, "augmentation", defaults=TRAINING_AUGMENTATION)
 def train(
-    options: TrainOptions, epochs: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
+    options: TrainOptions, epoch_settings: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
 ) -> None:
     """Train MobileOne on labelled inputs, as the recipe CONFIG says, such as configs/sample.yaml."""
     from mobileone_q.runs.train import train_run
 
     made = train_run(
         options.arch, options.weights, options.data, options.eval_data, options.image_size, options.output,
-        epochs=epochs, settings=settings, augmentation=augmentation, resume=options.resume,
+        epochs=epoch_settings, settings=settings, augmentation=augmentation, resume=options.resume,
     )  # fmt: skip
     if made is not None:
         path, outcome = made
