@@ -258,7 +258,10 @@ def qat(
 @takes(TrainingSettings, "settings", defaults=TRAINING)
 @takes(Augmentation, "augmentation", defaults=TRAINING_AUGMENTATION)
 def train(
-    options: TrainOptions, epoch_settings: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
+    options: TrainOptions,
+    epoch_settings: EpochSettings,
+    settings: TrainingSettings,
+    augmentation: Augmentation,
 ) -> None:
     """Train MobileOne on labelled inputs, as the recipe CONFIG says, such as configs/sample.yaml."""
     from mobileone_q.runs.train import train_run

@@ -72,7 +72,7 @@ def test(path: Path, images: Batches) -> dict[str, Any]:
     return asdict(measure_accuracy(run, QuantizedModel.load(run.quantized), images).accuracy)
 
 
-def spoil(run: Run) -> None:
+def spoil(run: RunFolder) -> None:
     """Put the poor recipe's network in place of a run's."""
     fused = FusedModel.load(run.fused)
     inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions())

@@ -10,7 +10,7 @@ import functools
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.networks import random_images, random_model, small
@@ -18,7 +18,7 @@ from tests.helpers.networks import random_images, random_model, small
 
 @functools.cache
 def _fused(name: str) -> FusedModel:
-    return fuse(random_model(small(name)))
+    return fuse_branches(random_model(small(name)))
 
 
 @functools.cache
