@@ -1,47 +1,56 @@
-"""The command line: each command reads as the story of what it does.
+"""The command line: a table of contents. Each command reads as the story of what it does.
 
-Nothing heavy is imported until a command runs.
+A command's docstring is its manual; its options are made from the settings that they fill
+(:mod:`mobileone_q.options`). Nothing heavy is imported until a command runs.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from calibrate.recipe import Recipe
 from mobileone_q import __version__
+from mobileone_q.data.settings import InputOptions
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import MobileOneQError
+from mobileone_q.jetpack import JETSON_MODULES
+from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
+    ARCH,
     ARCH_HELP,
-    ARCHITECTURES,
     AS_JSON,
-    BACKENDS,
+    BACKEND,
     BATCH,
+    CONFIG,
+    CONFIG_ARGUMENT,
     FILE,
-    LAYOUTS,
-    MODULES,
     RUN,
     THREADS,
-    ArchitectureName,
-    calibration_options,
-    engine_options,
+    ArchitectureParameter,
     fetch_weights,
-    load_config,
-    qat_options,
-    training_options,
+    takes,
+)
+from mobileone_q.runs.settings import BackendChoice, CalibrationOptions, QatOptions, TrainOptions
+from mobileone_q.training.settings import (
+    FINE_TUNING,
+    FINE_TUNING_AUGMENTATION,
+    TRAINING,
+    TRAINING_AUGMENTATION,
+    Augmentation,
+    EpochSettings,
+    FineTuneSettings,
+    TrainingSettings,
 )
 
 if TYPE_CHECKING:
-    from calibrate.mixed_precision import Kept
-    from mobileone_q.runs.folder import Run
-
-# Waiting threads that spin slow torch down twentyfold on a machine with other work to do.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from mobileone_q.names import FloatPrecision, Precision
+    from mobileone_q.runs.folder import RunFolder
 
 SENSITIVITY_IMAGES = 100
 
@@ -60,381 +69,269 @@ class Group(click.Group):
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mobileone-q")
 def main() -> None:
-    """Quantise MobileOne to INT8 and show what it cost and what it won.
+    """Quantize MobileOne to INT8 and show what it cost and what it won.
 
     \b
-    mobileone-q calibrate --arch s0      quantise; with no other option, on the bundled sample
+    mobileone-q calibrate --arch s0      quantize; with no other option, on the bundled sample
     mobileone-q build-engine --int8      build engines of the newest run and time them
     """
 
 
 @main.command()
-@calibration_options
-@click.option(
-    "--max-drop",
-    "max_drop_pts",
-    type=click.FloatRange(min=0),
-    help="Keep the fewest blocks in floating point with which the top-1 drop on the evaluation images is at "
-    "most so many points; takes minutes.",
-)
-@click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/ARCH, numbered]")
-def calibrate(
-    arch: str,
-    image_size: int | None,
-    target: str,
-    max_drop_pts: float | None,
-    output: Path | None,
-    **options: Any,
-) -> None:
-    """Quantise a checkpoint to INT8 and measure the accuracy drop."""
-    from calibrate.mixed_precision import calibrate_within
-    from calibrate.pipeline import calibrate as run_recipe
-    from calibrate.pipeline import steps
-    from calibrate.recipe import Recipe
-    from mobileone_q.architecture.registry import resolve_architecture
-    from mobileone_q.checkpoints.load import load_model, stored_image_size
-    from mobileone_q.data.inputs import choose_inputs
-    from mobileone_q.export.graph import export_onnx
-    from mobileone_q.files import sha256
-    from mobileone_q.models.certificate import certify
-    from mobileone_q.models.fuse import fuse_branches
-    from mobileone_q.progress import progress
-    from mobileone_q.report import print_accuracy, update_report
-    from mobileone_q.runs.folder import Run, write_manifest
-    from mobileone_q.runs.measure import measure_accuracy
+@CONFIG
+@takes(CalibrationOptions, "options")
+@takes(InputOptions, "inputs")
+@takes(Recipe, "recipe")
+def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe) -> None:
+    """Quantize a checkpoint to INT8 and measure the accuracy drop.
 
-    recipe = Recipe.from_options(options, target=_resolve_target(target))
-    wanted = resolve_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
-    inputs = choose_inputs(wanted, **options)
-    model, checkpoint = load_model(inputs.weights, arch, inputs.image_size(wanted))
-    run = Run.create(output, model.arch.name)
-    click.echo(f"{inputs.title}: {checkpoint.description}; target {recipe.target}")
+    Calibration needs some images of the kind that the network will see, and no labels. Accuracy is
+    measured on other, labelled images. The run folder that it writes is what all other commands read.
+    """
+    from mobileone_q.report.terminal import print_accuracy
+    from mobileone_q.runs.calibration import calibrate_inputs, gather, settled_target
 
-    started = time.perf_counter()
-    fused = fuse_branches(model)
-    fuse_s = time.perf_counter() - started
-    certificate = certify(model, inputs.calibration.first(2))
-    fused.save(run.fused, certificate=certificate.to_dict())
-
-    started = time.perf_counter()
-    kept: list[Kept] = []
-    if max_drop_pts is None:
-        with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
-            quantized = run_recipe(fused, inputs.calibration, recipe, advance)
-    else:
-        quantized, kept = calibrate_within(
-            max_drop_pts, fused, inputs.calibration, inputs.judged, recipe, click.echo
-        )
-    calibrate_s = time.perf_counter() - started
-    quantized.save(run.quantized, recipe=recipe.to_dict())
-
-    preprocessing = inputs.preprocessing.to_dict() if inputs.preprocessing else None
-    export_onnx(fused, run.onnx("fp32"), preprocessing=preprocessing)
-    export_onnx(quantized, run.onnx("int8"), preprocessing=preprocessing)
-
-    with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(run, quantized, inputs.judged, advance)
-
-    report = update_report(
-        run,
-        arch=model.arch.name,
-        model=inputs.title,
-        target=recipe.target,
-        images=inputs.describe(),
-        seconds={"fuse": fuse_s, "calibrate": calibrate_s},
-        fusion=certificate.summary(),
-        float_blocks={"chosen": [block.to_dict() for block in kept], "all": quantized.keep_float},
-        **accuracy,
-    )
-    write_manifest(
-        run,
-        arch=model.arch.name,
-        weights={"path": str(inputs.weights), "sha256": sha256(inputs.weights), "layout": checkpoint.layout},
-        images=inputs.identify(),
-        preprocessing=preprocessing,
-        classes=inputs.names_for(model.arch),
-        task=model.arch.task,
-        recipe=recipe.to_dict(),
-        seed=options["seed"],
-    )
-    print_accuracy(report)
-    click.echo(f"calibrated in   {calibrate_s:.1f} s on {len(inputs.calibration)} images")
-    click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
+    recipe = replace(recipe, target=settled_target(options.target))
+    model, chosen = gather(options.arch, inputs)
+    click.echo(f"{chosen.title}: {model.description}; target {recipe.target}")
+    result = calibrate_inputs(model, chosen, recipe, inputs.seed, options.max_drop_pts, progress=True)
+    run = result.save(options.output, evaluate_on=chosen.evaluated, progress=True)
+    print_accuracy(run.read_report())
+    click.echo(f"calibrated in   {result.seconds.calibrate:.1f} s on {len(chosen.calibration)} images")
+    _say_next(run)
 
 
 @main.command("build-engine")
 @click.option("--int8", "wants_int8", is_flag=True, help="INT8 beside its FP32 baseline.  [default]")
 @click.option(
-    "--fp16",
-    "wants_fp16",
-    is_flag=True,
+    "--fp16", "wants_fp16", is_flag=True,
     help="FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
-)
+)  # fmt: skip
 @click.option("--fp32", "wants_fp32", is_flag=True, help="The FP32 baseline; by itself, that alone.")
-@RUN
-@click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    default="auto",
-    show_default=True,
-    help="Runtime to build for; auto takes TensorRT where it and a GPU are there.",
-)
-@engine_options
+@BACKEND
 @click.option("--bundle", type=FILE, help="Write a deployment folder instead: graph, script, commands.")
+@takes(BuildOptions, "options")
+@RUN
 def build_engine(
+    run_path: Path | None,
     wants_int8: bool,
     wants_fp16: bool,
     wants_fp32: bool,
-    run_path: Path | None,
-    backend: str,
+    backend: BackendChoice,
     bundle: Path | None,
-    **settings: Any,
+    options: BuildOptions,
 ) -> None:
-    """Build engines of a run; where they can run, show the latency per block."""
-    from mobileone_q.engines import BuildOptions, best_backend
-    from mobileone_q.engines import backend as engine_class
-    from mobileone_q.progress import progress
-    from mobileone_q.runs.folder import Run
-    from mobileone_q.runs.graphs import build_options, write_graph
+    """Build engines of RUN; where they can run, show the latency per block.
 
-    run = Run.find(run_path)
-    wants_int8 = wants_int8 or not (wants_fp16 or wants_fp32)
-    options = BuildOptions(remainder="fp16" if wants_fp16 else "fp32", **settings)
+    RUN is a run folder, by default the newest one under runs/.
+    """
+    from mobileone_q import engines
+    from mobileone_q.runs.build import build_engines
+    from mobileone_q.runs.bundle import write_bundle
+    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.run import resolve_backend
+
+    run, precisions = find_run(run_path), _precisions(wants_int8, wants_fp16, wants_fp32)
+    floats: FloatPrecision = "fp16" if wants_fp16 else "fp32"
+    options = replace(options, float_precision=floats)
     if bundle is not None:
-        from mobileone_q.runs.bundle import write_bundle
-
-        precision = "int8" if wants_int8 else "fp16" if wants_fp16 else "fp32"
-        click.echo(write_bundle(run, bundle, precision, options))
+        click.echo(write_bundle(run, bundle, precisions[-1], options))
         return
-    backend = best_backend() if backend == "auto" else backend
-    factory = engine_class(backend)
-    precisions = ["fp32", *["fp16"] * wants_fp16, *["int8"] * wants_int8]
-    with progress(f"building for {factory.runtime()}", 100 * len(precisions)) as advance:
-        for precision in precisions:
-            graph = write_graph(run, precision, options.remainder, factory)
-            path = run.engine(precision, backend, factory.suffix)
-            info = factory.build(graph, path, build_options(run, precision, options), advance)
-            click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
-            if info.warnings:
-                click.echo(f"      {info.warnings}")
-    if not wants_int8:
-        return
-    if not factory.can_run():
-        click.echo(f"no latency: running a {backend} engine needs an NVIDIA GPU, and there is none here")
-        return
-    _show_latency(run, backend, options.threads, runs=50)
+    chosen = engines.backend(resolve_backend(backend))
+    for path, info in build_engines(run, chosen, precisions, options, progress=True):
+        click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        if info.warnings:
+            click.echo(f"      {info.warnings}")
+    if "int8" in precisions and chosen.can_run():
+        _show_latency(run, chosen.name, options.threads, runs=50)
+    elif "int8" in precisions:
+        click.echo(f"no latency: a {chosen.name} engine runs on an NVIDIA GPU, and there is none here")
 
 
 @main.command()
-@RUN
+@BACKEND
 @click.option(
-    "--backend",
-    type=click.Choice(BACKENDS),
-    default="auto",
-    show_default=True,
-    help="Whose engines to time; build them first.",
-)
-@click.option(
-    "--runs",
-    type=click.IntRange(min=1),
-    default=50,
-    show_default=True,
+    "--runs", type=click.IntRange(min=1), default=50, show_default=True,
     help="Interleaved runs to take medians of.",
-)
+)  # fmt: skip
 @BATCH
 @click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
 @THREADS
+@RUN
 def profile(
-    run_path: Path | None, backend: str, runs: int, batch: int, recorded: Path | None, threads: int
+    run_path: Path | None, backend: BackendChoice, runs: int, batch: int, recorded: Path | None, threads: int
 ) -> None:
-    """Time the built FP32, FP16 and INT8 engines of a run, interleaved, per block."""
-    if recorded is not None:
-        from mobileone_q.evaluation.recorded_profile import latency_from
-        from mobileone_q.report import print_latency
+    """Time the built FP32, FP16 and INT8 engines of RUN, interleaved, per block."""
+    from mobileone_q.evaluation.recorded_profile import latency_from
+    from mobileone_q.report.terminal import print_latency
+    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.run import resolve_backend
 
+    if recorded is not None:
         print_latency(latency_from(recorded))
         return
-    from mobileone_q.engines import best_backend
-    from mobileone_q.runs.folder import Run
-
-    run = Run.find(run_path)
-    _show_latency(run, best_backend() if backend == "auto" else backend, threads, runs, batch)
+    _show_latency(find_run(run_path), resolve_backend(backend), threads, runs, batch)
 
 
 @main.command()
 @RUN
 def report(run_path: Path | None) -> None:
-    """Print a run's report again."""
-    from mobileone_q.report import print_accuracy, print_latency
-    from mobileone_q.runs.folder import Run
+    """Print the report of RUN again."""
+    from mobileone_q.report.terminal import print_report
+    from mobileone_q.runs.folder import find_run
 
-    run = Run.find(run_path)
-    values = run.read_report()
-    if "latency" in values:
-        print_latency(values["latency"])
-    print_accuracy(values)
+    run = find_run(run_path)
+    print_report(run.read_report())
     click.echo(f"as HTML         {run.html}")
 
 
 @main.command()
-@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
+@ARCH
 @click.option(
-    "--image-size",
-    type=click.IntRange(min=32),
+    "--image-size", type=click.IntRange(min=32),
     help="Side of the input that the certificate is measured on, pixels.  [default: the architecture's]",
-)
+)  # fmt: skip
 @click.option(
     "--data", type=FILE, help="Images, or an .npz, for the certificate.  [default: the bundled sample's]"
 )
 @click.option(
-    "--layout",
-    type=click.Choice(LAYOUTS),
-    default="own",
-    show_default=True,
+    "--layout", type=click.Choice(WRITABLE_LAYOUTS), default="own", show_default=True,
     help="Whose fused network is to load DST.",
-)
+)  # fmt: skip
 @click.argument("src", type=FILE, callback=fetch_weights)
 @click.argument("dst", type=FILE)
-def fuse(arch: str, image_size: int | None, data: Path | None, layout: str, src: Path, dst: Path) -> None:
+def fuse(
+    arch: str, image_size: int | None, data: Path | None, layout: WritableLayout, src: Path, dst: Path
+) -> None:
     """Fold SRC's training branches into plain convolutions and write DST.
 
-    DST is safetensors, with the certificate of how little that changed inside; with another
-    --layout than own, safetensors or .pth under that codebase's names.
+    DST is a safetensors file that also holds the certificate: how little the folding changed. With
+    another --layout than own it is a safetensors or .pth file under that codebase's names.
     """
-    from mobileone_q.checkpoints.load import load_model, save_fused
-    from mobileone_q.data.inputs import certificate_images
-    from mobileone_q.errors import RunError
-    from mobileone_q.models.certificate import certify
-    from mobileone_q.models.fuse import fuse_branches
+    from mobileone_q.runs.calibration import fuse_file
 
-    if dst.exists():
-        raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
-    model, checkpoint = load_model(src, arch, image_size)
-    fused = fuse_branches(model)
-    certificate = certify(model, certificate_images(data, model.arch))
-    save_fused(fused, dst, layout, certificate=certificate.to_dict())
-    state = "was fused already" if checkpoint.is_fused else "fused"
-    parameters = sum(p.numel() for p in fused.parameters())
+    state, certificate, parameters = fuse_file(src, dst, arch, image_size, data, layout)
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
 
 
 @main.command()
-@qat_options
-@click.option("--output", type=FILE, help="Run folder, new or empty.  [default: runs/RUN-qat, numbered]")
-@training_options(epochs=50, lr=0.005, crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
-def qat(run_path: Path | None, output: Path | None, **options: Any) -> None:
-    """Fine-tune a run's INT8 network on images, to the FP32 network's answers or to labels."""
-    from mobileone_q.report import print_accuracy
-    from mobileone_q.runs.folder import Run
-    from mobileone_q.training.finetune import fine_tune
+@CONFIG
+@takes(QatOptions, "options")
+@takes(FineTuneSettings, "tuning")
+@takes(TrainingSettings, "settings", defaults=FINE_TUNING)
+@takes(Augmentation, "augmentation", defaults=FINE_TUNING_AUGMENTATION)
+@RUN
+def qat(
+    run_path: Path | None,
+    options: QatOptions,
+    tuning: FineTuneSettings,
+    settings: TrainingSettings,
+    augmentation: Augmentation,
+) -> None:
+    """Fine-tune the INT8 network of RUN to the FP32 network's answers, or to labels.
 
-    made = fine_tune(Run.find(run_path), output, **options)
-    if made is not None:
-        run, report = made
-        print_accuracy(report)
-        click.echo(f"fine-tuned in   {report['seconds']['qat']:.1f} s, {report['qat']['steps']} steps")
-        click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 --run {run.path}")
+    A folder of unlabelled images is enough. After Ctrl-C or a crash, --resume goes on.
+    """
+    from mobileone_q.report.terminal import print_accuracy
+    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.qat import fine_tune_run
+
+    run = fine_tune_run(
+        find_run(run_path), options.output, data=options.data, eval_data=options.eval_data,
+        images=options.images, tuning=tuning, settings=settings, augmentation=augmentation,
+        resume=options.resume, progress=True,
+    )  # fmt: skip
+    if run is None:
+        return  # the first process of several speaks for all
+    made = run.read_report()
+    print_accuracy(made)
+    if made.qat is not None:
+        click.echo(f"fine-tuned in   {made.qat.seconds:.1f} s, {made.qat.steps} steps")
+    _say_next(run)
 
 
 @main.command()
-@click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=load_config)
-@click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP)
-@click.option("--weights", type=FILE, callback=fetch_weights, help="Checkpoint with branches to begin from.")
-@click.option(
-    "--data", required=True, help="Folder with one folder per class, .npz, or .tar shards {000..099}."
-)
-@click.option("--eval-data", type=FILE, required=True, help="The same for evaluation; no shards.")
-@click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.  [default: 224]")
-@click.option("--resolutions", type=int, multiple=True, help="Sides to train at in turn, pixels; repeatable.")
-@click.option("--epoch-images", type=click.IntRange(min=1), help="Images per epoch, for shards.")
-@click.option("--output", type=FILE, help="Folder, new or empty.  [default: runs/train-ARCH, numbered]")
-@training_options(optimizer="sgd", lr=0.1, ema=0.999)
-def train(**options: Any) -> None:
-    """Train MobileOne on labelled inputs as a recipe says, such as configs/sample.yaml."""
-    from mobileone_q.training.train import train_model
+@CONFIG_ARGUMENT
+@takes(TrainOptions, "options")
+@takes(EpochSettings, "epochs")
+@takes(TrainingSettings, "settings", defaults=TRAINING)
+@takes(Augmentation, "augmentation", defaults=TRAINING_AUGMENTATION)
+def train(
+    options: TrainOptions, epochs: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
+) -> None:
+    """Train MobileOne on labelled inputs, as the recipe CONFIG says, such as configs/sample.yaml."""
+    from mobileone_q.runs.train import train_run
 
-    made = train_model(**options)
+    made = train_run(
+        options.arch, options.weights, options.data, options.eval_data, options.image_size, options.output,
+        epochs=epochs, settings=settings, augmentation=augmentation, resume=options.resume,
+    )  # fmt: skip
     if made is not None:
         path, outcome = made
-        top1, top5 = (100 * outcome.figures[key] for key in ("top1", "top5"))
+        top1, top5 = (100 * outcome.metrics[key] for key in ("top1", "top5"))
         click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
         click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
 
 
 @main.command()
-@calibration_options
+@CONFIG
+@takes(CalibrationOptions, "options", without=("max_drop_pts", "output"))
+@takes(InputOptions, "inputs")
+@takes(Recipe, "recipe")
 @AS_JSON
-def sensitivity(arch: str, image_size: int | None, target: str, as_json: bool, **options: Any) -> None:
-    """Rank blocks by what quantising each alone costs, inputs and weights apart."""
-    from calibrate.images import load_all
-    from calibrate.pipeline import fit, steps
-    from calibrate.recipe import Recipe
-    from calibrate.sensitivity import rank_blocks
-    from mobileone_q.architecture.registry import resolve_architecture
-    from mobileone_q.checkpoints.load import load_model, stored_image_size
-    from mobileone_q.data.inputs import choose_inputs
-    from mobileone_q.models.fuse import fuse_branches
-    from mobileone_q.models.mobileone import MobileOne
-    from mobileone_q.progress import progress
-    from mobileone_q.report import print_sensitivity
+def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe, as_json: bool) -> None:
+    """Rank blocks by what quantizing each alone costs, inputs and weights apart."""
+    from mobileone_q.report.terminal import print_sensitivity
+    from mobileone_q.runs.calibration import block_sensitivity, gather, settled_target
 
-    recipe = Recipe.from_options(options, target=_resolve_target(target))
-    wanted = resolve_architecture(arch, image_size=image_size or stored_image_size(options["weights"]))
-    inputs = choose_inputs(wanted, **options)
-    model, _ = load_model(inputs.weights, arch, inputs.image_size(wanted))
-    fused = fuse_branches(model)
-    with progress("calibrating", steps(recipe, fused, len(inputs.calibration))) as advance:
-        equalised, quantized = fit(fused, inputs.calibration, recipe, advance)
-    images, labels = load_all(inputs.judged.sample(SENSITIVITY_IMAGES))
-    original = model if isinstance(model, MobileOne) else None
-    with progress("measuring blocks", len(fused.arch.blocks)) as advance:
-        ranking = rank_blocks(equalised, quantized, images, labels, original, advance)
+    recipe = replace(recipe, target=settled_target(options.target))
+    ranking, images = block_sensitivity(*gather(options.arch, inputs), recipe, SENSITIVITY_IMAGES)
     if as_json:
-        click.echo(json.dumps([result.to_dict() for result in ranking], indent=2))
+        _print_json([result.to_dict() for result in ranking])
     else:
-        print_sensitivity(ranking, len(labels))
+        print_sensitivity(ranking, images)
 
 
 @main.command()
-@click.option("--arch", type=ArchitectureName(), help=f"{ARCH_HELP}  [default: a table of s0 to s4]")
+@click.option("--arch", type=ArchitectureParameter(), help=f"{ARCH_HELP}  [default: a table of s0 to s4]")
 @click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.")
 @AS_JSON
 @click.option(
-    "--runs",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
+    "--runs", type=click.IntRange(min=0), default=10, show_default=True,
     help="Timed runs in ONNX Runtime; 0 for none.",
-)
+)  # fmt: skip
 @THREADS
 def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
     from mobileone_q.architecture.registry import resolve_architecture
-    from mobileone_q.evaluation.cost import NOTES, describe, variant_table
-    from mobileone_q.report.info import print_info, print_variants
+    from mobileone_q.evaluation.cost import NOTES, network_cost, variant_table
+    from mobileone_q.report.network import print_network_cost, print_variants
 
     if arch is None:
         rows = variant_table(image_size or 224)
-        click.echo(json.dumps({"variants": rows, "notes": NOTES}, indent=2)) if as_json else print_variants(
-            rows, NOTES
-        )
+        if as_json:
+            _print_json({"variants": [asdict(row) for row in rows], "notes": NOTES})
+        else:
+            print_variants(rows, NOTES)
         return
-    values = describe(resolve_architecture(arch, image_size=image_size), runs, threads)
-    click.echo(json.dumps(values, indent=2)) if as_json else print_info(values)
+    cost = network_cost(resolve_architecture(arch, image_size=image_size), runs, threads)
+    if as_json:
+        _print_json(cost.to_dict())
+    else:
+        print_network_cost(cost)
 
 
 @main.command()
-@RUN
+@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
 @click.option("--engine", type=FILE, help="Engine file in a run folder, instead of --run.")
 @click.option(
-    "--precision",
-    type=click.Choice(("int8", "fp32")),
-    default="int8",
-    show_default=True,
-    help="Which engine.",
-)
-@click.option("--backend", type=click.Choice(BACKENDS), default="onnxruntime", show_default=True)
+    "--precision", type=click.Choice(("int8", "fp32")), default="int8", show_default=True, help="Engine.",
+)  # fmt: skip
+@click.option(
+    "--backend", type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")),
+    default="onnxruntime", show_default=True, help="Whose engine.",
+)  # fmt: skip
 @click.option("--classes", type=FILE, help="Class names, one a line.  [default: the calibration data's]")
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per image.")
@@ -442,60 +339,50 @@ def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, thr
 def predict(
     run_path: Path | None,
     engine: Path | None,
-    precision: str,
-    backend: str,
+    precision: Precision,
+    backend: BackendChoice,
     classes: Path | None,
     top: int,
     as_json: bool,
     images: tuple[Path, ...],
 ) -> None:
     """Classify image files with a run's engine."""
-    from mobileone_q.engines import best_backend
-    from mobileone_q.runs.folder import Run
+    from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.predict import lines, load_predictor, predictor_of_engine
+    from mobileone_q.runs.run import resolve_backend
 
     if engine:
         predictor = predictor_of_engine(engine, classes)
     else:
-        backend = best_backend() if backend == "auto" else backend
-        predictor = load_predictor(Run.find(run_path), precision, backend, classes)
-    results = (predictor(image, top) for image in images)
-    for line in map(json.dumps, results) if as_json else lines(results):
-        click.echo(line)
+        predictor = load_predictor(find_run(run_path), precision, resolve_backend(backend), classes)
+    with predictor:
+        results = (predictor(image, top) for image in images)
+        for line in (json.dumps(each.to_dict()) for each in results) if as_json else lines(results):
+            click.echo(line)
 
 
 @main.command()
-@RUN
-@click.option("--engines", is_flag=True, required=True, help="Compare the logits of every engine at hand.")
-@click.option("--data", type=FILE, help="Folder of images.  [default: the bundled sample's, for its run]")
+@click.option(
+    "--data", type=FILE,
+    help="Folder of images, or an .npz for a run on arrays.  [default: the bundled sample's, for its run]",
+)  # fmt: skip
 @click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
 @THREADS
-def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: int, threads: int) -> None:
-    """Compare simulation, ONNX Runtime and TensorRT on the same images."""
-    from mobileone_q.data import sample
-    from mobileone_q.data.inputs import sample_images
-    from mobileone_q.data.preprocess import Preprocessing
-    from mobileone_q.data.sources import Batches, ImageFolder
-    from mobileone_q.errors import DataError
-    from mobileone_q.progress import progress
-    from mobileone_q.report import print_parity, update_report
-    from mobileone_q.runs.folder import Run
-    from mobileone_q.runs.parity import measure_parity
+@RUN
+def evaluate(run_path: Path | None, data: Path | None, images: int, threads: int) -> None:
+    """Compare every engine of RUN at hand on the same images: PyTorch, simulation, runtimes."""
+    from mobileone_q.report.terminal import print_parity
+    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.parity import compare_engines
 
-    run = Run.find(run_path)
-    if data is None and run.read_report().get("model") != sample.NAME:
-        raise DataError(f"{run.path} is not of the bundled sample; pass --data FOLDER of images")
-    source = ImageFolder(data) if data else sample_images("evaluation")
-    transform = Preprocessing.from_dict(run.read_manifest()["preprocessing"])
-    chosen = Batches.choose(source, transform, min(images, len(source)))
-    with progress("comparing", len(chosen)) as advance:
-        parity = measure_parity(run, chosen, threads, advance)
-    update_report(run, parity=parity)
+    run = find_run(run_path)
+    parity = compare_engines(run, data, images, threads, progress=True)
+    run.write_report(run.read_report().with_sections(parity=parity))
     print_parity(parity)
 
 
 @main.command()
-@click.option("--device", type=click.Choice(MODULES), required=True, help="Jetson module.")
+@click.option("--device", type=click.Choice(tuple(JETSON_MODULES)), required=True, help="Jetson module.")
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
 @BATCH
@@ -503,14 +390,15 @@ def evaluate(run_path: Path | None, engines: bool, data: Path | None, images: in
 def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
     """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
     from mobileone_q.architecture.variants import build_variant
-    from mobileone_q.evaluation.jetson import MODULES as published
-    from mobileone_q.evaluation.roofline import roofline as bounds
-    from mobileone_q.evaluation.roofline import to_dict
-    from mobileone_q.report import print_roofline
+    from mobileone_q.evaluation.roofline import block_bounds, to_dict
+    from mobileone_q.report.network import print_roofline
 
-    chain, module = build_variant(arch, image_size=image_size), published[device]
-    values = to_dict(chain, module, batch, bounds(chain, module, batch))
-    click.echo(json.dumps(values, indent=2)) if as_json else print_roofline(values)
+    chain, module = build_variant(arch, image_size=image_size), JETSON_MODULES[device]
+    bounds = block_bounds(chain, module, batch)
+    if as_json:
+        _print_json(to_dict(chain, module, batch, bounds))
+    else:
+        print_roofline(chain, module, batch, bounds)
 
 
 @main.command()
@@ -522,7 +410,7 @@ def doctor(as_json: bool) -> None:
     facts = gather()
     checks = judge(facts)
     if as_json:
-        click.echo(json.dumps(to_dict(facts, checks), indent=2))
+        _print_json(to_dict(facts, checks))
         return
     for check in checks:
         click.echo(f"{check.status:8} {check.name:12} {check.finding}")
@@ -530,31 +418,34 @@ def doctor(as_json: bool) -> None:
             click.echo(f"{'':21} remedy: {check.remedy}")
 
 
-def _resolve_target(target: str) -> str:
-    """``auto``: TensorRT's grids where TensorRT can run, ONNX Runtime's elsewhere."""
-    if target != "auto":
-        return target
-    from mobileone_q.engines import best_backend
+def _precisions(wants_int8: bool, wants_fp16: bool, wants_fp32: bool) -> list[Precision]:
+    """What to build: FP32 always, then what was asked for; INT8 where nothing was."""
+    precisions: list[Precision] = ["fp32"]
+    if wants_fp16:
+        precisions.append("fp16")
+    if wants_int8 or not (wants_fp16 or wants_fp32):
+        precisions.append("int8")
+    return precisions
 
-    return best_backend()
 
+def _show_latency(run: RunFolder, backend: Any, threads: int, runs: int, batch: int = 1) -> None:
+    """Time a run's engines, put the result into its report, and print both."""
+    from mobileone_q.report.terminal import print_accuracy, print_latency
+    from mobileone_q.runs.run import Run
 
-def _show_latency(run: Run, backend: str, threads: int, runs: int, batch: int = 1) -> None:
-    """Time a run's two engines, put the result into its report and print both."""
-    from mobileone_q.models.fused import FusedModel
-    from mobileone_q.progress import progress
-    from mobileone_q.report import print_accuracy, print_latency, update_report
-    from mobileone_q.runs.measure import measure_latency
-
-    arch, target = FusedModel.load(run.fused).arch, run.read_report()["target"]
-    with progress("profiling", 2 * runs) as advance:
-        latency = measure_latency(
-            run, arch, target, backend, threads=threads, runs=runs, batch=batch, advance=advance
-        )
-    report = update_report(run, latency=latency)
+    latency = Run(run.path).profile(backend, runs=runs, batch=batch, threads=threads, progress=True)
+    made = run.write_report(run.read_report().with_sections(latency=latency))
     print_latency(latency)
-    print_accuracy(report)
+    print_accuracy(made)
     click.echo(f"as HTML         {run.html}")
+
+
+def _say_next(run: RunFolder) -> None:
+    click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 {run.path}")
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

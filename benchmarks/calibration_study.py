@@ -29,8 +29,8 @@ from calibrate import statistics as statistics_module
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
-from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.data.sources import Batches, ImageFolder
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ImageFolder
 from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.evaluation.metrics import Accuracy
 from mobileone_q.models.fuse import fuse_branches
@@ -79,12 +79,12 @@ class Study:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.fused = fuse_branches(load_model(args.weights, "s0")[0])
         self.source = ImageFolder(args.data)
-        evaluation = Batches.choose(ImageFolder(args.eval_data), Preprocessing())
+        evaluation = Batches.choose(ImageFolder(args.eval_data))
         self.comparison = Comparison(self.fused, evaluation, folder)
 
     def measure(self, images: int = 200, seed: int = 0, **settings) -> tuple[Accuracy, float]:
         """(accuracy, seconds of calibration, images already read)."""
-        batches = Batches.choose(self.source, Preprocessing(), images, seed)
+        batches = Batches.choose(self.source, images, seed)
         list(batches)
         started = time.perf_counter()
         quantized = calibrate(self.fused, batches, Recipe(**{"target": "tensorrt"} | settings))

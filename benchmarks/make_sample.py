@@ -5,8 +5,8 @@
 
 Reads Fashion-MNIST (MIT licence, github.com/zalandoresearch/fashion-mnist), trains as
 ``configs/sample.yaml`` says, unless ``--weights`` brings what `mobileone-q train` wrote, prints FP32
-top-1 on the 10,000 test images, and writes ``mobileone_q/sample/weights.safetensors`` (convolutions
-in half precision, which the printed accuracy includes) and ``mobileone_q/sample/images.npz`` (500
+top-1 on the 10,000 test images, and writes ``mobileone_q/data/sample/weights.safetensors`` (convolutions
+in half precision, which the printed accuracy includes) and ``mobileone_q/data/sample/images.npz`` (500
 calibration images from the training split, 2,000 evaluation images from the test split). About half
 an hour on one core.
 """
@@ -26,12 +26,12 @@ from safetensors.torch import save_file
 from calibrate.images import tensors
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data.idx import read_arrays
+from mobileone_q.data.inputs import labelled
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.training.views import labelled
 
 CONFIG = "configs/sample.yaml"
 DATA = Path("/usr/share/datasets/fashion-mnist")
-SAMPLE = Path("mobileone_q/sample")
+SAMPLE = Path("mobileone_q/data/sample")
 CALIBRATION_IMAGES, EVALUATION_IMAGES = 500, 2000
 
 

@@ -29,11 +29,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from mobileone_q import __version__
+from mobileone_q import __version__, engines
 from mobileone_q.checkpoints.load import load_model
-from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.data.sources import Batches, ImageFolder
-from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ImageFolder
+from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import MobileOneQError
 from mobileone_q.evaluation.metrics import collect_logits, compare
 from mobileone_q.export.graph import export_onnx
@@ -197,7 +197,7 @@ def tensorrt_form(path: Path) -> str:
 def rtx_builds(path: Path) -> str:
     """``yes``, or why TensorRT for RTX does not build the graph."""
     try:
-        backend("tensorrt-rtx").build(path, path.with_suffix(".rtx"), OPTIONS)
+        engines.backend("tensorrt-rtx").build(path, path.with_suffix(".rtx"), OPTIONS)
     except MobileOneQError as error:
         return f"no: {' '.join(str(error).replace(str(path), path.name).split())[:200]}"
     return "yes"
@@ -211,16 +211,16 @@ class Benchmark:
         fused = fuse_branches(load_model(args.weights, "s0")[0])
         fused.save(self.graph.with_suffix(".safetensors"))
         export_onnx(fused, self.graph)
-        calibration = Batches.choose(ImageFolder(args.data), Preprocessing(), args.images, args.seed)
+        calibration = Batches.choose(ImageFolder(args.data), args.images, args.seed)
         np.save(folder / "images.npy", np.concatenate([pixels for pixels, _ in calibration]))
-        self.evaluation = Batches.choose(ImageFolder(args.eval_data), Preprocessing())
+        self.evaluation = Batches.choose(ImageFolder(args.eval_data))
         self.fp32, self.labels = self.logits(self.graph)
 
     def logits(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        factory, engine = backend("onnxruntime"), path.with_suffix(".engine.onnx")
-        factory.build(path, engine, BuildOptions(threads=self.args.threads))
-        loaded = factory.load(engine, threads=self.args.threads)
-        (values,), labels = collect_logits([loaded], self.evaluation)
+        backend, path_of_engine = engines.backend("onnxruntime"), path.with_suffix(".engine.onnx")
+        backend.build(path, path_of_engine, BuildOptions(threads=self.args.threads))
+        with backend.load(path_of_engine, threads=self.args.threads) as engine:
+            (values,), labels = collect_logits([engine], self.evaluation)
         return values, labels
 
     def run(self, tool: str, setting: str) -> tuple[Path, float]:
@@ -280,10 +280,10 @@ def main() -> None:
             for setting in settings if args.only in (None, tool) else ():
                 add(benchmark.row(tool, setting))
     if args.output:
-        engine = backend("onnxruntime")
+        backend = engines.backend("onnxruntime")
         facts = {
-            "device": engine.device(),
-            "scorer": engine.runtime(),
+            "device": backend.device(),
+            "scorer": backend.runtime(),
             "threads": args.threads,
             "seed": args.seed,
             "images": {"calibration": args.images, "evaluation": len(benchmark.labels)},

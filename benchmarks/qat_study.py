@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,15 +25,15 @@ from typing import Any
 from calibrate.pipeline import calibrate as run_recipe
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.inputs import choose_inputs
-from mobileone_q.data.sample import PREPROCESSING
-from mobileone_q.data.sources import Batches, ImageFolder, class_listing
+from mobileone_q.data.settings import InputOptions
+from mobileone_q.data.sources import ImageFolder, class_listing
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
-from mobileone_q.report import update_report
 from mobileone_q.runs.folder import Run
 from mobileone_q.runs.measure import measure_accuracy
 
@@ -69,18 +69,18 @@ def reported(run: Path) -> Measured:
 def test(path: Path, images: Batches) -> dict[str, Any]:
     """A run's accuracy on other images than its own."""
     run = Run(path)
-    accuracy: dict[str, Any] = measure_accuracy(run, QuantizedModel.load(run.quantized), images)["accuracy"]
-    return accuracy
+    return asdict(measure_accuracy(run, QuantizedModel.load(run.quantized), images).accuracy)
 
 
 def spoil(run: Run) -> None:
     """Put the poor recipe's network in place of a run's."""
     fused = FusedModel.load(run.fused)
-    inputs = choose_inputs(resolve_architecture("s0", image_size=32), None, None, None, None, seed=0)
+    inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions())
     quantized = run_recipe(fused, inputs.calibration, POOR)
     quantized.save(run.quantized, recipe=POOR.to_dict())
-    export_onnx(quantized, run.onnx("int8"), preprocessing=run.read_manifest()["preprocessing"])
-    update_report(run, **measure_accuracy(run, quantized, inputs.judged))
+    export_onnx(quantized, run.onnx("int8"), preprocessing=inputs.preprocessing.to_dict())
+    accuracy, simulation = measure_accuracy(run, quantized, inputs.evaluated)
+    run.write_report(run.read_report().with_sections(accuracy=accuracy, simulation=simulation))
 
 
 def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:
@@ -121,7 +121,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
     if args.test is None or "default" not in args.starts:
         return
     source = read_split(args.test, "test")
-    images = Batches.choose(source, PREPROCESSING)
+    images = Batches.choose(source)
     print(f"\nOn all {len(source)} test images:\n")
     table()
     before = test(folder / "default", images)
@@ -172,15 +172,19 @@ def distilled(start: Path, args: argparse.Namespace, images: int, seed: int) -> 
 
 
 def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]:
-    """(training, evaluation) folders of links, twice: all of ``data`` and one half of ``eval_data``
-    to train on, the other half to judge by; so both together judge on all of ``eval_data``."""
-    trained, judged, listing = ImageFolder(data).paths, ImageFolder(eval_data).paths, class_listing(eval_data)
+    """(training, evaluation) folders of links, twice.
+
+    Each time all of ``data`` and one half of ``eval_data`` are to train on, and the other half is to
+    evaluate on. So the two together evaluate on all of ``eval_data``.
+    """
+    trained, evaluated = ImageFolder(data).paths, ImageFolder(eval_data).paths
+    listing = class_listing(eval_data)
     pairs = []
     for fold in (0, 1):
         pair = folder / f"{fold}" / "train", folder / f"{fold}" / "eval"
         for path in trained:
             link(path, pair[0] / flat(path.relative_to(data)))
-        for number, path in enumerate(judged):
+        for number, path in enumerate(evaluated):
             place = path.relative_to(eval_data)
             link(path, pair[1] / place if number % 2 == fold else pair[0] / f"more-{flat(place)}")
         if listing is not None:  # half of the class folders are gone
@@ -208,7 +212,7 @@ def main(words: Sequence[str] | None = None) -> None:
     study = studies.add_parser("sample")
     study.add_argument("--starts", choices=STARTS, nargs="+", default=list(STARTS))
     study.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to judge on its 10,000 test images")
+    study.add_argument("--test", type=Path, help="Fashion-MNIST's folder, to evaluate on 10,000 images")
     study = studies.add_parser("imagenet")
     for name in ("weights", "data", "eval-data"):
         study.add_argument(f"--{name}", type=Path, required=True)

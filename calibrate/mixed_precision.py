@@ -22,8 +22,8 @@ from calibrate.sensitivity import rank_blocks
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.errors import DataError
 from mobileone_q.evaluation.comparison import Comparison
-from mobileone_q.evaluation.jetson import MODULES
-from mobileone_q.evaluation.roofline import roofline
+from mobileone_q.evaluation.roofline import block_bounds
+from mobileone_q.jetpack import JETSON_MODULES
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 
@@ -90,7 +90,7 @@ def calibrate_within(
 
 def time_won(arch: Architecture) -> dict[str, float]:
     """Microseconds that INT8 can save of FP16's, by block: the roofline bound of a Jetson Orin Nano."""
-    bounds = roofline(arch, MODULES["orin-nano"])
+    bounds = block_bounds(arch, JETSON_MODULES["orin-nano"])
     return {bound.name: bound.fp16.least_us - bound.int8.least_us for bound in bounds}
 
 

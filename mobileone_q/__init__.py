@@ -1,6 +1,26 @@
-"""MobileOne: the model, its fusion, its quantized form, and the way to an engine.
+"""Quantize MobileOne to INT8 for edge devices, from Python.
 
-Nothing heavy is imported here, so that ``mobileone-q --help`` answers at once.
+    import mobileone_q as mq
+    model = mq.load("mobileone_s0.pth.tar", arch="s0")          # branches or fused
+    result = mq.calibrate(model, "calib/", target="tensorrt")   # result.quantized, result.fused
+    run = result.save("runs/s0", evaluate_on="val/")            # graphs, manifest, report
+    engine = run.build("int8", backend="onnxruntime")
+    logits = engine(images)                                     # normalized float32 (N, 3, H, W)
+
+The command line is made of the same functions. The names in ``__all__`` are the public ones; every
+other module may move. They are resolved when they are first used (scientific-python.org's SPEC 1),
+so importing this package brings in no torch.
+
+Importing it before torch also makes waiting OpenMP threads sleep instead of spin, unless the
+environment variable ``OMP_WAIT_POLICY`` says otherwise. On a machine with other work to do, spinning
+threads slow torch down several times. OpenMP reads the variable once, when torch is imported.
 """
 
+import os
+
+import lazy_loader
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 __version__ = "0.1.0"
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,49 +1,74 @@
 """What is installed here, what of it will work, and the remedy for each thing that will not.
 
-:func:`gather` looks, :func:`judge` decides from what was found and touches nothing, so that every
-verdict can be tested without the device.
+:func:`gather` looks at the machine. :func:`judge` decides from what was found and touches nothing,
+so that every verdict can be tested without the device. Neither needs any package to be there.
 
-Sources: NVIDIA's JetPack release notes (TensorRT of each release), TensorRT support matrix (INT8 by
-compute capability: 6.1 and 7.x on, not 5.3 and 6.2), ONNX Runtime's page on quantization (x86
-without VNNI).
+Sources: NVIDIA's TensorRT support matrix (INT8 by compute capability: 6.1 and from 7.0 on, but not
+5.3 and 6.2), ONNX Runtime's page on quantization (x86 without VNNI).
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mobileone_q.jetpack import find_jetpack, has_dla
 from mobileone_q.names import OPSET
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
-PACKAGES = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx")
-# L4T release: (JetPack, its TensorRT)
-JETPACKS = {
-    (35,): ("5.1", "8.5"), (36, 2): ("6.0", "8.6"), (36, 3): ("6.0", "8.6"), (36, 4): ("6.1 or 6.2", "10.3"),
-    (36, 5): ("6.2", "10.3"), (38,): ("7.0 or 7.1", "10.13"),
-}  # fmt: skip
+REQUIRED = ("torch", "onnx", "onnxruntime")
+PACKAGES = (*REQUIRED, "tensorrt", "tensorrt_rtx")
 NO_INT8 = {53: "Jetson Nano or TX1", 60: "P100", 62: "Jetson TX2"}
-DLA_MODULES = re.compile(r"xavier|agx orin|orin nx", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package as it was found: its version, or the reason why it cannot be used, in one line."""
+
+    version: str = ""
+    fault: str = "not installed"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found: package versions (None: not installed, with the reason), GPU, board, CPU."""
+    """What was found on a machine.
+
+    Attributes:
+        python: its version.
+        packages: each package of ``PACKAGES`` by name.
+        gpu: name of the first GPU that torch sees; None without one.
+        gpu_fault: why torch could not look for a GPU, in one line; empty where it could.
+        capability: the GPU's compute capability; 87 is 8.7.
+        board: name of the board; None where it is not a Jetson.
+        l4t: release of Linux for Tegra, such as (36, 4, 3); None where it is not a Jetson.
+        machine: the processor's architecture, such as ``x86_64``.
+        cpu_flags: the processor's features, as ``/proc/cpuinfo`` names them.
+    """
 
     python: tuple[int, int] = (3, 10)
-    packages: dict[str, str | None] = field(default_factory=dict)
+    packages: Mapping[str, Package] = field(default_factory=dict)
     gpu: str | None = None
+    gpu_fault: str = ""
     capability: int | None = None
     board: str | None = None
     l4t: tuple[int, ...] | None = None
     machine: str = "x86_64"
     cpu_flags: frozenset[str] = frozenset()
+
+    def package(self, name: str) -> Package:
+        """A package as it was found; not installed where nothing was found."""
+        return self.packages.get(name, Package())
+
+    def version(self, name: str) -> str:
+        """A package's version; empty where it cannot be used."""
+        return self.package(name).version
 
 
 @dataclass(frozen=True)
@@ -58,18 +83,13 @@ class Check:
 
 def gather() -> Facts:
     """Look at this machine; nothing is written or built."""
-    packages = {name: _version(name) for name in PACKAGES}
-    gpu, capability = None, None
-    with suppress(Exception):  # a broken driver must not stop the report
-        import torch
-
-        if torch.cuda.is_available():
-            gpu, (major, minor) = torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)
-            capability = 10 * major + minor
+    packages = {name: _find_package(name) for name in PACKAGES}
+    gpu, capability, gpu_fault = _find_gpu(packages["torch"])
     return Facts(
         python=(sys.version_info[0], sys.version_info[1]),
         packages=packages,
         gpu=gpu,
+        gpu_fault=gpu_fault,
         capability=capability,
         board=_read(Path("/proc/device-tree/model")),
         l4t=_l4t(_read(Path("/etc/nv_tegra_release"))),
@@ -79,13 +99,8 @@ def gather() -> Facts:
 
 
 def judge(facts: Facts) -> list[Check]:
-    """A verdict on each thing that the way to an engine needs."""
-    checks: list[Check | None] = [_python(facts)]
-    for name in ("torch", "onnx", "onnxruntime"):
-        found = facts.packages.get(name)
-        checks.append(
-            Check(name, OK, found) if found else Check(name, MISSING, "not installed", f"pip install {name}")
-        )
+    """A verdict on each thing that an engine needs to be built and to run."""
+    checks: list[Check | None] = [_python(facts), *(_required(facts, name) for name in REQUIRED)]
     checks += [
         _tensorrt(facts),
         _jetpack(facts),
@@ -96,6 +111,14 @@ def judge(facts: Facts) -> list[Check]:
         _cpu(facts),
     ]
     return [check for check in checks if check is not None]
+
+
+def _required(facts: Facts, name: str) -> Check:
+    package = facts.package(name)
+    if package.version:
+        return Check(name, OK, package.version)
+    reinstall = "" if package.fault == "not installed" else "--force-reinstall "
+    return Check(name, MISSING, package.fault, f"pip install {reinstall}{name}")
 
 
 def _python(facts: Facts) -> Check:
@@ -111,43 +134,44 @@ def _python(facts: Facts) -> Check:
 
 
 def _tensorrt(facts: Facts) -> Check:
-    version = facts.packages.get("tensorrt")
+    version = facts.version("tensorrt")
     if version and _numbers(version) < (8, 5):
         return Check("tensorrt", WARNING, f"{version} is too old", "8.5 or later, which JetPack 5.1 brings")
     if version:
         return Check("tensorrt", OK, version)
-    rtx = facts.packages.get("tensorrt_rtx")
+    fault, rtx = facts.package("tensorrt").fault, facts.version("tensorrt_rtx")
     if rtx:
         return Check(
-            "tensorrt", OK, f"not installed; TensorRT for RTX {rtx} is, and builds with no GPU",
+            "tensorrt", OK, f"{fault}; TensorRT for RTX {rtx} is installed, and builds without a GPU",
             "" if facts.gpu else "to run an engine, a device with an NVIDIA GPU",
         )  # fmt: skip
     remedy = (
         "sudo apt install nvidia-jetpack" if facts.board else "pip install 'mobileone-q[tensorrt]' or [rtx]"
     )
-    return Check("tensorrt", MISSING, "not installed; engines are for ONNX Runtime", remedy)
+    return Check("tensorrt", MISSING, f"{fault}; engines are for ONNX Runtime", remedy)
 
 
 def _jetpack(facts: Facts) -> Check | None:
     if facts.l4t is None:
         return None
-    release = ".".join(map(str, facts.l4t))
-    jetpack = JETPACKS.get(facts.l4t[:2]) or JETPACKS.get(facts.l4t[:1])
+    release, jetpack = ".".join(map(str, facts.l4t)), find_jetpack(facts.l4t)
     if jetpack is None:
         return Check("jetpack", WARNING, f"L4T {release} is not in the table", "JetPack 5.1, 6 or 7")
-    name, expected = jetpack
-    version = facts.packages.get("tensorrt")
-    if version and not version.startswith(expected):
+    version = facts.version("tensorrt")
+    if version and not version.startswith(jetpack.tensorrt):
         return Check(
-            "jetpack", WARNING, f"JetPack {name} comes with TensorRT {expected}, and {version} is installed",
+            "jetpack", WARNING,
+            f"JetPack {jetpack.name} comes with TensorRT {jetpack.tensorrt}, and {version} is installed",
             "reinstall with `sudo apt install nvidia-jetpack`, or use a container made for this JetPack",
         )  # fmt: skip
-    return Check("jetpack", OK, f"{name} (L4T {release}, TensorRT {expected})")
+    return Check("jetpack", OK, f"{jetpack.name} (L4T {release}, TensorRT {jetpack.tensorrt})")
 
 
 def _gpu(facts: Facts) -> Check:
     if facts.gpu:
         return Check("gpu", OK, f"{facts.gpu}, compute capability {facts.capability}")
+    if facts.gpu_fault:
+        return Check("gpu", WARNING, f"not known: {facts.gpu_fault}", "mend torch, then run doctor again")
     if facts.board:
         return Check("gpu", WARNING, "torch sees no GPU", "NVIDIA's torch for this JetPack, not PyPI's")
     return Check("gpu", WARNING, "none", "ONNX Runtime runs on the CPU; TensorRT needs an NVIDIA GPU")
@@ -165,9 +189,9 @@ def _int8(facts: Facts) -> Check | None:
 def _dla(facts: Facts) -> Check | None:
     if not facts.board:
         return None
-    if not DLA_MODULES.search(facts.board):
+    if not has_dla(facts.board):
         return Check("dla", OK, f"{facts.board} has none; build without --dla")
-    if _numbers(facts.packages.get("tensorrt") or "0") >= (11,):
+    if _numbers(facts.version("tensorrt")) >= (11,):
         return Check(
             "dla", WARNING, "TensorRT 11 has no calibration cache, which INT8 on DLA needs",
             "JetPack 5 or 6, or build without --dla",
@@ -176,7 +200,7 @@ def _dla(facts: Facts) -> Check | None:
 
 
 def _opset(facts: Facts) -> Check | None:
-    version = facts.packages.get("onnxruntime")
+    version = facts.version("onnxruntime")
     if version and _numbers(version) < (1, 12):
         return Check(
             "onnx opset", WARNING, f"onnxruntime {version} cannot read opset {OPSET}", "1.20 or later"
@@ -200,11 +224,38 @@ def _cpu(facts: Facts) -> Check:
     )
 
 
-def _version(package: str) -> str | None:
+def _find_package(name: str) -> Package:
+    """A package's version, or the reason why it cannot be imported."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reads it when it is imported
     try:
-        return str(importlib.import_module(package).__version__)
-    except Exception:  # a package that breaks on import is as good as missing, whatever it raises
-        return None
+        return Package(str(importlib.import_module(name).__version__), "")
+    except ModuleNotFoundError as error:
+        return Package() if error.name == name else Package(fault=_fault(error))
+    except Exception as error:  # a package that breaks on import cannot be used, whatever it raises
+        return Package(fault=_fault(error))
+
+
+def _fault(error: Exception) -> str:
+    return f"cannot be imported ({_first_line(error)})"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _find_gpu(found_torch: Package) -> tuple[str | None, int | None, str]:
+    """(name of the first GPU, its compute capability, why torch could not look for one)."""
+    if not found_torch.version:
+        return None, None, f"torch: {found_torch.fault}"
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return None, None, ""
+        major, minor = torch.cuda.get_device_capability(0)
+        return torch.cuda.get_device_name(0), 10 * major + minor, ""
+    except Exception as error:  # a broken driver must not stop the report
+        return None, None, f"torch: {_first_line(error)}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

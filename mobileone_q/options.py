@@ -1,54 +1,134 @@
-"""Options of commands by what they set: calibration, engines (BuildOptions), training; by field name.
+"""Command-line options, made from the settings that they set.
 
-click alone is imported here, so that ``mobileone-q --help`` answers at once.
+A command asks for a settings class with :func:`takes` and gets one filled instance of it. Help,
+defaults, bounds and choices are those of the class's fields (:mod:`mobileone_q.settings`). Options
+that belong to no settings class, such as ``--json``, stand here.
+
+Only click is imported here, so that ``mobileone-q --help`` answers at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import click
 
-ARCHITECTURES = ("s0", "s1", "s2", "s3", "s4")
-FACES = ("", "face", "face-gdc", "face-conv")
-FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
-TARGETS = ("auto", "tensorrt", "onnxruntime", "dla")
-METHODS = ("minmax", "percentile", "entropy", "mse")
-BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")
-MODULES = ("xavier-nx", "orin-nano", "orin-nano-super", "orin-nx", "agx-orin", "thor")
-LAYOUTS = ("own", "apple", "timm", "mmpretrain")  # what fuse can write
-ROUNDINGS = ("nearest", "compensated", "learned")
+from mobileone_q.errors import ConfigError
+from mobileone_q.names import ARCHITECTURES, BACKENDS, FACE_FORMS
+from mobileone_q.settings import Option, default_of, hints_of, options_of
+
 FILE = click.Path(path_type=Path)
+_HERE = Path(__file__).parent
+# A wheel installs configs/ inside this package; in a checkout, and an editable install, it is beside it.
+BUNDLED = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
+YAML_SUFFIXES = (".yaml", ".yml")
+FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
+ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class ArchitectureName(click.ParamType):
+class ArchitectureParameter(click.ParamType):
     """s0 to s4, a face variant of one, or a YAML file."""
 
     name = "ARCH"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         base, _, variant = value.partition("-")
-        if value.endswith((".yaml", ".yml")) or (base in ARCHITECTURES and variant in FACES):
+        faces = ("", "face", *(f"face-{form}" for form in FACE_FORMS))
+        if value.endswith(YAML_SUFFIXES) or (base in ARCHITECTURES and variant in faces):
             return value
         self.fail(
             f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file", param, ctx
         )
 
 
-ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), or a YAML file of your own."
+class BatchRange(click.ParamType):
+    """``4`` is a fixed batch; ``1:4:8`` is the least, the typical and the largest batch."""
+
+    name = "MIN:OPT:MAX"
+
+    def convert(
+        self, value: str | tuple[int, int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = [int(size) for size in value.split(":")]
+        except ValueError:
+            sizes = []
+        least, typical, most = sizes * 3 if len(sizes) == 1 else sizes if len(sizes) == 3 else (0, 0, 0)
+        if not 1 <= least <= typical <= most:
+            self.fail(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX", param, ctx)
+        return least, typical, most
 
 
 def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Make a YAML file's values the defaults of the command's options."""
-    if path is not None:
-        from mobileone_q.config import read_config
+    """Make a YAML file's values the defaults of the command's options.
 
-        names = {p.name for p in ctx.command.params if p.name and p.name != "config"}
-        ctx.default_map = read_config(path, names)
+    Raises:
+        ConfigError: the file cannot be used; everything wrong in it is named at once.
+    """
+    if path is not None:
+        ctx.default_map = read_config(path, ctx.command.params)
+
+
+def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]:
+    """Read ``option: value`` lines; dashes and underscores are the same.
+
+    ``path`` may be the name of a bundled file: ``jetson`` is ``configs/jetson.yaml``, unless there is
+    a file of that name.
+
+    Raises:
+        ConfigError: the file cannot be read, is not a mapping, has options that the command does not
+            have, or values that are no plain ones; everything wrong is named at once.
+    """
+    from mobileone_q.yaml_files import read_yaml  # YAML is slow to import
+
+    path = _config_path(path)
+    values = read_yaml(path, ConfigError, "--config") or {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold `option: value` lines, not a {type(values).__name__}")
+    known = {param.name: param for param in params if param.name and param.name != "config"}
+    options = {str(key).replace("-", "_"): value for key, value in values.items()}
+    wrong = sorted(options.keys() - known.keys())
+    if wrong:
+        raise ConfigError(
+            f"{path} has unknown options {', '.join(wrong)}; choose from {', '.join(sorted(known))}"
+        )
+    wrong = [name for name, value in options.items() if not _is_plain(value, known[name].multiple)]
+    if wrong:
+        raise ConfigError(
+            f"{path}: {', '.join(wrong)} must each be one number, word or true/false"
+            " (a list of them where an option is repeatable)"
+        )
+    return {name: _as_typed(value) for name, value in options.items()}
+
+
+def _config_path(path: Path) -> Path:
+    if path.suffix in YAML_SUFFIXES or path.is_file():
+        return path
+    bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}
+    if str(path) not in bundled:
+        raise ConfigError(f"{path} is neither a file nor a bundled config; choose from {', '.join(bundled)}")
+    return bundled[str(path)]
+
+
+def _is_plain(value: Any, several: bool) -> bool:
+    if several and isinstance(value, list):
+        return all(_is_plain(each, several=False) for each in value)
+    return isinstance(value, (bool, int, float, str)) and "\0" not in str(value)
+
+
+def _as_typed(value: Any) -> Any:
+    """As it would be typed on the command line, where click checks it; flags stay true or false."""
+    if isinstance(value, bool):
+        return value
+    return [_as_typed(each) for each in value] if isinstance(value, list) else str(value)
 
 
 def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -> Path | None:
@@ -60,19 +140,7 @@ def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -
     return fetch(str(weights)) if is_name(str(weights)) else weights
 
 
-def batch_range(_: click.Context, __: click.Parameter, value: str) -> tuple[int, int, int]:
-    """``4`` is a fixed batch, ``1:4:8`` the least, the typical and the most."""
-    try:
-        sizes = [int(size) for size in value.split(":")]
-    except ValueError:
-        sizes = []
-    least, typical, most = sizes * 3 if len(sizes) == 1 else sizes if len(sizes) == 3 else (0, 0, 0)
-    if not 1 <= least <= typical <= most:
-        raise click.BadParameter(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX")
-    return least, typical, most
-
-
-RUN = click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
+RUN = click.argument("run_path", type=FILE, required=False, metavar="[RUN]")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
@@ -83,177 +151,85 @@ THREADS = click.option(
 )  # fmt: skip
 CONFIG = click.option(
     "--config", type=FILE, is_eager=True, expose_value=False, callback=load_config,
-    help="YAML file of options; those on the command line win.",
+    help="YAML file of options, or a bundled one's name, such as jetson; the command line wins.",
 )  # fmt: skip
-
-CALIBRATION_OPTIONS = (
-    CONFIG,
-    click.option("--arch", type=ArchitectureName(), required=True, help=ARCH_HELP),
-    click.option(
-        "--weights", type=FILE, callback=fetch_weights,
-        help="Checkpoint, with or without branches, of Apple, timm, mmpretrain or jahongir7174; a file, or "
-        "a public name such as apple:s0 or timm:mobileone_s0.apple_in1k.  [default: bundled sample]",
-    ),
-    click.option(
-        "--data", type=FILE,
-        help="Folder of calibration images, or an .npz of arrays.  [default: bundled sample]",
-    ),
-    click.option(
-        "--eval-data", type=FILE, help="Folder of labelled images.  [default: images of --data left over]"
-    ),
-    click.option("--images", type=click.IntRange(min=1), help="Calibration images to draw.  [default: 200]"),
-    click.option(
-        "--image-size", type=click.IntRange(min=32),
-        help="Side of the network's input, pixels.  [default: the architecture's, 224 for s0 to s4]",
-    ),
-    click.option(
-        "--target", type=click.Choice(TARGETS), default="auto", show_default=True,
-        help="Runtime whose integer grids to use.",
-    ),
-    click.option(
-        "--method", type=click.Choice(METHODS), default="mse", show_default=True,
-        help="How activation ranges are chosen.",
-    ),
-    click.option(
-        "--rounding", type=click.Choice(ROUNDINGS), default="compensated", show_default=True,
-        help="How weights are rounded; learned trains scales and biases besides, and takes minutes.",
-    ),
-    click.option(
-        "--rounding-seconds", type=click.FloatRange(min=1), default=240, show_default=True,
-        help="Time budget of --rounding learned.",
-    ),
-    click.option(
-        "--keep-float", multiple=True, metavar="BLOCK",
-        help="Leave a block, such as stage1.0.dw, in floating point; repeatable.",
-    ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Draws the calibration images."),
+CONFIG_ARGUMENT = click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=load_config)
+BACKEND = click.option(
+    "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True,
+    help="Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime.",
 )  # fmt: skip
-
-ENGINE_OPTIONS = (
-    click.option(
-        "--batch", callback=batch_range, default="1:1:8", show_default=True, metavar="MIN:OPT:MAX",
-        help="Images at once; one number for a fixed batch.",
-    ),
-    click.option(
-        "--workspace", "workspace_mb", type=click.IntRange(min=1), default=1024, show_default=True,
-        help="The builder's memory on the device, MiB (TensorRT).",
-    ),
-    click.option(
-        "--opt-level", "optimization_level", type=click.IntRange(0, 5),
-        help="0 builds fast, 5 builds fast engines (TensorRT 8.6 and later).",
-    ),
-    click.option(
-        "--timing-cache/--no-timing-cache", default=True, show_default=True,
-        help="Reuse kernel timings of earlier builds on this device (TensorRT).",
-    ),
-    click.option(
-        "--version-compatible", is_flag=True, help="The engine runs on later versions too (8.6 and later)."
-    ),
-    click.option(
-        "--hardware-compatible", is_flag=True,
-        help="The engine runs on any desktop GPU from Ampere on; not on Jetson (8.6 and later).",
-    ),
-    click.option(
-        "--dla", "dla_core", type=click.IntRange(min=0),
-        help="DLA core to build for, what it cannot do on the GPU (TensorRT before 11; --target dla).",
-    ),
-    click.option(
-        "--compute-capability", "compute_capabilities", type=int, multiple=True,
-        help="GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
-    ),
-    THREADS,
-)  # fmt: skip
+ARCH = click.option("--arch", type=ArchitectureParameter(), required=True, help=ARCH_HELP)
 
 
-QAT_OPTIONS = (
-    CONFIG,
-    RUN,
-    click.option(
-        "--branches", type=click.Choice(("fused", "live")), default="fused", show_default=True,
-        help="Train the fused convolutions, or the branches, folded in every forward pass.",
-    ),
-    click.option("--data", type=FILE, help="Training images; labels are optional.  [default: the run's]"),
-    click.option("--eval-data", type=FILE, help="Folder of labelled images.  [default: the run's]"),
-    click.option(
-        "--images", type=click.IntRange(min=1), help="Images to draw.  [default: as many as the run's]"
-    ),
-    click.option(
-        "--labels", type=click.FloatRange(0, 1), default=0.0, show_default=True,
-        help="Share of the loss that is the labels'; the rest is KL to the FP32 network.",
-    ),
-    click.option(
-        "--temperature", type=click.FloatRange(1), default=10.0, show_default=True,
-        help="Softens both networks' answers while training, to learn from every class.",
-    ),
-    click.option(
-        "--held-out", type=click.FloatRange(0, 0.5), default=0.0, show_default=True,
-        help="Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
-    ),
-    click.option(
-        "--bn-epochs", type=click.IntRange(min=0), default=0, show_default=True,
-        help="Epochs until batch statistics are frozen (--branches live).",
-    ),
-)  # fmt: skip
+def takes(cls: type, name: str, *, defaults: Any = None, without: tuple[str, ...] = ()) -> Decorator:
+    """A decorator that adds the options of a settings class and passes one instance as ``name``.
 
-FRACTION = click.FloatRange(0, 1)
-POSITIVE = click.IntRange(min=1)
-COUNT = click.IntRange(min=0)
-
-# Name, type, default and help, named after the fields of Settings and Augmentation.
-TRAINING_OPTIONS: tuple[tuple[str, Any, Any, str], ...] = (
-    ("epochs", POSITIVE, 30, "Passes over the data."),
-    ("batch", POSITIVE, 16, "Inputs per step, over all processes and passes."),
-    ("accumulate", POSITIVE, 1, "Passes whose gradients are summed into one step."),
-    ("optimizer", click.Choice(("adamw", "sgd")), "adamw", "Which optimizer."),
-    ("lr", float, 0.01, "Highest learning rate; it falls along a cosine."),
-    ("final-lr", float, 0.0, "Lowest learning rate, at the end."),
-    ("warmup-steps", COUNT, 20, "Steps in which the learning rate rises."),
-    ("momentum", FRACTION, 0.9, "Of SGD, or AdamW's first beta."),
-    ("weight-decay", float, 0.0, "Weight decay at the start; it follows a cosine of its own."),
-    ("final-weight-decay", float, 0.0, "Weight decay at the end."),
-    ("clip-norm", float, 0.0, "Largest norm of the gradient; 0 for any."),
-    ("label-smoothing", FRACTION, 0.0, "Share of a label that is spread over all classes."),
-    ("ema", FRACTION, 0.99, "Decay of the averaged weights, which are what is kept."),
-    ("precision", click.Choice(("no", "bf16", "fp16")), "no", "Mixed precision."),
-    ("evaluate-every", POSITIVE, 1, "Epochs between evaluations."),
-    ("patience", COUNT, 0, "Evaluations without a better one that end the run; 0 for never."),
-    ("checkpoint-every", POSITIVE, 200, "Steps between checkpoints."),
-    ("log-every", POSITIVE, 10, "Steps between lines of metrics.jsonl."),
-    ("workers", COUNT, 0, "Processes that load data, beside each that trains."),
-    ("seed", int, 0, "Of order, augmentation and first weights."),
-    ("device", click.Choice(("auto", "cpu")), "auto", "GPU where there is one, or the CPU."),
-    ("crop", FRACTION, 1.0, "Least share of an image's area that a random crop takes."),
-    ("shift", FRACTION, 0.0, "Largest random shift, as a share of the side."),
-    ("flip", FRACTION, 0.0, "Share of inputs that are mirrored."),
-    ("jitter", FRACTION, 0.0, "Largest relative change of colours, or of an array's amplitude."),
-    ("noise", float, 0.0, "Standard deviation of noise added to arrays."),
-    ("mixup", float, 0.0, "Beta distribution's parameter for blending two inputs; 0 for none."),
-)
-
-
-def training_options(**defaults: Any) -> Decorator:
-    """A decorator that adds the options; ``defaults`` replace those of the table."""
+    ``defaults`` is an instance whose values stand in for the class's defaults; ``without`` names
+    fields that this command does not offer. Two classes of one command may share an option: both
+    get its value.
+    """
+    offered = {key: option for key, option in options_of(cls).items() if key not in without}
+    hints = hints_of(cls)
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for name, kind, default, text in reversed(TRAINING_OPTIONS):
-            value = defaults.get(name.replace("-", "_"), default)
-            option = click.option(f"--{name}", type=kind, default=value, show_default=True, help=text)
-            command = option(command)
-        return click.option("--resume", is_flag=True, help="Go on from the last checkpoint.")(command)
+        declared = list(getattr(command, "__click_params__", ()))
+        shared = {parameter.name for parameter in declared}
+
+        @functools.wraps(command)
+        def with_settings(*args: Any, **kwargs: Any) -> Any:
+            values = {key: kwargs[key] for key in offered}
+            start = cls() if defaults is None else defaults
+            kept = {key: value for key, value in kwargs.items() if key not in offered or key in shared}
+            # Built in one go, so that the class can name every mistake at once.
+            return command(*args, **kept, **{name: replace(start, **values)})
+
+        filled: Callable[..., Any] = with_settings
+        filled.__click_params__ = declared  # type: ignore[attr-defined]
+        for key in reversed(offered):
+            if key not in shared:
+                filled = _click_option(cls, key, offered[key], hints[key], defaults)(filled)
+        return filled
 
     return add
 
 
-def _all(options: tuple[Decorator, ...]) -> Decorator:
-    """Adds the options to a command, in the order in which they stand."""
+def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any) -> Decorator:
+    default = default_of(cls, key) if defaults is None else getattr(defaults, key)
+    help_text = option.help or ARCH_HELP
+    if option.default_help and default is None:
+        help_text += f"  [default: {option.default_help}]"
+    words: dict[str, Any] = {"help": help_text}
+    if option.is_required:
+        words["required"] = True
+    else:
+        words |= {"default": default, "show_default": default is not None and default != ()}
+    if option.metavar:
+        words["metavar"] = option.metavar
+    flag = option.flag or f"--{key.replace('_', '-')}"
+    if hint is bool:
+        off = f"--no-{flag.removeprefix('--')}"
+        return click.option(f"{flag}/{off}" if default else flag, key, is_flag=True, **words)
+    if get_origin(hint) is tuple:
+        item, *rest = get_args(hint)
+        if rest == [Ellipsis]:
+            return click.option(flag, key, type=_click_type(key, item, option), multiple=True, **words)
+        words["default"] = ":".join(map(str, default))
+        return click.option(flag, key, type=BatchRange(), **words)
+    if key == "weights":
+        words["callback"] = fetch_weights
+    return click.option(flag, key, type=_click_type(key, hint, option), **words)
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
 
-    return add
-
-
-calibration_options, qat_options = _all(CALIBRATION_OPTIONS), _all(QAT_OPTIONS)
-engine_options = _all(ENGINE_OPTIONS)
+def _click_type(key: str, hint: Any, option: Option) -> Any:
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    if key == "arch":
+        return ArchitectureParameter()
+    if hint is Path:
+        return FILE
+    if hint in (int, float) and (option.low is not None or option.high is not None):
+        kind = click.IntRange if hint is int else click.FloatRange
+        low = None if option.low is None else hint(option.low)
+        high = None if option.high is None else hint(option.high)
+        return kind(low, high)
+    return hint

@@ -32,6 +32,16 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 
 @contextmanager
+def progress_if(wanted: bool, title: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """As :func:`progress` where it is wanted; else nothing is shown."""
+    if not wanted:
+        yield silent
+        return
+    with progress(title, total, done) as advance:
+        yield advance
+
+
+@contextmanager
 def _bar(title: str, total: int, done: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn

@@ -1,17 +1,32 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from mobileone_q.doctor import MISSING, OK, WARNING, Facts, _l4t, gather, judge
+from mobileone_q.doctor import MISSING, OK, WARNING, Facts, Package, _l4t, gather, judge
 from tests.helpers.cli import invoke
 
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def at(version):
+    """A package that works."""
+    return Package(version, "")
+
+
 ALL = {
-    "torch": "2.5.0",
-    "onnx": "1.16.0",
-    "onnxruntime": "1.20.0",
-    "tensorrt": "10.3.0",
-    "tensorrt_rtx": None,
+    name: at(version)
+    for name, version in (
+        ("torch", "2.5.0"),
+        ("onnx", "1.16.0"),
+        ("onnxruntime", "1.20.0"),
+        ("tensorrt", "10.3.0"),
+    )
 }
+BROKEN = Package(fault="cannot be imported (libnvinfer.so.10 is not there)")
 ORIN = {
     "packages": ALL,
     "gpu": "Orin",
@@ -39,21 +54,34 @@ def test_a_healthy_orin():
     ("changes", "name", "status", "words"),
     [
         (
-            {"packages": ALL | {"tensorrt": "8.6.1"}},
+            {"packages": ALL | {"tensorrt": at("8.6.1")}},
             "jetpack",
             WARNING,
             "comes with TensorRT 10.3, and 8.6.1",
         ),
-        ({"packages": ALL | {"tensorrt": None}}, "tensorrt", MISSING, "apt install nvidia-jetpack"),
-        ({"packages": ALL | {"tensorrt": "8.4.1"}}, "tensorrt", WARNING, "too old"),
-        ({"packages": ALL | {"onnx": None}}, "onnx", MISSING, "pip install onnx"),
-        ({"packages": ALL | {"onnxruntime": "1.10.0"}}, "onnx opset", WARNING, "cannot read opset 17"),
+        ({"packages": ALL | {"tensorrt": Package()}}, "tensorrt", MISSING, "apt install nvidia-jetpack"),
+        ({"packages": ALL | {"tensorrt": at("8.4.1")}}, "tensorrt", WARNING, "too old"),
+        ({"packages": ALL | {"onnx": Package()}}, "onnx", MISSING, "pip install onnx"),
+        (
+            {"packages": ALL | {"onnxruntime": at("1.10.0")}},
+            "onnx opset",
+            WARNING,
+            "cannot read opset 17",
+        ),
         ({"capability": 53}, "int8", WARNING, "Nano or TX1 has no INT8"),
         ({"capability": 62}, "int8", WARNING, "TX2 has no INT8"),
         ({"gpu": None, "capability": None}, "gpu", WARNING, "NVIDIA's torch"),
         ({"board": "NVIDIA Jetson Orin Nano"}, "dla", OK, "has none"),
-        ({"packages": ALL | {"tensorrt": "11.4.1"}, "l4t": None}, "dla", WARNING, "no calibration cache"),
+        (
+            {"packages": ALL | {"tensorrt": at("11.4.1")}, "l4t": None},
+            "dla",
+            WARNING,
+            "no calibration cache",
+        ),
         ({"l4t": (32, 7, 1)}, "jetpack", WARNING, "not in the table"),
+        ({"packages": ALL | {"tensorrt": BROKEN}}, "tensorrt", MISSING, "libnvinfer.so.10 is not there"),
+        ({"packages": ALL | {"onnx": BROKEN}}, "onnx", MISSING, "pip install --force-reinstall onnx"),
+        ({"gpu": None, "gpu_fault": "torch: no driver"}, "gpu", WARNING, "not known: torch: no driver"),
         ({"python": (3, 8)}, "python", WARNING, "too old"),
         ({"machine": "x86_64", "cpu_flags": frozenset({"avx2"})}, "cpu", WARNING, "may saturate"),
         ({"machine": "x86_64", "cpu_flags": frozenset({"avx512_vnni"})}, "cpu", OK, "VNNI"),
@@ -74,7 +102,7 @@ def test_the_release_file_of_a_jetson():
 
 def test_on_this_machine():
     facts = gather()
-    assert facts.packages["torch"]
+    assert facts.version("torch")
     values = json.loads(invoke("doctor", "--json"))
     assert {check["name"] for check in values["checks"]} >= {
         "python",
@@ -86,3 +114,33 @@ def test_on_this_machine():
     output = invoke("doctor")
     for check in judge(facts):
         assert check.finding in output
+
+
+@pytest.mark.parametrize("package", ["torch", "onnx", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("error", "finding", "option"),
+    [
+        ("ModuleNotFoundError('No module named {0}', name='{0}')", "not installed", ""),
+        (
+            "ImportError('lib{0}.so: cannot open it\\nsecond line')",
+            "cannot be imported (lib{0}.so: cannot open it)",
+            "--force-reinstall ",
+        ),
+    ],
+    ids=["missing", "broken"],
+)
+def test_it_answers_without_the_package_it_reports(tmp_path, package, error, finding, option):
+    (tmp_path / f"{package}.py").write_text(f"raise {error.format(package)}")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "doctor"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    row = next(index for index, words in enumerate(lines) if words[1].split()[0] == package)
+    assert lines[row] == [MISSING, f"{package:12} {finding.format(package)}"]
+    assert lines[row + 1] == ["remedy:", f"pip install {option}{package}"]
+    if package == "torch":
+        assert ["warning", f"{'gpu':12} not known: torch: {finding.format(package)}"] in lines

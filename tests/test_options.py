@@ -3,10 +3,10 @@ from pathlib import Path
 import click
 import pytest
 import yaml
+from mobileone_q.config import read_config
 
 from cli import main
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.config import read_config
 from mobileone_q.errors import ConfigError
 from mobileone_q.models.certificate import certify
 from tests.helpers.cli import invoke, refused

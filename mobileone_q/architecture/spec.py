@@ -80,6 +80,17 @@ class BlockSpec:
         return height, width
 
     @property
+    def weight_count(self) -> int:
+        """Number of weights of the fused convolution, without biases and the SE unit."""
+        height, width = self.kernel
+        return self.out_channels * (self.in_channels // self.groups) * height * width
+
+    def multiply_adds(self, size: Pair) -> int:
+        """Multiply-adds of the fused convolution for one input of that size, without the SE unit."""
+        height, width = self.output_size(size)
+        return self.weight_count * height * width
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether every channel is convolved on its own."""
         return self.groups == self.in_channels and self.groups > 1

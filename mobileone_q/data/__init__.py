@@ -1,1 +1,1 @@
-"""Images and arrays: where they come from, how they are prepared, how they are batched."""
+"""Images and arrays: where they come from, how they are prepared, and how they are batched."""

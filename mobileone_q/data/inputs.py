@@ -1,49 +1,53 @@
-"""What to calibrate and evaluate on: the user's weights and folders, or the bundled sample."""
+"""What to calibrate and evaluate on: the user's weights and images, or the bundled sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.data import sample
-from mobileone_q.data.arrays import ArrayBatches, ArrayFile
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.idx import is_idx_folder, read_split
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.data.sources import Batches, ImageArray, ImageFolder
+from mobileone_q.data.settings import DEFAULT_IMAGES, InputOptions
+from mobileone_q.data.sources import ArrayFile, Arrays, ImageArray, ImageFolder, PictureList, Source
 from mobileone_q.errors import CheckpointError, DataError
 
-DEFAULT_IMAGES = 200
 ARRAYS = ".npz"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Weights with a title for reports, images to calibrate on, and others to evaluate on.
+    """Weights, with a title for reports, inputs to calibrate on, and others to evaluate on.
 
-    ``classes`` are names in the order of the labels, where they are known.
+    ``evaluation`` is None where no inputs are left for it. ``classes`` are names in the order of the
+    labels, None where they are not known. ``is_sample`` says that all of it is the bundled sample.
     """
 
     title: str
     weights: Path
-    calibration: Batches | ArrayBatches
-    evaluation: Batches | ArrayBatches | None
+    calibration: Batches
+    evaluation: Batches | None
     classes: Sequence[str] | None = None
+    is_sample: bool = False
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """None for arrays, which come normalised."""
-        return self.calibration.preprocessing if isinstance(self.calibration, Batches) else None
+        """What images go through; None for arrays, which come normalized."""
+        return self.calibration.source.preprocessing
 
     def image_size(self, arch: Architecture) -> Pair:
-        """(height, width) of what the network will be given, pixels."""
-        crop = self.preprocessing.crop if self.preprocessing else None
-        return (crop, crop) if crop else arch.image_size
+        """(height, width) of the network's input, in pixels."""
+        transform = self.preprocessing
+        return (transform.crop, transform.crop) if transform else arch.image_size
 
     def names_for(self, arch: Architecture) -> Sequence[str] | None:
         """The class names, if there is one for each of the network's classes."""
@@ -51,116 +55,202 @@ class Inputs:
         return self.classes if fits else None
 
     @property
-    def judged(self) -> Batches | ArrayBatches:
-        """What accuracy is measured on: the calibration images where there are no others."""
+    def evaluated(self) -> Batches:
+        """What accuracy is measured on: the calibration inputs where there are no others."""
         return self.evaluation or self.calibration
 
     def identify(self) -> dict[str, str]:
-        """Which images served: a manifest entry."""
-        seen, judged = self.calibration.source, self.judged.source
-        return {"source": seen.name, "evaluation": judged.name, "sha256": self.calibration.fingerprint()}
+        """An entry of the manifest: which inputs were used."""
+        return {
+            "source": self.calibration.source.name,
+            "evaluation": self.evaluated.source.name,
+            "sha256": self.calibration.fingerprint(),
+        }
 
     def describe(self) -> dict[str, Any]:
-        """How many images served for what, and which could not be read: a report section."""
+        """A section of the report: how many inputs were used for what, and which could not be read."""
         return {
             "calibration": len(self.calibration),
-            "evaluation": len(self.judged),
+            "evaluation": len(self.evaluated),
             "evaluated_on": "evaluation" if self.evaluation else "calibration",
-            "skipped": self.calibration.skipped | self.judged.skipped,
+            "skipped": self.calibration.skipped | self.evaluated.skipped,
         }
 
 
-def choose_inputs(
-    arch: Architecture,
-    weights: Path | None,
-    data: Path | None,
-    eval_data: Path | None,
-    images: int | None,
-    seed: int,
-) -> Inputs:
-    """Inputs from a command's options; with neither weights nor data, the bundled sample.
-
-    ``images`` is how many to calibrate on, None for as many as there are up to 200. With no
-    ``eval_data``, images of ``data`` that were not drawn serve for evaluation, if any are left.
+def choose_inputs(arch: Architecture, options: InputOptions) -> Inputs:
+    """The inputs that a command's options name; see :class:`InputOptions`.
 
     Raises:
-        CheckpointError: no weights given, and none bundled for these options.
-        DataError: no images, fewer than asked for, or images for a network that takes none.
+        CheckpointError: no weights are given, and none are bundled for these options.
+        DataError: there are no images, fewer than asked for, or such as the network cannot take.
     """
-    if weights is None:
-        if arch.name != sample.ARCH or data or eval_data:
-            raise CheckpointError(
-                f"no weights for {arch.name}: pass --weights CHECKPOINT and --data FOLDER "
-                f"(only `--arch {sample.ARCH}` with none of these options has a bundled sample)"
-            )
-        calibration = _draw(sample_images("calibration"), sample.PREPROCESSING, images, seed)
-        judged = Batches.choose(sample_images("evaluation"), sample.PREPROCESSING)
-        return Inputs(sample.NAME, sample.WEIGHTS, calibration, judged, sample.CLASSES)
-    if data is None:
+    if options.weights is None:
+        return _sample_inputs(arch, options)
+    if options.data is None:
         raise DataError("no calibration images: pass --data FOLDER beside --weights")
     title = f"MobileOne-{arch.name.upper()}" if arch.name in VARIANTS else arch.name
-    if data.suffix == ARRAYS:
-        return _array_inputs(title, arch, weights, data, eval_data, images, seed)
-    if arch.image_size[0] != arch.image_size[1] or arch.in_channels != 3:
-        raise DataError(
-            f"{arch.name} takes {arch.in_channels} channels of {arch.image_size}, not square RGB images; "
-            "pass --data FILE.npz with an array x of normalised inputs"
+    source = as_source(options.data, arch)
+    calibration = draw(source, options.images, options.seed)
+    if options.eval_data is None:
+        evaluation = calibration.left_over()
+    else:
+        evaluation = Batches.choose(as_source(options.eval_data, arch))
+    return Inputs(title, options.weights, calibration, evaluation, source.classes)
+
+
+def _sample_inputs(arch: Architecture, options: InputOptions) -> Inputs:
+    if arch.name != sample.ARCH or options.data or options.eval_data:
+        raise CheckpointError(
+            f"no weights for {arch.name}: pass --weights CHECKPOINT and --data FOLDER "
+            f"(only `--arch {sample.ARCH}` with none of these options has a bundled sample)"
         )
-    preprocessing = Preprocessing.for_size(arch.image_size[0])
-    source = ImageFolder(data)
-    calibration = _draw(source, preprocessing, images, seed)
-    evaluation = (
-        Batches.choose(ImageFolder(eval_data), preprocessing) if eval_data else calibration.left_over()
-    )
-    return Inputs(title, weights, calibration, evaluation, source.classes)
+    calibration = draw(sample_images("calibration"), options.images, options.seed)
+    evaluation = Batches.choose(sample_images("evaluation"))
+    return Inputs(sample.NAME, sample.WEIGHTS, calibration, evaluation, sample.CLASSES, is_sample=True)
 
 
-def _array_inputs(
-    title: str,
-    arch: Architecture,
-    weights: Path,
-    data: Path,
-    eval_data: Path | None,
-    images: int | None,
-    seed: int,
-) -> Inputs:
-    files = [ArrayFile(path) for path in (data, eval_data) if path]
-    wanted = (arch.in_channels, *arch.image_size)
-    for file in files:
-        if file.x.shape[1:] != wanted:
-            raise DataError(
-                f"{file.name} has inputs of shape {file.x.shape[1:]}, and {arch.name} takes {wanted}"
-            )
-    calibration = ArrayBatches.choose(files[0], _count(files[0], images), seed)
-    evaluation = ArrayBatches.choose(files[1]) if eval_data else calibration.left_over()
-    return Inputs(title, weights, calibration, evaluation)
+def draw(source: Source, images: int | None, seed: int) -> Batches:
+    """``images`` inputs drawn by ``seed``; with None, as many as there are, up to ``DEFAULT_IMAGES``."""
+    return Batches.choose(source, min(DEFAULT_IMAGES, len(source)) if images is None else images, seed)
+
+
+def as_source(images: object, arch: Architecture, preprocessing: Preprocessing | None = None) -> Source:
+    """A source of what a user gave as images for ``arch``.
+
+    Accepted are:
+
+    - the path of a folder of images, or of an ``.npz`` with arrays ``x`` and, if known, ``y``
+    - a sequence of PIL images
+    - a floating-point array of normalized inputs, (N, C, H, W), or (N, C, L) for signals
+    - a pair of either of the last two and its labels (N,)
+    - a :class:`Source`, which is returned as it is
+
+    ``preprocessing`` is for images, by default the official transform for the architecture's image
+    size; arrays come normalized.
+
+    Raises:
+        DataError: none of these, empty, unreadable, or of a size that the architecture does not take.
+    """
+    if isinstance(images, Source):
+        return images
+    labels = None
+    if isinstance(images, tuple) and len(images) == 2 and not isinstance(images[0], Image.Image):
+        images, labels = images
+    if isinstance(images, str | Path):
+        if labels is not None:
+            raise DataError(f"{images} has labels of its own; give the path alone")
+        path = Path(images)
+        if path.suffix == ARRAYS:
+            return _fitting(ArrayFile(path), arch)
+        return ImageFolder(path, _transform(arch, preprocessing))
+    if _is_array(images):
+        return _fitting(Arrays(_floating(np.asarray(images), arch), labels), arch)
+    if isinstance(images, Sequence) and all(isinstance(image, Image.Image) for image in images):
+        return PictureList(images, labels, _transform(arch, preprocessing))
+    raise DataError(f"cannot take {_kind(images)} as images; {_accepted(arch)}")
+
+
+def takes_pictures(arch: Architecture) -> bool:
+    """Whether the network's input is a square RGB image."""
+    height, width = arch.image_size
+    return height == width and arch.in_channels == 3
 
 
 def certificate_images(data: Path | None, arch: Architecture) -> NDArray[np.float32] | None:
-    """Two real inputs for a fusion certificate: the first of ``data``, or of the sample.
+    """Two real inputs for a fusion certificate, (2, C, H, W): the first of ``data``, or of the sample.
 
-    None where there are no real ones: for a network that takes no square RGB images, and no data.
+    None without ``data`` where the sample does not fit: for a network that takes no square RGB image.
+
+    Raises:
+        DataError: ``data`` cannot be read, or does not fit the network.
     """
-    if data and data.suffix == ARRAYS:
-        return ArrayBatches.choose(ArrayFile(data)).first(2)
-    height, width = arch.image_size
-    if height != width or arch.in_channels != 3:
-        return None
-    source = ImageFolder(data) if data else sample_images("calibration")
-    return Batches(source, range(min(2, len(source))), Preprocessing.for_size(height)).first(2)
+    if data is None:
+        if not takes_pictures(arch):
+            return None
+        source: Source = sample_images("calibration", Preprocessing.for_size(arch.image_size[0]))
+    else:
+        source = as_source(data, arch)
+    return Batches.choose(source).first(2)
 
 
-def sample_images(split: str) -> ImageArray:
-    """The bundled ``calibration`` or ``evaluation`` images."""
+def sample_images(split: str, preprocessing: Preprocessing = sample.PREPROCESSING) -> ImageArray:
+    """The bundled ``calibration`` (500) or ``evaluation`` (2,000) images."""
     pixels, labels = sample.images(split)
-    return ImageArray(f"{sample.NAME}, {split} images", pixels, labels)
+    return ImageArray(f"{sample.NAME}, {split} images", pixels, labels, preprocessing, sample.CLASSES)
 
 
-def _draw(
-    source: ImageFolder | ImageArray, preprocessing: Preprocessing, images: int | None, seed: int
-) -> Batches:
-    return Batches.choose(source, preprocessing, _count(source, images), seed)
+def labelled(path: Path, split: str, image_size: int | None) -> Batches:
+    """All inputs of a folder of images, of an ``.npz``, or of idx files, with their labels.
+
+    ``split`` is ``train`` or ``test``, which idx files tell apart; ``image_size`` is for folders of
+    images, 224 by default.
+
+    Raises:
+        DataError: there are none, or some have no label.
+    """
+    source: Source
+    if path.suffix == ARRAYS:
+        source = ArrayFile(path)
+    elif is_idx_folder(path):
+        source = read_split(path, split)
+    else:
+        source = ImageFolder(path, Preprocessing.for_size(image_size or 224))
+    chosen = Batches.choose(source)
+    if not chosen.is_labelled:
+        raise DataError(f"{path} has inputs without a label; give one folder per class, or y in an .npz")
+    return chosen
 
 
-def _count(source: Sized, images: int | None) -> int:
-    return min(DEFAULT_IMAGES, len(source)) if images is None else images
+def _is_array(images: object) -> bool:
+    """Whether NumPy reads this as one array; a PIL image would pass for one too."""
+    return hasattr(images, "__array__") and not isinstance(images, Image.Image)
+
+
+def _floating(x: NDArray, arch: Architecture) -> NDArray:
+    if not np.issubdtype(x.dtype, np.floating):
+        raise DataError(f"cannot take an array of {x.dtype}, which is not normalized; {_accepted(arch)}")
+    return x
+
+
+def _fitting(source: Arrays, arch: Architecture) -> Arrays:
+    wanted = (arch.in_channels, *arch.image_size)
+    if source.x.shape[1:] != wanted:
+        raise DataError(
+            f"{source.name} has inputs of shape {source.x.shape[1:]}, and {arch.name} takes {wanted}; "
+            "give inputs of that shape"
+        )
+    return source
+
+
+def _transform(arch: Architecture, preprocessing: Preprocessing | None) -> Preprocessing:
+    """What images for ``arch`` go through."""
+    if not takes_pictures(arch):
+        raise DataError(
+            f"{arch.name} takes {arch.in_channels} channels of {arch.image_size}, not square RGB images; "
+            "pass --data FILE.npz with an array x of normalized inputs"
+        )
+    transform = preprocessing or Preprocessing.for_size(arch.image_size[0])
+    if transform.crop != arch.image_size[0]:
+        raise DataError(
+            f"the preprocessing crops to {transform.crop} pixels, and {arch.name} takes "
+            f"{arch.image_size[0]}; give one that crops to {arch.image_size[0]}"
+        )
+    return transform
+
+
+def _kind(images: object) -> str:
+    """What was given, in words."""
+    if isinstance(images, Image.Image):
+        return "a single PIL image"
+    if isinstance(images, Sequence) and images:
+        other = next(image for image in images if not isinstance(image, Image.Image))
+        return f"a {type(images).__name__} of {type(other).__name__}"
+    return f"an object of type {type(images).__name__}"
+
+
+def _accepted(arch: Architecture) -> str:
+    channels, (height, width) = arch.in_channels, arch.image_size
+    return (
+        "give a folder, an .npz, a sequence of PIL images, or normalized float32 arrays "
+        f"(N, {channels}, {height}, {width})"
+    )

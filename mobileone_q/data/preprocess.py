@@ -1,6 +1,6 @@
-"""From an image file to the network's input: resize, centre crop, normalise.
+"""Turn an image into the network's input: resize, crop the centre, normalize.
 
-Pillow and NumPy only, so that it runs where torch does not.
+Needs only Pillow and NumPy, so that it runs where torch does not.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The evaluation transform: short side to ``resize``, centre ``crop``, (x/255 - mean) / std.
+    """The transform for evaluation: scale the short side, crop the centre, then (x / 255 - mean) / std.
 
-    ``resize`` and ``crop`` are in pixels; ``mean`` and ``std`` are per RGB channel, for inputs in
-    0..1. The defaults are those of Apple's MobileOne.
+    ``resize`` is the length of the short side and ``crop`` the side of the square, both in pixels.
+    ``mean`` and ``std`` are per RGB channel, for values in 0..1. The defaults are Apple's for
+    MobileOne.
     """
 
     resize: int = 256
@@ -34,15 +35,15 @@ class Preprocessing:
 
     @classmethod
     def for_size(cls, crop: int) -> Preprocessing:
-        """The official transform for another input size: the resize keeps 256 to 224."""
+        """The official transform for a ``crop`` of another size; ``resize`` stays 256/224 of it."""
         return cls(resize=round(crop * 256 / 224), crop=crop)
 
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """One image of any mode and size to float32 (3, crop, crop)."""
-        return self.normalise(self.to_pixels(image))
+        """Turn one image of any mode and size into normalized float32 (3, crop, crop)."""
+        return self.normalize(self.to_pixels(image))
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resized and cropped, not yet normalised: uint8 (3, crop, crop)."""
+        """Resize and crop without normalizing: uint8 (3, crop, crop)."""
         image = image.convert("RGB")
         width, height = image.size
         short = min(width, height)
@@ -53,21 +54,26 @@ class Preprocessing:
         image = image.crop((left, top, left + self.crop, top + self.crop))
         return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)
 
-    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 (..., 3, H, W) to float32 of the same shape."""
+    def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn uint8 pixels (..., 3, H, W) into normalized float32 of the same shape."""
         mean = np.asarray(self.mean, np.float32).reshape(3, 1, 1)
         std = np.asarray(self.std, np.float32).reshape(3, 1, 1)
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON holds them."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The transform that :meth:`to_dict` described."""
         return cls(values["resize"], values["crop"], tuple(values["mean"]), tuple(values["std"]))
 
 
+OFFICIAL = Preprocessing()
+
+
 def class_names(lines: Iterable[str]) -> tuple[str, ...]:
-    """Names from the lines of a ``classes.txt``: what follows the first word, or that word."""
+    """Class names from the lines of a ``classes.txt``: what follows the first word, or else that word."""
     parts = (line.split(maxsplit=1) for line in lines if line.strip())
     return tuple(words[-1].strip() for words in parts)

@@ -1,61 +1,131 @@
-"""Images for calibration and evaluation: folders of files, or arrays in memory; read lazily.
+"""Where the network's inputs come from: image files, images in memory, or normalized arrays.
 
-A bad image is skipped and counted, up to a tenth of those wanted; one batch is in memory at a time.
+Every source is read one input at a time, so that memory does not grow with the number of inputs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from mobileone_q.data.preprocess import Preprocessing, class_names
+from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, class_names
 from mobileone_q.errors import DataError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
-BAD_SHARE = 0.1
 NO_LABEL = -1
-MAX_LEFT_OVER = 1000
-CACHE_BYTES = 128 << 20  # decoding costs more than a network pass; later passes reuse pixels
+CACHE_BYTES = 128 << 20  # decoding an image costs more than running the network on it
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what a bad image raises
 
 
-class ImageSource(Protocol):
-    """Something with numbered images; ``label`` is -1 where none is known."""
+@runtime_checkable
+class Source(Protocol):
+    """Numbered inputs of a network, each with a label where one is known.
 
-    name: str
+    ``name`` stands in messages and reports. ``classes`` are names in the order of the labels, None
+    where they are not known. ``preprocessing`` is what images go through, None for arrays, which
+    come normalized.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...] | None: ...
+    @property
+    def preprocessing(self) -> Preprocessing | None: ...
 
     def __len__(self) -> int: ...
-    def identity(self, index: int) -> str: ...
-    def open(self, index: int) -> Image.Image: ...
-    def label(self, index: int) -> int: ...
+
+    def identity(self, index: int) -> str:
+        """What tells this input from the others: a path, a checksum or a number."""
+        ...
+
+    def label(self, index: int) -> int:
+        """The class of this input, or ``NO_LABEL``."""
+        ...
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """The normalized input, (C, H, W).
+
+        Raises:
+            UNREADABLE: any of these exceptions, for an image that cannot be read.
+        """
+        ...
+
+
+def reason(error: Exception) -> str:
+    """The first line of an exception's message, or its type where it has none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return str(text).splitlines()[0] if text else type(error).__name__
+
+
+class ImageSource(ABC):
+    """A source whose inputs are images: ``open`` gives an image, ``read`` preprocesses it.
+
+    The pixels of the first images read are kept, up to ``CACHE_BYTES``, so that later passes need
+    not decode them again.
+    """
+
+    def __init__(
+        self, name: str, preprocessing: Preprocessing = OFFICIAL, classes: tuple[str, ...] | None = None
+    ) -> None:
+        self.name, self.preprocessing, self.classes = name, preprocessing, classes
+        self._cache: dict[int, NDArray[np.uint8]] = {}
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def identity(self, index: int) -> str:
+        """What tells this image from the others: a path or a checksum."""
+
+    @abstractmethod
+    def label(self, index: int) -> int:
+        """The class of this image, or ``NO_LABEL``."""
+
+    @abstractmethod
+    def open(self, index: int) -> Image.Image:
+        """The image itself, for the caller to close."""
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """The preprocessed image, (3, crop, crop)."""
+        pixels = self._cache.get(index)
+        if pixels is None:
+            with warnings.catch_warnings(), self.open(index) as image:
+                warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
+                pixels = self.preprocessing.to_pixels(image)
+            if (len(self._cache) + 1) * pixels.nbytes <= CACHE_BYTES:
+                self._cache[index] = pixels
+        return self.preprocessing.normalize(pixels)
 
 
 def class_listing(root: Path) -> Path | None:
-    """The ``classes.txt`` in a folder of images or beside it, which says what number a class has."""
+    """The ``classes.txt`` in a folder of images or beside it, which gives each class its number."""
     places = (root / "classes.txt", root.resolve().parent / "classes.txt")
     return next((place for place in places if place.is_file()), None)
 
 
-class ImageFolder:
-    """``root/<class>/*.jpg``, or a flat folder of unlabelled images.
+class ImageFolder(ImageSource):
+    """Image files in ``root/<class>/``, or directly in ``root`` and without labels.
 
-    Labels follow the sorted folder names, or the line order of a ``classes.txt`` (first word of
-    each line) in ``root`` or the folder above it.
+    Classes are numbered in the order of the sorted folder names. Where ``root`` or the folder above
+    it holds a ``classes.txt``, they are numbered by the line whose first word is the folder's name.
 
     Raises:
-        DataError: no such folder, no images in it, or a class folder that classes.txt lacks.
+        DataError: there is no such folder, it has no images, or ``classes.txt`` lacks a class folder.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.name = str(root)
+    def __init__(self, root: Path, preprocessing: Preprocessing = OFFICIAL) -> None:
+        super().__init__(str(root), preprocessing)
         if not root.is_dir():
             raise DataError(f"no image folder at {root}; pass a folder with one subfolder per class")
         self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
@@ -63,10 +133,10 @@ class ImageFolder:
             others = ", ".join(sorted(SUFFIXES - {".jpg"}))
             raise DataError(f"no images under {root}; expected {root}/<class>/*.jpg (or {others})")
         self._root = root
-        self.classes: tuple[str, ...] | None = None
-        self._labels = self._class_numbers(root)
+        self._labels = self._number_classes(root)
 
-    def _class_numbers(self, root: Path) -> dict[str, int]:
+    def _number_classes(self, root: Path) -> dict[str, int]:
+        """The number of each class folder; fills in ``classes``."""
         folders = sorted({path.relative_to(root).parts[0] for path in self.paths if path.parent != root})
         listing = class_listing(root)
         if listing is None:
@@ -88,26 +158,27 @@ class ImageFolder:
     def identity(self, index: int) -> str:
         return self.paths[index].relative_to(self._root).as_posix()
 
-    def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
-
     def label(self, index: int) -> int:
         parts = self.paths[index].relative_to(self._root).parts
         return self._labels[parts[0]] if len(parts) > 1 else NO_LABEL
 
+    def open(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
 
-class ImageArray:
-    """Images in memory, uint8 (N, H, W) or (N, H, W, 3), with labels (N,)."""
+
+class ImageArray(ImageSource):
+    """Images in memory: uint8 (N, H, W) or (N, H, W, 3), with labels (N,)."""
 
     def __init__(
         self,
         name: str,
         images: NDArray[np.uint8],
         labels: NDArray[np.integer],
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing = OFFICIAL,
+        classes: tuple[str, ...] | None = None,
     ) -> None:
-        self.name, self._images, self._labels = name, images, labels
-        self.preprocessing = preprocessing
+        super().__init__(name, preprocessing, classes)
+        self._images, self._labels = images, labels
 
     def __len__(self) -> int:
         return len(self._images)
@@ -115,119 +186,121 @@ class ImageArray:
     def identity(self, index: int) -> str:
         return hashlib.sha256(self._images[index].tobytes()).hexdigest()
 
+    def label(self, index: int) -> int:
+        return int(self._labels[index])
+
     def open(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])
+
+
+class PictureList(ImageSource):
+    """A sequence of PIL images, with labels (N,) where they are known.
+
+    Raises:
+        DataError: there are no images, or not as many labels as images.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[Image.Image],
+        labels: ArrayLike | None = None,
+        preprocessing: Preprocessing = OFFICIAL,
+        name: str = "images in memory",
+    ) -> None:
+        super().__init__(name, preprocessing)
+        if not len(pictures):
+            raise DataError("the sequence of images is empty; give at least one image")
+        self._pictures = pictures
+        self._labels = _labels(name, labels, len(pictures))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def identity(self, index: int) -> str:
+        """SHA-256 of the pixels, or the image's number where it cannot be read."""
+        try:
+            picture = self.open(index)
+            header = f"{picture.mode} {picture.size}".encode()
+            return hashlib.sha256(header + picture.tobytes()).hexdigest()
+        except UNREADABLE:
+            return f"image {index}"
 
     def label(self, index: int) -> int:
         return int(self._labels[index])
 
+    def open(self, index: int) -> Image.Image:
+        try:
+            return self._pictures[index].copy()  # the caller closes it, and the original must stay open
+        except (AssertionError, AttributeError):  # what Pillow raises depends on its version
+            raise OSError("its file is closed; open it again, or load() it before it is closed") from None
 
-@dataclass
-class Batches:
-    """A choice of images from a source, iterated as (pixels float32 (N, 3, H, W), labels (N,)).
 
-    May be iterated any number of times, always in the same order. Unreadable images are left out
-    of every pass, and ``skipped`` maps each one's identity to the reason.
+class Arrays:
+    """Normalized inputs ``x``, (N, C, L) or (N, C, H, W), with labels ``y`` (N,) where they are known.
 
-    Raises (while iterating):
-        DataError: more than a tenth of the images cannot be read.
+    A signal (N, C, L) becomes (N, C, 1, L).
+
+    Raises:
+        DataError: the shapes do not fit, or there is not a single input.
     """
 
-    source: ImageSource
-    indices: Sequence[int]
-    preprocessing: Preprocessing
-    batch_size: int = 10
-    skipped: dict[str, str] = field(default_factory=dict)
-    _cache: dict[int, NDArray[np.uint8]] = field(default_factory=dict, repr=False)
+    preprocessing = None
+    classes: tuple[str, ...] | None = None
 
-    @classmethod
-    def choose(
-        cls,
-        source: ImageSource,
-        preprocessing: Preprocessing,
-        count: int | None = None,
-        seed: int = 0,
-        batch_size: int = 10,
-    ) -> Batches:
-        """``count`` images drawn without replacement by ``seed``, or all of them in order.
-
-        Raises:
-            DataError: fewer images than ``count``.
-        """
-        if count is None:
-            return cls(source, range(len(source)), preprocessing, batch_size)
-        if count > len(source):
+    def __init__(self, x: NDArray, y: ArrayLike | None = None, name: str = "arrays in memory") -> None:
+        if x.ndim not in (3, 4) or not len(x):
             raise DataError(
-                f"{source.name} has {len(source)} images, fewer than the {count} asked for; "
-                "lower --images or add some"
+                f"{name} needs an array x of shape (N, C, L) or (N, C, H, W) with at least one input"
             )
-        chosen = random.Random(seed).sample(range(len(source)), count)
-        return cls(source, chosen, preprocessing, batch_size)
-
-    def first(self, count: int) -> NDArray[np.float32]:
-        """The first ``count`` readable images of the first batch, (N, 3, H, W)."""
-        pixels, _ = next(iter(self))
-        return pixels[:count]
-
-    def sample(self, count: int) -> Batches:
-        """At most ``count`` of these images, evenly spread."""
-        step = -(-len(self.indices) // count)
-        return Batches(self.source, self.indices[::step], self.preprocessing, self.batch_size)
-
-    def left_over(self) -> Batches | None:
-        """Images of the source that were not chosen, at most 1,000 of them; None if there are none."""
-        chosen = set(self.indices)
-        rest = [index for index in range(len(self.source)) if index not in chosen]
-        if not rest:
-            return None
-        step = -(-len(rest) // MAX_LEFT_OVER)
-        return Batches(self.source, rest[::step], self.preprocessing, self.batch_size)
+        self.name = name
+        values = x.astype(np.float32)
+        self.x: NDArray[np.float32] = values[:, :, None] if values.ndim == 3 else values
+        self.y = _labels(name, y, len(x))
 
     def __len__(self) -> int:
-        """Number of images, those found unreadable so far left out."""
-        return len(self.indices) - len(self.skipped)
+        return len(self.x)
 
-    def __iter__(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
-        pixels: list[NDArray[np.float32]] = []
-        labels: list[int] = []
-        for index in self.indices:
-            image = self._read(index)
-            if image is None:
-                continue
-            pixels.append(image)
-            labels.append(self.source.label(index))
-            if len(pixels) == self.batch_size:
-                yield np.stack(pixels), np.asarray(labels, np.int64)
-                pixels, labels = [], []
-        if pixels:
-            yield np.stack(pixels), np.asarray(labels, np.int64)
+    def identity(self, index: int) -> str:
+        return f"{self.name}[{index}]"
 
-    def _read(self, index: int) -> NDArray[np.float32] | None:
-        if index in self._cache:
-            return self.preprocessing.normalise(self._cache[index])
-        identity = self.source.identity(index)
-        if identity in self.skipped:
-            return None
+    def label(self, index: int) -> int:
+        return int(self.y[index])
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        return self.x[index]
+
+
+class ArrayFile(Arrays):
+    """The arrays ``x`` and, where it has one, ``y`` of an ``.npz`` file; see :class:`Arrays`.
+
+    Raises:
+        DataError: the file cannot be read, or has no array ``x`` that fits.
+    """
+
+    def __init__(self, path: Path) -> None:
         try:
-            with warnings.catch_warnings(), self.source.open(index) as image:
-                warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-                pixels = self.preprocessing.to_pixels(image)
-            if (len(self._cache) + 1) * pixels.nbytes <= CACHE_BYTES:
-                self._cache[index] = pixels
-            return self.preprocessing.normalise(pixels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            self.skipped[identity] = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if len(self.skipped) > max(1, BAD_SHARE * len(self.indices)) or len(self.skipped) == len(
-            self.indices
-        ):
-            first, reason = next(iter(self.skipped.items()))
+            archive = np.load(path, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it holds one array without a name")
+            with archive:
+                arrays = {key: archive[key] for key in ("x", "y") if key in archive}
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"{self.source.name}: {len(self.skipped)} of {len(self.indices)} images cannot be read, "
-                f"first {first} ({reason}); repair or remove them"
-            )
-        return None
+                f"cannot read arrays from {path}: {reason(error)}; save them with numpy.savez"
+            ) from None
+        super().__init__(arrays.get("x", np.empty(0)), arrays.get("y"), str(path))
 
-    def fingerprint(self) -> str:
-        """SHA-256 over the chosen images' identities, in order."""
-        listing = "\n".join(self.source.identity(index) for index in self.indices)
-        return hashlib.sha256(listing.encode()).hexdigest()
+
+def _labels(name: str, labels: ArrayLike | None, count: int) -> NDArray[np.int64]:
+    """Labels (N,), all ``NO_LABEL`` where none are given."""
+    if labels is None:
+        return np.full(count, NO_LABEL)
+    try:
+        numbers = np.asarray(labels).astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}: the labels are not numbers ({reason(error)}); give class numbers") from None
+    if numbers.shape != (count,):
+        raise DataError(
+            f"{name}: the labels have shape {numbers.shape} for {count} inputs; give one label each"
+        )
+    return numbers

@@ -4,7 +4,9 @@
     python3 run_image.py model.plan image.ppm
 
 Reads binary PPM (P6) and .npy (uint8, height x width x RGB); any other format where Pillow is
-installed. preprocessing.json and labels.txt stand beside this file. Python 3.8 and later.
+installed. Where preprocessing.json says that the network takes an array, this reads one from .npy: of
+the shape given there, and already normalized. preprocessing.json and labels.txt stand beside this
+file. Python 3.8 and later.
 
 Memory without torch or PyCUDA: TensorRT reads and writes addresses on the device, and four calls
 of the CUDA runtime's C library give and fill them. ctypes makes the calls: cudaMalloc reserves
@@ -58,6 +60,22 @@ def read_image(path: Path) -> np.ndarray:
     except ImportError:
         sys.exit(f"cannot read {path}: convert it to PPM or .npy, or pip install pillow")
     return np.asarray(Image.open(path).convert("RGB"))
+
+
+def read_array(path: Path, shape: list) -> np.ndarray:
+    """float32 (1, channels, height, width) of an array that is already normalized.
+
+    ``shape`` is (channels, height, width). A signal, of height 1, may be (channels, length).
+    """
+    if path.suffix != ".npy":
+        sys.exit(f"this network takes an array of shape {tuple(shape)}, not {path}; save one with numpy.save")
+    array = np.load(path)
+    accepted = [tuple(shape), (1, *shape)]
+    if shape[1] == 1:
+        accepted.append((shape[0], shape[2]))
+    if array.shape not in accepted:
+        sys.exit(f"{path} has shape {array.shape}, and this network takes {tuple(shape)}")
+    return np.ascontiguousarray(array, np.float32).reshape(1, *shape)
 
 
 def resize_matrix(source: int, target: int) -> np.ndarray:
@@ -143,10 +161,15 @@ def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
 
 def main() -> None:
     if len(sys.argv) != 3:
-        sys.exit("usage: python3 run_image.py model.plan image.ppm")
+        sys.exit("usage: python3 run_image.py model.plan image.ppm (or array.npy)")
     settings = json.loads((HERE / "preprocessing.json").read_text())
     labels = (HERE / "labels.txt").read_text().splitlines()
-    logits = run(Path(sys.argv[1]), preprocess(read_image(Path(sys.argv[2])), settings))[0]
+    path = Path(sys.argv[2])
+    if settings["takes"] == "array":
+        x = read_array(path, settings["shape"])
+    else:
+        x = preprocess(read_image(path), settings)
+    logits = run(Path(sys.argv[1]), x)[0]
     shares = np.exp(logits - logits.max())
     shares /= shares.sum()
     for index in np.argsort(-logits, kind="stable")[:5]:

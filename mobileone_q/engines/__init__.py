@@ -1,34 +1,40 @@
-"""Runtimes behind one interface, each imported only when it is asked for."""
+"""Backends behind one interface. Each is imported only when it is asked for."""
 
 from __future__ import annotations
 
 import importlib
 
-from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler
-from mobileone_q.errors import MissingDependency
+from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler
+from mobileone_q.engines.settings import BuildOptions
+from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.names import BackendName
 
-__all__ = ["BACKENDS", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "backend", "best_backend"]
+__all__ = ["Backend", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "backend", "best_backend"]
 
-_CLASSES = {
-    "tensorrt": ("mobileone_q.engines.tensorrt.engine", "TensorRTEngine"),
-    "tensorrt-rtx": ("mobileone_q.engines.tensorrt.engine", "TensorRTForRTXEngine"),
-    "onnxruntime": ("mobileone_q.engines.onnxruntime", "OnnxRuntimeEngine"),
+_CLASSES: dict[BackendName, tuple[str, str]] = {
+    "onnxruntime": ("mobileone_q.engines.onnxruntime", "OnnxRuntime"),
+    "tensorrt": ("mobileone_q.engines.tensorrt.engine", "TensorRT"),
+    "tensorrt-rtx": ("mobileone_q.engines.tensorrt.engine", "TensorRTForRTX"),
 }
-BACKENDS = tuple(_CLASSES)
 
 
-def backend(name: str) -> type[Engine]:
-    """The engine class of a backend; importing its runtime waits until it is used."""
+def backend(name: BackendName) -> Backend:
+    """The backend of that name; its library is imported when it is first used.
+
+    Raises:
+        EngineError: there is no backend of that name.
+    """
+    if name not in _CLASSES:
+        raise EngineError(f"there is no backend {name!r}; choose from {', '.join(_CLASSES)}")
     module, attribute = _CLASSES[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(module), attribute)()
 
 
-def best_backend() -> str:
+def best_backend() -> BackendName:
     """``tensorrt`` where it is installed and has a GPU, else ``onnxruntime``."""
-    from mobileone_q.engines.tensorrt.engine import TensorRTEngine, gpu_name
-
+    tensorrt = backend("tensorrt")
     try:
-        TensorRTEngine.runtime()
+        tensorrt.runtime()
     except MissingDependency:
         return "onnxruntime"
-    return "tensorrt" if gpu_name() else "onnxruntime"
+    return "tensorrt" if tensorrt.can_run() else "onnxruntime"

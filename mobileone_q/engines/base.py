@@ -1,4 +1,8 @@
-"""What every engine can do, and the sidecar that says what an engine file is."""
+"""What every backend and every engine can do, and the sidecar that says what an engine file is.
+
+A :class:`Backend` is a library that runs graphs: it builds engine files and loads them. An
+:class:`Engine` is a loaded file: it runs, it is profiled, and it is closed.
+"""
 
 from __future__ import annotations
 
@@ -7,61 +11,53 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mobileone_q.engines.layer_map import Inspection
+from mobileone_q.engines.metadata import check_pairing, read_target
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError
 from mobileone_q.files import read_json, sha256, write_json
+from mobileone_q.names import BackendName, Precision, Target
 from mobileone_q.progress import Advance, silent
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build an engine.
-
-    ``precision`` is fp32, fp16 or int8, and ``remainder`` what an INT8 engine computes in where it
-    has no integers. ``batch`` is (least, typical, most) images at once; ``compute_capabilities``
-    (such as 86) are what TensorRT for RTX builds for, the device at hand where empty;
-    ``workspace_mb`` bounds the builder's scratch memory on the device, in MiB.
-    ``optimization_level`` is TensorRT's, 0 (fast build) to 5 (fast engine). ``version_compatible``
-    engines run on later versions too, ``hardware_compatible`` ones on other GPUs from Ampere on.
-    ``dla_core`` puts what it can on that DLA core and the rest on the GPU; ``calibration`` is the
-    cache file that holds the scales of a graph without Q/DQ.
-    """
-
-    precision: str = "int8"
-    remainder: str = "fp32"
-    batch: tuple[int, int, int] = (1, 1, 8)
-    threads: int = 1
-    compute_capabilities: tuple[int, ...] = ()
-    workspace_mb: int = 1024
-    optimization_level: int | None = None
-    timing_cache: bool = True
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    dla_core: int | None = None
-    calibration: str | None = None
+Closing = TypeVar("Closing", bound="_Closing")
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """An engine's sidecar: what it was built from, by what, for what."""
+    """An engine's sidecar: what it was built from, by what, and for what.
 
-    backend: str
+    Attributes:
+        backend: the backend that built it.
+        runtime: that backend and its version, such as ``onnxruntime 1.32.0``.
+        device: the processor it was built for, in words.
+        precision: what it computes in.
+        onnx_sha256: hexadecimal SHA-256 of the graph's file.
+        options: the fields of :class:`BuildOptions`, as JSON values.
+        onnx: the graph's file name in its run folder.
+        warnings: what the builder complained of, in one line; empty without complaints.
+        target: whose integer grids the graph is written for; None in floating point, and for
+            graphs that do not say.
+    """
+
+    backend: BackendName
     runtime: str
     device: str
-    precision: str
+    precision: Precision
     onnx_sha256: str
     options: dict[str, Any]
-    onnx: str = ""  # the graph's file name in its run folder
-    warnings: str = ""  # what the builder complained of, in one line
+    onnx: str = ""
+    warnings: str = ""
+    target: Target | None = None
 
     def save(self, engine: Path) -> None:
+        """Write the sidecar of an engine file."""
         write_json(sidecar(engine), asdict(self))
 
     @classmethod
@@ -69,7 +65,8 @@ class EngineInfo:
         """Read the sidecar of an engine file.
 
         Raises:
-            EngineError: there is no such engine, or its sidecar is not one.
+            EngineError: there is no such engine, or its sidecar does not describe one.
+            FileError: the sidecar cannot be read.
         """
         if not engine.is_file():
             raise EngineError(f"no engine at {engine}; build it with `mobileone-q build-engine`")
@@ -80,26 +77,17 @@ class EngineInfo:
 
 
 def sidecar(engine: Path) -> Path:
+    """Where the description of an engine file stands: ``a.plan`` has ``a.plan.json``."""
     return engine.with_name(f"{engine.name}.json")
 
 
-class LayerProfiler(ABC):
-    """Times each layer of every run made through it; use it as a context manager."""
+class _Closing(ABC):
+    """A context manager that closes itself at the end of the block."""
 
     @abstractmethod
-    def run(self, batch: NDArray[np.float32]) -> None:
-        """Run the engine once, recording its layers' times."""
+    def close(self) -> None: ...
 
-    @abstractmethod
-    def close(self) -> None:
-        """End the recording."""
-
-    @property
-    @abstractmethod
-    def runs(self) -> Sequence[LayerTimes]:
-        """One entry per run, after :meth:`close`."""
-
-    def __enter__(self) -> LayerProfiler:
+    def __enter__(self: Closing) -> Closing:
         return self
 
     def __exit__(
@@ -111,120 +99,157 @@ class LayerProfiler(ABC):
         self.close()
 
 
-class Engine(ABC):
-    """A built network: float32 images (N, 3, H, W) in, float32 logits (N, classes) out.
+class LayerProfiler(_Closing):
+    """Times each layer in every run made through it; use it as a context manager."""
 
-    ``build`` writes the engine file and its sidecar; ``load`` refuses a file built from another
-    graph, or by another version of the runtime.
+    @abstractmethod
+    def run(self, batch: NDArray[np.float32]) -> None:
+        """Run the engine once and record its layers' times."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the recording."""
+
+    @property
+    @abstractmethod
+    def runs(self) -> Sequence[LayerTimes]:
+        """One entry per run; complete after :meth:`close`."""
+
+
+class Engine(_Closing):
+    """A built network, ready to run; use it as a context manager, or close it.
+
+    Takes float32 images (N, C, H, W), normalized, and gives float32 logits (N, classes).
     """
-
-    backend: ClassVar[str]
-    suffix: ClassVar[str]
 
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
 
-    @classmethod
-    @abstractmethod
-    def runtime(cls) -> str:
-        """The runtime and its version, such as ``onnxruntime 1.31.1``.
-
-        Raises:
-            MissingDependency: it is not installed.
-        """
-
-    @classmethod
-    @abstractmethod
-    def device(cls) -> str:
-        """The processor that engines built here are for, in words."""
-
-    @classmethod
-    @abstractmethod
-    def can_run(cls) -> bool:
-        """Whether this machine has the processor that engines need."""
-
-    @classmethod
-    def is_typed_by_graph(cls) -> bool:
-        """Whether the graph's own types decide precision; else flags of the builder do."""
-        return True
-
-    @classmethod
-    @abstractmethod
-    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance) -> str:
-        """Write the engine file; returns the builder's warnings in one line, empty without any."""
-
-    @classmethod
-    @abstractmethod
-    def _open(cls, engine_path: Path, info: EngineInfo, threads: int) -> Engine:
-        """Make a current engine file ready to run."""
-
     @abstractmethod
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of a batch."""
+        """Logits (N, classes) of a batch (N, C, H, W)."""
+
+    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same as :meth:`run`."""
+        return self.run(batch)
 
     def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
-        """Runs the engine on ``batch`` as one recorded launch, no copies to or from the host.
+        """A function that runs the engine on ``batch`` as one recorded launch.
 
-        None where the runtime has no such thing.
+        Nothing is copied to or from the host. None where the backend cannot record launches.
         """
         return None
 
     def inspection(self) -> Inspection:
-        """What the runtime says of its layers beyond their names; nothing where it cannot."""
+        """What the runtime says about its layers beyond their names; empty where it says nothing."""
         return Inspection()
 
     @abstractmethod
     def layer_profiler(self) -> LayerProfiler:
         """A recorder of per-layer times."""
 
-    @classmethod
-    def build(
-        cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance = silent
-    ) -> EngineInfo:
-        """Build an engine from an ONNX file; ``advance`` is told of every percent, where known.
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the engine holds. It cannot run afterwards; closing it twice is allowed."""
+
+
+class Backend(ABC):
+    """A library that runs graphs: it builds engine files, and loads those that it built."""
+
+    name: ClassVar[BackendName]
+    suffix: ClassVar[str]  # of engine files, with its dot
+
+    @abstractmethod
+    def runtime(self) -> str:
+        """The backend and its version, such as ``onnxruntime 1.32.0``.
 
         Raises:
-            MissingDependency: the runtime is not installed.
-            EngineError: it refuses the graph, or cannot build here.
+            MissingDependency: the library is not installed.
+        """
+
+    @abstractmethod
+    def device(self) -> str:
+        """The processor that engines built here are for, in words."""
+
+    @abstractmethod
+    def can_run(self) -> bool:
+        """Whether this machine has the processor that engines need."""
+
+    def is_typed_by_graph(self) -> bool:
+        """Whether the graph's own types decide the precision, rather than flags of the builder."""
+        return True
+
+    def build(
+        self, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance = silent
+    ) -> EngineInfo:
+        """Build an engine from an ONNX file, and write the engine and its sidecar.
+
+        ``advance(n)`` is called when another ``n`` percent are done, by backends that know.
+
+        Raises:
+            MissingDependency: the library is not installed.
+            EngineError: the graph is written for a target that this backend must not run, or the
+                backend refuses the graph, or cannot build here.
         """
         if not onnx_path.is_file():
             raise EngineError(f"no ONNX file at {onnx_path}; make it with `mobileone-q calibrate`")
-        runtime = cls.runtime()
-        warnings = cls._compile(onnx_path, engine_path, options, advance)
+        target = read_target(onnx_path)
+        check_pairing(onnx_path, target, self.name, options.dla_core)
+        runtime = self.runtime()
+        warnings = self._compile(onnx_path, engine_path, options, target, advance)
         info = EngineInfo(
-            backend=cls.backend,
+            backend=self.name,
             runtime=runtime,
-            device=cls.device(),
+            device=self.device(),
             precision=options.precision,
             onnx_sha256=sha256(onnx_path),
             options=asdict(options),
             onnx=onnx_path.name,
             warnings=warnings,
+            target=target,
         )
         info.save(engine_path)
         return info
 
-    @classmethod
-    def load(cls, engine_path: Path, onnx_path: Path | None = None, threads: int = 1) -> Engine:
+    def load(self, engine_path: Path, onnx_path: Path | None = None, threads: int = 1) -> Engine:
         """Load an engine; given ``onnx_path``, only if it was built from exactly that graph.
 
         Raises:
-            EngineError: missing, stale, or built by another runtime or version.
+            MissingDependency: the library is not installed.
+            EngineError: the engine is missing, stale, built by another backend or version, or
+                built from a graph whose target this backend must not run.
         """
         info = EngineInfo.load(engine_path)
-        runtime = cls.runtime()
-        if info.runtime != runtime and not cls._accepts(info, runtime):
-            raise EngineError(
-                f"{engine_path} was built by {info.runtime} and {runtime} is installed; build it again"
-            )
-        if onnx_path and onnx_path.is_file() and sha256(onnx_path) != info.onnx_sha256:
+        has_graph = onnx_path is not None and onnx_path.is_file()
+        if onnx_path is not None and has_graph and sha256(onnx_path) != info.onnx_sha256:
             raise EngineError(
                 f"{engine_path} was built from another {onnx_path.name}; "
                 "build it again with `mobileone-q build-engine`"
             )
-        return cls._open(engine_path, info, threads)
+        target = read_target(onnx_path) if onnx_path is not None and has_graph else None
+        check_pairing(engine_path, target or info.target, self.name, info.options.get("dla_core"))
+        runtime = self.runtime()
+        if info.runtime != runtime and not self._accepts(info, runtime):
+            raise EngineError(
+                f"{engine_path} was built by {info.runtime} and {runtime} is installed; build it again"
+            )
+        return self._open(engine_path, info, threads)
 
-    @classmethod
-    def _accepts(cls, info: EngineInfo, runtime: str) -> bool:
+    @abstractmethod
+    def _compile(
+        self,
+        onnx_path: Path,
+        engine_path: Path,
+        options: BuildOptions,
+        target: Target | None,
+        advance: Advance,
+    ) -> str:
+        """Write the engine file; returns the builder's warnings in one line, empty without any."""
+
+    @abstractmethod
+    def _open(self, engine_path: Path, info: EngineInfo, threads: int) -> Engine:
+        """Make an engine file of the installed version ready to run."""
+
+    def _accepts(self, info: EngineInfo, runtime: str) -> bool:
         """Whether an engine of another version runs on this one."""
         return False

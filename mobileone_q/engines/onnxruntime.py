@@ -1,11 +1,12 @@
-"""ONNX Runtime on the CPU: the embedded default, there wherever the project is installed.
+"""ONNX Runtime on the CPU: the default, since it is installed wherever this project is.
 
-An engine is the graph as ONNX Runtime optimised it for this processor.
+An engine is the graph as ONNX Runtime optimized it for this processor.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import tempfile
 from collections.abc import Sequence
@@ -13,74 +14,90 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.metadata import has_only_int8_grids
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import write_atomically
+from mobileone_q.names import BackendName, Target
 from mobileone_q.progress import Advance
 
 PROVIDERS = ["CPUExecutionProvider"]
 LOG_ERRORS_ONLY = 3
-# ONNX Runtime rounds float biases of quantized convolutions to int32, in steps that are coarse where
-# weights are large. TensorRT does not, so where it stands in for TensorRT it must not either.
+# ONNX Runtime rounds the float biases of quantized convolutions to int32, in steps that are coarse
+# where weights are large. TensorRT does not, so ONNX Runtime must not where it stands in for TensorRT.
 BIAS_ROUNDERS = ("WeightBiasQuantization",)
 
 
-class OnnxRuntimeEngine(Engine):
-    backend: ClassVar[str] = "onnxruntime"
+class OnnxRuntime(Backend):
+    """ONNX Runtime's CPU execution provider."""
+
+    name: ClassVar[BackendName] = "onnxruntime"
     suffix: ClassVar[str] = ".onnx"
 
-    def __init__(self, info: EngineInfo, path: Path, threads: int) -> None:
-        super().__init__(info)
-        self._path, self._threads = path, threads
-        self._session = _session(path, _options(threads, optimise=False))
-
-    @classmethod
-    def runtime(cls) -> str:
+    def runtime(self) -> str:
         return f"onnxruntime {_import().__version__}"
 
-    @classmethod
-    def device(cls) -> str:
+    def device(self) -> str:
         return cpu_name()
 
-    @classmethod
-    def can_run(cls) -> bool:
+    def can_run(self) -> bool:
         return True
 
-    @classmethod
-    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance) -> str:
+    def _compile(
+        self,
+        onnx_path: Path,
+        engine_path: Path,
+        options: BuildOptions,
+        target: Target | None,
+        advance: Advance,
+    ) -> str:
+        stands_in = target == "tensorrt" if target else has_only_int8_grids(onnx_path)
+
         def write(temporary: Path) -> None:
-            settings = _options(options.threads, optimise=True)
+            settings = _session_options(options.threads, optimize=True)
             settings.optimized_model_filepath = str(temporary)
-            _session(onnx_path, settings, BIAS_ROUNDERS if _has_tensorrt_form(onnx_path) else ())
+            _session(onnx_path, settings, BIAS_ROUNDERS if stands_in else ())
 
         write_atomically(engine_path, write)
         return ""
 
-    @classmethod
-    def _open(cls, engine_path: Path, info: EngineInfo, threads: int) -> OnnxRuntimeEngine:
-        if info.device != cls.device():
+    def _open(self, engine_path: Path, info: EngineInfo, threads: int) -> OnnxRuntimeEngine:
+        if info.device != self.device():
             raise EngineError(
-                f"{engine_path} was optimised for {info.device}, and this is {cls.device()}; build it again"
+                f"{engine_path} was optimized for {info.device}, and this is {self.device()}; build it again"
             )
-        return cls(info, engine_path, threads)
+        return OnnxRuntimeEngine(info, engine_path, threads)
+
+
+class OnnxRuntimeEngine(Engine):
+    """An inference session on an optimized graph."""
+
+    def __init__(self, info: EngineInfo, path: Path, threads: int) -> None:
+        super().__init__(info)
+        self._path, self._threads = path, threads
+        self._session = _session(path, _session_options(threads, optimize=False))
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._session is None:
+            raise ValueError(f"{self._path} is closed; load it again")
         return self._session.run(None, {"input": batch})[0]
 
     def layer_profiler(self) -> OnnxRuntimeProfiler:
         return OnnxRuntimeProfiler(self._path, self._threads)
 
+    def close(self) -> None:
+        self._session = None
+
 
 class OnnxRuntimeProfiler(LayerProfiler):
-    """A session of its own with profiling on; its trace goes to a temporary folder and is removed."""
+    """Profiles in a session of its own; the trace goes to a temporary folder, which is removed."""
 
     def __init__(self, path: Path, threads: int) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mobileone-q-")
-        options = _options(threads, optimise=False)
+        options = _session_options(threads, optimize=False)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "trace")
         self._session: Any = _session(path, options)
@@ -120,6 +137,12 @@ def cpu_name() -> str:
 
 
 def _import() -> Any:
+    """The package ``onnxruntime``; every import of it goes through here.
+
+    Raises:
+        MissingDependency: it is not installed, or cannot be imported.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read once, when the package is imported
     try:
         import onnxruntime
     except ImportError as error:
@@ -127,27 +150,14 @@ def _import() -> Any:
     return onnxruntime
 
 
-def _options(threads: int, optimise: bool) -> Any:
+def _session_options(threads: int, optimize: bool) -> Any:
     ort = _import()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_ERRORS_ONLY
     levels = ort.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     return options
-
-
-def _has_tensorrt_form(path: Path) -> bool:
-    """Whether all that a graph quantises is int8: unsigned codes are ONNX Runtime's own."""
-    try:
-        graph = onnx.load(path).graph
-    except (OSError, DecodeError):
-        return False  # the session will say what is wrong
-    types = {constant.name: constant.data_type for constant in graph.initializer}
-    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
-    return bool(quantizers) and all(
-        len(node.input) == 3 and types.get(node.input[2]) == onnx.TensorProto.INT8 for node in quantizers
-    )
 
 
 def _session(path: Path, options: Any, disabled: Sequence[str] = ()) -> Any:

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines import BuildOptions, Engine, backend
-from mobileone_q.evaluation.metrics import (
-    Accuracy,
-    collect_logits,
-    compare,
-)
+from mobileone_q import engines
+from mobileone_q.data.batches import LabelledBatches
+from mobileone_q.engines import BuildOptions
+from mobileone_q.evaluation.metrics import Accuracy, Logits, Runnable, collect_logits, compare
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import Precision, Target, pairing
 
-Batches = Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]]
+
+class TorchModel:
+    """A model that torch runs, used like an engine."""
+
+    def __init__(self, model: FusedModel | QuantizedModel) -> None:
+        self._model = model
+
+    def run(self, batch: NDArray[np.float32]) -> Logits:
+        """Logits (N, classes) of a batch (N, C, H, W)."""
+        import torch
+
+        with torch.no_grad():
+            return self._model(torch.from_numpy(batch)).numpy()
 
 
 class Comparison:
-    """Quantized models against one FP32 model on the same images, as exported graphs in ONNX Runtime.
+    """Compares quantized models with one FP32 model on the same images.
 
-    ``folder`` takes the graphs; (N,) labels may be -1. FP32 runs once.
+    Exported graphs run in ONNX Runtime. Where a target's graph must not run there, its float32
+    simulation stands in. ``folder`` takes the graphs; labels (N,) may be -1. FP32 runs once.
     """
 
-    def __init__(self, fused: FusedModel, images: Batches, folder: Path) -> None:
+    def __init__(self, fused: FusedModel, images: LabelledBatches, folder: Path) -> None:
         self._images, self._folder = images, folder
         (self._fp32,), self._labels = collect_logits([self._engine(fused, "fp32")], images)
 
     def with_int8(self, quantized: QuantizedModel) -> Accuracy:
-        (int8,), _ = collect_logits([self._engine(quantized, "int8")], self._images)
+        """Accuracy of a quantized model beside the FP32 model's."""
+        is_refused = pairing(cast(Target, quantized.target), "onnxruntime").is_refused
+        int8_model = TorchModel(quantized) if is_refused else self._engine(quantized, "int8")
+        (int8,), _ = collect_logits([int8_model], self._images)
         return compare(self._fp32, int8, self._labels)
 
-    def _engine(self, model: FusedModel | QuantizedModel, precision: str) -> Engine:
-        factory, threads = backend("onnxruntime"), os.cpu_count() or 1
-        onnx, engine = (self._folder / f"{precision}{suffix}" for suffix in (".onnx", factory.suffix))
-        export_onnx(model, onnx)
-        factory.build(onnx, engine, BuildOptions(precision, threads=threads))
-        return factory.load(engine, threads=threads)
+    def _engine(self, model: FusedModel | QuantizedModel, precision: Precision) -> Runnable:
+        backend, threads = engines.backend("onnxruntime"), os.cpu_count() or 1
+        graph = self._folder / f"{precision}.onnx"
+        path = self._folder / f"{precision}.{backend.name}{backend.suffix}"
+        export_onnx(model, graph)
+        backend.build(graph, path, BuildOptions(precision, threads=threads))
+        return backend.load(path, threads=threads)

@@ -1,14 +1,14 @@
 """What a network costs: parameters, operations and memory traffic per operator type.
 
-Counted as Caffe2's model profiler does, in whose terms MobileOne's ports publish their figures,
-for one image of the fused float32 network:
+Everything is counted as Caffe2's model profiler does, because MobileOne's ports publish their
+figures in its terms. The counts are for one image of the fused float32 network:
 
-    FLOP      two per multiply-add; of Conv without its bias, of FC with it; Mul one per element
-    read      inputs, weights and biases, every operator's own; 4 bytes a number
-    written   outputs
-    parameter Conv: weights without biases; FC: with its bias
+    FLOP       two per multiply-add (Conv without its bias, FC with it); one per element of Mul
+    read       inputs, weights and biases of every operator, 4 bytes a number
+    written    outputs, 4 bytes a number
+    parameter  weights of Conv; weights and bias of FC
 
-Pooling and Sigmoid have traffic and no FLOP. That profiler leaves pooling's traffic out.
+Pooling and Sigmoid move data and have no FLOP. That profiler leaves out what pooling moves.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from mobileone_q.architecture.variants import VARIANTS, build_variant
 BYTES = 4  # of a float32
 PUBLISHED_TOP1 = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}  # Apple's README
 NOTES = (
-    "FLOPs: a multiply-add is two; the paper and mmpretrain (0.27, 0.82, 1.30, 1.89, 2.98 G) count it as "
-    "one, mmpretrain of convolutions alone.",
+    "FLOPs: a multiply-add counts as two here. The paper and mmpretrain (0.27, 0.82, 1.30, 1.89, 2.98 G) "
+    "count it as one, and mmpretrain counts convolutions alone.",
     "jahongir7174's table (7.80, 10.07, 14.83 M; 2.596, 3.791 G) cuts digits off; mmpretrain's (7.81, 10.08, "
     "14.84 M) rounds.",
-    "Parameters are the fused network's; with training branches S0 has 5,293,272.",
+    "Parameters are those of the fused network; with training branches S0 has 5,293,272.",
     "Top-1 is what Apple publishes; jahongir7174 measures 75.8, 77.9 and 79.3 % for S1, S3 and S4 with the "
     "same weights.",
 )
@@ -39,7 +39,7 @@ ONNX_NAMES = {"Gemm": "FC", "GlobalAveragePool": "AveragePool", "Flatten": "Resh
 
 @dataclass(frozen=True)
 class OperatorCost:
-    """One operator type's share; ``time_ms`` is None until measured."""
+    """What one operator type costs; ``time_ms`` is None where it was not measured."""
 
     operator: str
     flops: int = 0
@@ -49,6 +49,7 @@ class OperatorCost:
     time_ms: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
+        """The cost as JSON values, in 1e9 operations and 1e6 bytes."""
         return {
             "operator": self.operator,
             "gflop": self.flops / 1e9,
@@ -59,8 +60,40 @@ class OperatorCost:
         }
 
 
+@dataclass(frozen=True)
+class NetworkCost:
+    """What one network costs for one image: parameters fused and with branches, and its operators."""
+
+    arch: str
+    image_size: Pair
+    blocks: int
+    task: str
+    parameters: int
+    parameters_with_branches: int
+    gflop: float
+    operators: tuple[OperatorCost, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self) | {
+            "image_size": list(self.image_size),
+            "operators": [row.to_dict() for row in self.operators],
+        }
+
+
+@dataclass(frozen=True)
+class VariantCost:
+    """One of S0 to S4: parameters, GFLOP and the top-1 accuracy that Apple publishes, in percent."""
+
+    arch: str
+    parameters: int
+    parameters_with_branches: int
+    gflop: float
+    published_top1: float
+
+
 class _Tally:
-    """Adds up numbers read, written and so on per operator type."""
+    """Adds up FLOP and numbers read, written and held, by operator type."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
@@ -69,8 +102,8 @@ class _Tally:
         costs = (flops, BYTES * read, BYTES * written, BYTES * parameters)
         self.sums[operator] = [total + cost for total, cost in zip(self.sums[operator], costs)]
 
-    def conv(self, inputs: int, outputs: int, weights: int, channels: int, positions: int) -> None:
-        self.add("Conv", 2 * weights * positions, inputs + weights + channels, outputs, weights)
+    def conv(self, macs: int, inputs: int, outputs: int, weights: int, biases: int) -> None:
+        self.add("Conv", 2 * macs, inputs + weights + biases, outputs, weights)
 
 
 def operator_costs(arch: Architecture) -> list[OperatorCost]:
@@ -84,22 +117,21 @@ def operator_costs(arch: Architecture) -> list[OperatorCost]:
 
 
 def _add_block(tally: _Tally, spec: BlockSpec, size: Pair, out_size: Pair) -> None:
-    inputs, positions = spec.in_channels * size[0] * size[1], out_size[0] * out_size[1]
-    outputs = spec.out_channels * positions
+    inputs = spec.in_channels * size[0] * size[1]
+    outputs = spec.out_channels * out_size[0] * out_size[1]
+    macs, weights = spec.multiply_adds(size), spec.weight_count
     if spec.pool:
-        weights = spec.in_channels * spec.out_channels
-        tally.add("AveragePool", 0, inputs, spec.in_channels)
         parameters = weights + spec.out_channels
-        tally.add("FC", 2 * weights + outputs, spec.in_channels + parameters, outputs, parameters)
+        tally.add("AveragePool", 0, inputs, spec.in_channels)
+        tally.add("FC", 2 * macs + outputs, spec.in_channels + parameters, outputs, parameters)
         return
-    weights = spec.out_channels * (spec.in_channels // spec.groups) * spec.kernel[0] * spec.kernel[1]
-    tally.conv(inputs, outputs, weights, spec.out_channels, positions)
+    tally.conv(macs, inputs, outputs, weights, spec.out_channels)
     if spec.se_channels:
         wide, narrow = spec.out_channels, spec.se_channels
         tally.add("AveragePool", 0, outputs, wide)
-        tally.conv(wide, narrow, wide * narrow, narrow, 1)
+        tally.conv(wide * narrow, wide, narrow, wide * narrow, narrow)
         tally.add("Relu", 0, narrow, narrow)
-        tally.conv(narrow, wide, wide * narrow, wide, 1)
+        tally.conv(wide * narrow, narrow, wide, wide * narrow, wide)
         tally.add("Sigmoid", 0, wide, wide)
         tally.add("Mul", outputs, outputs + wide, outputs)
     if spec.activation != "none":
@@ -107,7 +139,7 @@ def _add_block(tally: _Tally, spec: BlockSpec, size: Pair, out_size: Pair) -> No
 
 
 def parameter_counts(arch: Architecture) -> dict[str, int]:
-    """Trainable numbers of the fused network, and of the train-time one with all branches."""
+    """Number of parameters of the network when fused, and with all its training branches."""
     import torch
 
     from mobileone_q.models.fused import FusedModel
@@ -118,29 +150,30 @@ def parameter_counts(arch: Architecture) -> dict[str, int]:
     return {name: sum(p.numel() for p in model.parameters()) for name, model in models.items()}
 
 
-def describe(arch: Architecture, runs: int = 0, threads: int = 1) -> dict[str, Any]:
-    """Everything `mobileone-q info --json` says of a network; timed where ``runs`` is above 0."""
+def network_cost(arch: Architecture, runs: int = 0, threads: int = 1) -> NetworkCost:
+    """Everything that `mobileone-q info` shows about a network; timed where ``runs`` is above 0."""
     costs = operator_costs(arch)
     times = operator_times(arch, runs, threads) if runs else {}
-    rows = [OperatorCost(**(asdict(cost) | {"time_ms": times.pop(cost.operator, None)})) for cost in costs]
+    rows = [replace(cost, time_ms=times.pop(cost.operator, None)) for cost in costs]
     rows += [OperatorCost(name, time_ms=time) for name, time in times.items()]
     counts = parameter_counts(arch)
-    return {
-        "arch": arch.name,
-        "image_size": list(arch.image_size),
-        "blocks": len(arch.blocks),
-        "task": arch.task,
-        "parameters": counts["fused"],
-        "parameters_with_branches": counts["with_branches"],
-        "gflop": sum(cost.flops for cost in costs) / 1e9,
-        "operators": [row.to_dict() for row in rows],
-    }
+    return NetworkCost(
+        arch=arch.name,
+        image_size=arch.image_size,
+        blocks=len(arch.blocks),
+        task=arch.task,
+        parameters=counts["fused"],
+        parameters_with_branches=counts["with_branches"],
+        gflop=sum(cost.flops for cost in costs) / 1e9,
+        operators=tuple(rows),
+    )
 
 
 def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str, float]:
-    """Median milliseconds per operator type of the fused float32 graph, unoptimised, in ONNX Runtime.
+    """Median milliseconds per operator type of the fused float32 graph in ONNX Runtime.
 
-    Weights are random: they do not change how long an operator takes.
+    The graph is not optimized, so that every operator stays itself. Weights are random: they do
+    not change how long an operator takes.
     """
     import numpy as np
     import torch
@@ -159,7 +192,7 @@ def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="mobileone-q-") as folder:
         path = Path(folder) / "fp32.onnx"
         operators = {node.name: node.op_type for node in export_onnx(model, path).graph.node}
-        # The classifier is a convolution in the graph, of one position: a matrix product by kind.
+        # In the graph, the classifier is a convolution at one position, which is a matrix product.
         operators |= {spec.name: "Gemm" for spec in arch.blocks if spec.pool}
         profiler = OnnxRuntimeProfiler(path, threads)
         with profiler:
@@ -176,11 +209,18 @@ def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str,
     return {operator: statistics.median(values) for operator, values in samples.items()}
 
 
-def variant_table(image_size: int = 224) -> list[dict[str, Any]]:
-    """S0 to S4: parameters, FLOP and published accuracy."""
+def variant_table(image_size: int = 224) -> list[VariantCost]:
+    """S0 to S4, smallest first."""
     rows = []
     for name in VARIANTS:
-        values = describe(build_variant(name, image_size=image_size))
-        kept = {key: values[key] for key in ("arch", "parameters", "parameters_with_branches", "gflop")}
-        rows.append(kept | {"published_top1": PUBLISHED_TOP1[name]})
+        cost = network_cost(build_variant(name, image_size=image_size))
+        rows.append(
+            VariantCost(
+                cost.arch,
+                cost.parameters,
+                cost.parameters_with_branches,
+                cost.gflop,
+                PUBLISHED_TOP1[name],
+            )
+        )
     return rows

@@ -1,8 +1,14 @@
-"""Latency of engines side by side: end to end and per block, runs interleaved A B A B.
+"""Latency of engines side by side: end to end and per block, their runs interleaved A B A B.
 
-Interleaving lets drift of the machine's speed hit all alike, so that the ratio of medians holds
-on a noisy machine. The sum over layers and the end-to-end time are different things: a profiler
-slows each layer a little, and between layers the runtime works too.
+Interleaving lets a change in the machine's speed hit all engines alike, so that the ratio of their
+medians holds on a busy machine too.
+
+The total of the blocks and the end-to-end time are different things. A profiler slows every layer a
+little, and the runtime works between layers as well. Each row of the table is a median, and the
+total is the sum of the rows.
+
+The dataclass :class:`Latency` is also a section of a run's report: its fields are keys of
+``report.json``.
 """
 
 from __future__ import annotations
@@ -11,15 +17,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
 from mobileone_q.engines.layer_map import Inspection, assign, is_reformat
+from mobileone_q.names import Precision
 from mobileone_q.progress import Advance, silent
 
 
@@ -35,8 +41,8 @@ class Timing:
 class BlockTiming:
     """Median latency of one block in each engine, in milliseconds.
 
-    ``shared`` names the precisions whose engine fused this block with others: its time is then an
-    equal share of what the fused layer took.
+    ``shared`` names the precisions whose engine fused this block with others. Its time there is an
+    equal share of the fused layer's.
     """
 
     name: str
@@ -45,17 +51,21 @@ class BlockTiming:
     speedup: float
     fp16_ms: float | None = None
     slower_than_fp16: bool = False
-    shared: tuple[str, ...] = ()
+    shared: tuple[Precision, ...] = ()
 
 
 @dataclass(frozen=True)
 class Latency:
-    """FP32 fused baseline, INT8 and, where it was built, FP16.
+    """The fused FP32 baseline, INT8 and, where it was built, FP16.
 
-    ``layer_sum_ms`` is (FP32, INT8) of the profiled runs, ``reformat_ms`` what of it went into
-    layout changes, by precision. ``fp32``, ``fp16`` and ``int8`` are end to end, copies from and to
-    the host included; ``graph`` holds the same by precision for a CUDA graph without copies, where
-    the runtime has one.
+    ``fp32``, ``fp16`` and ``int8`` are end to end, copies to and from the host included; ``speedup``
+    is FP32 over INT8. ``layers`` has a row per block. ``layer_sum_ms`` (FP32, INT8) and
+    ``fp16_sum_ms`` are the sums of its rows. ``reformat_ms`` is, by precision, the part of them that
+    went into layout changes. ``graph`` has the end-to-end times of a CUDA graph without copies, by
+    precision, where the backend can record one.
+
+    ``recorded`` says that the times come from a recording instead of runs made here. ``note`` is
+    shown beside the figures.
     """
 
     runtime: str
@@ -70,26 +80,32 @@ class Latency:
     layers: tuple[BlockTiming, ...]
     fp16: Timing | None = None
     fp16_sum_ms: float | None = None
-    reformat_ms: Mapping[str, float] = field(default_factory=dict)
-    graph: Mapping[str, Timing] = field(default_factory=dict)
+    reformat_ms: Mapping[Precision, float] = field(default_factory=dict)
+    graph: Mapping[Precision, Timing] = field(default_factory=dict)
+    recorded: bool = False
+    note: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @property
+    def timings(self) -> dict[Precision, Timing]:
+        """The end-to-end times by precision, in the order FP32, FP16, INT8."""
+        each: dict[Precision, Timing | None] = {"fp32": self.fp32, "fp16": self.fp16, "int8": self.int8}
+        return {precision: timing for precision, timing in each.items() if timing is not None}
+
+    @property
+    def sum_speedup(self) -> float:
+        """FP32 over INT8 in the sums of the blocks; 0 where INT8 took no time."""
+        return _ratio(*self.layer_sum_ms)
 
 
 @dataclass(frozen=True)
-class Layers:
-    """Per-layer times of one engine's runs, and what its inspector said of the layers."""
+class LayerRecords:
+    """Per-layer times of one engine's runs, and what its inspector says about the layers."""
 
     runs: Sequence[LayerTimes]
     inspection: Inspection = field(default_factory=Inspection)
 
-    @property
-    def sum_ms(self) -> float:
-        return statistics.median(sum(run.values()) for run in self.runs)
-
     def reformat_ms(self) -> float:
-        """Median over runs of the time in layers that only change a layout."""
+        """Median over runs of the time in layers that only change a layout, in milliseconds."""
         return statistics.median(
             sum(ms for layer, ms in run.items() if is_reformat(layer, self.inspection)) for run in self.runs
         )
@@ -100,18 +116,33 @@ class Layers:
         return {name for blocks in assigned.values() if len(blocks) > 1 for name in blocks}
 
 
-def compare_blocks(layers: Mapping[str, Layers], block_names: Sequence[str]) -> tuple[BlockTiming, ...]:
-    """A row per block from engines by precision: fp32, int8 and perhaps fp16."""
+@dataclass(frozen=True)
+class BlockTable:
+    """Rows of a latency table, and their sums in milliseconds: (FP32, INT8), and FP16's."""
+
+    rows: tuple[BlockTiming, ...]
+    sums_ms: tuple[float, float]
+    fp16_sum_ms: float | None
+
+    @property
+    def speedup(self) -> float:
+        """FP32 over INT8 in the sums; 0 where INT8 took no time."""
+        return _ratio(*self.sums_ms)
+
+
+def compare_blocks(layers: Mapping[Precision, LayerRecords], block_names: Sequence[str]) -> BlockTable:
+    """A row per block, from engines by precision: ``fp32``, ``int8`` and perhaps ``fp16``."""
     times = {key: block_times(each.runs, block_names, each.inspection) for key, each in layers.items()}
     shared = {key: each.shared_blocks(block_names) for key, each in layers.items()}
     rows = []
     for name in block_names:
         fp32, int8 = times["fp32"][name], times["int8"][name]
         fp16 = times["fp16"][name] if "fp16" in times else None
-        slower = fp16 is not None and 0 < fp16 < int8  # 0: no layer of its own there
+        slower = fp16 is not None and 0 < fp16 < int8  # 0: the block has no layer of its own there
         fused = tuple(key for key in layers if name in shared[key])
         rows.append(BlockTiming(name, fp32, int8, _ratio(fp32, int8), fp16, slower, fused))
-    return tuple(rows)
+    sums = {key: sum(each.values()) for key, each in times.items()}
+    return BlockTable(tuple(rows), (sums["fp32"], sums["int8"]), sums.get("fp16"))
 
 
 def profile_engines(
@@ -125,11 +156,14 @@ def profile_engines(
     runs: int = 50,
     advance: Advance = silent,
 ) -> Latency:
-    """Time ``runs`` interleaved runs end to end, then as many with per-layer profiling.
+    """Time ``runs`` interleaved runs end to end, then as many with a layer profiler.
 
-    ``batch`` is the input (N, 3, H, W); ``advance(1)`` is called after every round.
+    ``batch`` is the input (N, C, H, W). ``advance(1)`` is called after every round, 2 * ``runs``
+    times in all.
     """
-    engines = {"fp32": fp32, "int8": int8} | ({"fp16": fp16} if fp16 else {})
+    engines: dict[Precision, Engine] = {"fp32": fp32, "int8": int8}
+    if fp16:
+        engines["fp16"] = fp16
     timings = _time({key: partial(engine.run, batch) for key, engine in engines.items()}, runs, advance)
     recorded = {key: engine.captured(batch) for key, engine in engines.items()}
     graphs = {key: replay for key, replay in recorded.items() if replay is not None}
@@ -140,8 +174,10 @@ def profile_engines(
             stack.enter_context(profiler)
         _interleave([partial(profiler.run, batch) for profiler in profilers.values()], runs, advance)
     layers = {
-        key: Layers(profiler.runs[-runs:], engines[key].inspection()) for key, profiler in profilers.items()
+        key: LayerRecords(profiler.runs[-runs:], engines[key].inspection())
+        for key, profiler in profilers.items()
     }
+    table = compare_blocks(layers, block_names)
     return Latency(
         runtime=int8.info.runtime,
         device=int8.info.device,
@@ -152,18 +188,18 @@ def profile_engines(
         int8=timings["int8"],
         fp16=timings.get("fp16"),
         speedup=timings["fp32"].median_ms / timings["int8"].median_ms,
-        layer_sum_ms=(layers["fp32"].sum_ms, layers["int8"].sum_ms),
-        fp16_sum_ms=layers["fp16"].sum_ms if fp16 else None,
+        layer_sum_ms=table.sums_ms,
+        fp16_sum_ms=table.fp16_sum_ms,
         reformat_ms={key: each.reformat_ms() for key, each in layers.items()},
         graph=graph,
-        layers=compare_blocks(layers, block_names),
+        layers=table.rows,
     )
 
 
 def _time(
-    actions: Mapping[str, Callable[[], object]], runs: int, advance: Advance = silent
-) -> dict[str, Timing]:
-    """Each action's latency in ``runs`` interleaved rounds."""
+    actions: Mapping[Precision, Callable[[], object]], runs: int, advance: Advance = silent
+) -> dict[Precision, Timing]:
+    """Each action's latency over ``runs`` interleaved rounds."""
     times = _interleave(list(actions.values()), runs, advance)
     return {
         key: Timing(statistics.median(each), float(np.percentile(each, 95)))
@@ -172,7 +208,7 @@ def _time(
 
 
 def _interleave(actions: Sequence[Callable[[], object]], runs: int, advance: Advance) -> list[list[float]]:
-    """Milliseconds of each action in ``runs`` rounds, after a fifth as many to warm up."""
+    """Milliseconds that each action takes in each of ``runs`` rounds, after some rounds to warm up."""
     for action in list(actions) * max(3, runs // 5):
         action()
     times: list[list[float]] = [[] for _ in actions]
@@ -188,7 +224,10 @@ def _interleave(actions: Sequence[Callable[[], object]], runs: int, advance: Adv
 def block_times(
     runs: Sequence[LayerTimes], block_names: Sequence[str], inspection: Inspection | None = None
 ) -> dict[str, float]:
-    """Median milliseconds per block; a layer fused of several blocks counts in equal shares."""
+    """Median milliseconds per block over runs.
+
+    The time of a layer that was fused from several blocks is shared equally among them.
+    """
     assigned = assign(list(runs[0]), block_names, inspection)
     per_run: list[dict[str, float]] = []
     for run in runs:
@@ -201,7 +240,7 @@ def block_times(
 
 
 def owner(layers: Sequence[str], block_names: Sequence[str]) -> dict[str, str]:
-    """The block that each layer works for, the first where it was fused of several."""
+    """The block that each layer belongs to; the first one where several were fused."""
     return {layer: blocks[0] for layer, blocks in assign(layers, block_names).items()}
 
 

@@ -1,32 +1,44 @@
-"""The least time that a module's published rates allow each block: a bound, never a measurement.
+"""The least time that a Jetson's published rates allow each block: a bound, never a measurement.
 
-Assumptions: a block is one kernel, which reads its input map and its weights from memory once and
-writes its output map once, as TensorRT runs it; its multiply-adds go at the full dense Tensor-core
-rate, which depthwise convolutions do not reach. So real times are longer, except where a cache
-keeps a small map between two blocks: there the memory time can be beaten, the operations' never.
+Assumptions: a block is one kernel, as TensorRT runs it. It reads its input map and its weights from
+memory once, and writes its output map once. Its multiply-adds run at the full dense Tensor-core
+rate, which depthwise convolutions do not reach. So real times are longer, with one exception: where
+a cache keeps a small map between two blocks, the memory time can be beaten. The time of the
+operations cannot.
 
-INT8 counts one byte per map element and weight, four per bias; FP16 two for each. What stays in
-floating point (SE units, the logits, the map behind an SE unit or before the pool) is counted as
-FP16 in both. Source of the model: Williams, Waterman and Patterson, "Roofline: an insightful visual
+INT8 counts one byte per map element and per weight, and four per bias; FP16 counts two for each.
+What stays in floating point (SE units, the logits, the map behind an SE unit or before the pool)
+counts as FP16 in both. Source of the model: Williams, Waterman and Patterson, "Roofline: an insightful visual
 performance model for multicore architectures", CACM 52 (2009).
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
-from mobileone_q.evaluation.jetson import GIGA, TERA, Module
+from mobileone_q.jetpack import JetsonModule
+
+BoundPrecision = Literal["int8", "fp16"]
 
 BOUND = "roofline bound from published rates, not a measurement"
-MICRO = 1e6
-HALF_BYTES, BIAS_BYTES = 2, {"int8": 4, "fp16": 2}
+TERA, GIGA, MICRO = 1e12, 1e9, 1e6
+HALF_BYTES = 2
+BIAS_BYTES: dict[BoundPrecision, int] = {"int8": 4, "fp16": HALF_BYTES}
 
 
 @dataclass(frozen=True)
 class Least:
-    """Least time of a block in one precision, microseconds, and which of the two binds."""
+    """The least time of a block in one precision.
+
+    Attributes:
+        bytes: what it moves to and from memory.
+        memory_us: time for that, in microseconds.
+        operations_us: time for its multiply-adds, in microseconds.
+        least_us: the longer of the two.
+        bound_by: ``memory`` or ``operations``, whichever takes longer.
+    """
 
     bytes: int
     memory_us: float
@@ -37,7 +49,11 @@ class Least:
 
 @dataclass(frozen=True)
 class BlockBound:
-    """``macs`` are multiply-adds of the whole batch; ``speedup_at_most`` is FP16 over INT8."""
+    """The least time of a block in both precisions.
+
+    ``macs`` counts the multiply-adds of the whole batch; ``speedup_at_most`` is FP16's least time
+    over INT8's.
+    """
 
     name: str
     macs: int
@@ -48,27 +64,29 @@ class BlockBound:
 
 @dataclass(frozen=True)
 class Work:
-    """What a block must move and compute for one image."""
+    """What a block must move and compute for one image, in numbers of elements."""
 
-    macs: int  # of the convolution
-    float_macs: int  # of the SE unit
-    weights: int
+    macs: int  # multiply-adds of the convolution
+    float_macs: int  # multiply-adds of the SE unit
+    weights: int  # of the convolution
     biases: int
-    float_weights: int
-    inputs: int
+    float_weights: int  # of the SE unit
+    inputs: int  # elements of the input map
     outputs: int
 
 
-def roofline(arch: Architecture, module: Module, batch: int = 1) -> list[BlockBound]:
-    """The bound of every block, in chain order."""
+def block_bounds(arch: Architecture, module: JetsonModule, batch: int = 1) -> list[BlockBound]:
+    """The bound of every block for a batch, in chain order."""
     bounds = []
     size = arch.image_size
     for index, spec in enumerate(arch.blocks):
         work, size = block_work(spec, size)
         following = arch.blocks[index + 1] if index + 1 < len(arch.blocks) else None
         before = arch.blocks[index - 1] if index else None
-        in_bytes = 2 if spec.pool or (before is not None and before.se_channels) else 1
-        out_bytes = 2 if spec.se_channels or following is None or following.pool else 1
+        reads_float = spec.pool or (before is not None and before.se_channels > 0)
+        writes_float = spec.se_channels > 0 or following is None or following.pool
+        in_bytes = HALF_BYTES if reads_float else 1
+        out_bytes = HALF_BYTES if writes_float else 1
         int8 = _least(work, module, batch, "int8", in_bytes, out_bytes)
         fp16 = _least(work, module, batch, "fp16", HALF_BYTES, HALF_BYTES)
         macs = batch * (work.macs + work.float_macs)
@@ -79,22 +97,23 @@ def roofline(arch: Architecture, module: Module, batch: int = 1) -> list[BlockBo
 def block_work(spec: BlockSpec, size: Pair) -> tuple[Work, Pair]:
     """(work for one image, (height, width) of the output) of a block on a map of ``size``."""
     out = spec.output_size(size)
-    positions, weights = out[0] * out[1], spec.out_channels * (spec.in_channels // spec.groups)
-    weights *= spec.kernel[0] * spec.kernel[1]
+    outputs = out[0] * out[1] * spec.out_channels
     se = 2 * spec.out_channels * spec.se_channels
     work = Work(
-        macs=positions * weights,
-        float_macs=se + (positions * spec.out_channels if se else 0),
-        weights=weights,
+        macs=spec.multiply_adds(size),
+        float_macs=se + (outputs if se else 0),
+        weights=spec.weight_count,
         biases=spec.out_channels,
         float_weights=se,
         inputs=size[0] * size[1] * spec.in_channels,
-        outputs=positions * spec.out_channels,
+        outputs=outputs,
     )
     return work, out
 
 
-def _least(work: Work, module: Module, batch: int, precision: str, in_bytes: int, out_bytes: int) -> Least:
+def _least(
+    work: Work, module: JetsonModule, batch: int, precision: BoundPrecision, in_bytes: int, out_bytes: int
+) -> Least:
     weight_bytes = 1 if precision == "int8" else HALF_BYTES
     moved = batch * (work.inputs * in_bytes + work.outputs * out_bytes)
     moved += work.weights * weight_bytes + work.biases * BIAS_BYTES[precision]
@@ -106,8 +125,8 @@ def _least(work: Work, module: Module, batch: int, precision: str, in_bytes: int
     return Least(moved, memory_us, operations_us, max(memory_us, operations_us), binding)
 
 
-def to_dict(arch: Architecture, module: Module, batch: int, bounds: list[BlockBound]) -> dict[str, Any]:
-    """The bound as JSON values, with its nature and its sources said in it."""
+def to_dict(arch: Architecture, module: JetsonModule, batch: int, bounds: list[BlockBound]) -> dict[str, Any]:
+    """The bound as JSON values, which say that it is a bound and name its sources."""
     totals = {p: sum(getattr(bound, p).least_us for bound in bounds) for p in ("int8", "fp16")}
     return {
         "schema": 1,

@@ -155,7 +155,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         self.target, self.keep_float = quantized.target, quantized.keep_float
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """For an optimizer: groups with ``share``, their part of a learning rate given in codes.
+        """For an optimizer: groups with ``lr_scale``, a factor of a learning rate given in codes.
 
         Nothing decays: training starts where it should be.
         """
@@ -164,8 +164,8 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         for name, parameter in self.named_parameters():
             (in_codes if name.rpartition(".")[2] in IN_CODES else real).append(parameter)
         groups = [
-            {"params": in_codes, "share": 1.0, "decays": False},
-            {"params": real, "share": REAL_SHARE, "decays": False},
+            {"params": in_codes, "lr_scale": 1.0, "decays": False},
+            {"params": real, "lr_scale": REAL_SHARE, "decays": False},
         ]
         return [group for group in groups if group["params"]]
 

@@ -113,7 +113,7 @@ class LiveBlock(FakeQuantBlock):
         return self
 
 
-def live_model(quantized: QuantizedModel, original: MobileOne) -> FakeQuantModel:
+def live_model(quantized: QuantizedModel, original: nn.Module | None) -> FakeQuantModel:
     """``quantized`` with the branches of ``original``, which it was made from.
 
     Raises:

@@ -1,138 +1,215 @@
-"""The report on a terminal."""
+"""The sections of a report on a terminal."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from rich.console import Console
 from rich.table import Table
+
+from mobileone_q.evaluation.latency import Latency, Timing
+from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, TopK
+from mobileone_q.names import Precision
+from mobileone_q.report.schema import Report
 
 FILE_COLUMNS = 140
 
 
 def console() -> Console:
-    """A terminal as wide as it is; a file or a pipe as wide as our widest table."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else FILE_COLUMNS)
+    """Output as wide as the terminal; in a file or a pipe, as wide as our widest table."""
+    width = None if sys.stdout.isatty() else FILE_COLUMNS
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
 
 
-def print_accuracy(report: dict[str, Any]) -> None:
-    """Accuracy of FP32 and INT8 and what lies between, from a report with an accuracy section."""
-    accuracy, images = report["accuracy"], report["images"]
-    out = console()
-    out.print(f"{report['model']}: accuracy on {images['evaluation']} images, in {accuracy['engine']}")
-    if accuracy.get("cosine"):
-        cosine = accuracy["cosine"]
-        out.print(f"cosine          {cosine['mean']:.5f} mean, {cosine['lowest']:.5f} lowest, INT8 with FP32")
+def print_report(report: Report) -> None:
+    """Print latency and accuracy, whichever of them the report has."""
+    if report.latency is not None:
+        print_latency(report.latency)
+    print_accuracy(report)
+
+
+def print_accuracy(report: Report) -> None:
+    """Print what INT8 cost, which blocks are in floating point, and which images were skipped."""
+    out, accuracy, images = console(), report.accuracy, report.images
+    if accuracy is None:
+        out.print(f"{report.model}: no accuracy was measured; calibrate with --eval-data to measure it")
     else:
-        _print_classes(out, report)
-    if floats := report.get("float_blocks", {}).get("all"):
-        out.print(f"floating point  {len(floats)} blocks: {', '.join(floats)}")
-        for block in report["float_blocks"]["chosen"]:
+        out.print(f"{report.model}: accuracy on {images.evaluation} images, in {accuracy.engine}")
+        if accuracy.cosine is not None:
+            cosine = accuracy.cosine
+            out.print(f"cosine          {cosine.mean:.5f} mean, {cosine.lowest:.5f} lowest, INT8 with FP32")
+        else:
+            _print_classes(out, report, accuracy)
+        if accuracy.note:
+            out.print(f"note: {accuracy.note}")
+    if report.float_blocks is not None and report.float_blocks.all:
+        names = report.float_blocks.all
+        out.print(f"floating point  {len(names)} blocks: {', '.join(names)}")
+        for block in report.float_blocks.chosen:
             out.print(
-                f"                {block['name']}: INT8 there would make the drop "
-                f"{block['drop_without_pts']:+.2f} points; alone it costs KL {block['kl']:.4f}"
+                f"                {block.name}: INT8 there would make the drop "
+                f"{block.drop_without_pts:+.2f} points; alone it costs KL {block.kl:.4f}"
             )
-    if images["skipped"]:
-        name, reason = next(iter(images["skipped"].items()))
-        out.print(f"skipped         {len(images['skipped'])} unreadable images, first {name}: {reason}")
-    if images["evaluated_on"] == "calibration":
+    if images.skipped:
+        name, reason = next(iter(images.skipped.items()))
+        out.print(f"skipped         {len(images.skipped)} unreadable images, first {name}: {reason}")
+    if images.evaluated_on == "calibration":
         out.print(
             "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
         )
 
 
-def _print_classes(out: Console, report: dict[str, Any]) -> None:
-    accuracy = report["accuracy"]
+def _print_classes(out: Console, report: Report, accuracy: MeasuredAccuracy) -> None:
     table = Table()
     for heading in ("", "top-1 %", "top-5 %"):
         table.add_column(heading, justify="right" if heading else "left")
-    for precision, title in (("fp32", "FP32 fused"), ("int8", f"INT8 for {report['target']}")):
-        shares = accuracy[precision]
-        cells = ["no labels"] * 2 if shares is None else [f"{100 * shares[k]:.2f}" for k in ("top1", "top5")]
-        table.add_row(title, *cells)
+    table.add_row("FP32 fused", *_shares(accuracy.fp32))
+    table.add_row(f"INT8 for {report.target}", *_shares(accuracy.int8))
     out.print(table)
-    if accuracy["drop_pts"] is not None:
-        low, high = accuracy["drop_ci95_pts"]
-        out.print(
-            f"accuracy drop   {accuracy['drop_pts']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})"
-        )
-    out.print(f"agreement       {100 * accuracy['agreement']:.2f} % of images have the same best class")
-    out.print(f"KL(FP32‖INT8)   {accuracy['kl']:.4f} nats")
+    if accuracy.drop_pts is not None:
+        interval = ""
+        if accuracy.drop_ci95_pts is not None:
+            low, high = accuracy.drop_ci95_pts
+            interval = f" (95 % interval {low:+.2f} to {high:+.2f})"
+        out.print(f"accuracy drop   {accuracy.drop_pts:+.2f} points{interval}")
+    if accuracy.agreement is not None:
+        out.print(f"agreement       {100 * accuracy.agreement:.2f} % of images have the same best class")
+    if accuracy.kl is not None:
+        out.print(f"KL(FP32‖INT8)   {accuracy.kl:.4f} nats")
 
 
-def print_latency(latency: dict[str, Any]) -> None:
-    """FP32 fused and INT8 side by side, per block and end to end."""
+def _shares(shares: TopK | None) -> tuple[str, str]:
+    if shares is None:
+        return "no labels", "no labels"
+    return f"{100 * shares.top1:.2f}", f"{100 * shares.top5:.2f}"
+
+
+def print_latency(latency: Latency) -> None:
+    """Print FP32, FP16 where it was built, and INT8 side by side: per block, in sum and end to end."""
     out = console()
-    threads = f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}"
-    out.print(
-        f"latency per block, batch {latency['batch']}, {latency['runtime']}, {threads}, {latency['device']}"
-    )
-    table = Table(show_footer=True)
-    sums, fp16_sum = latency["layer_sum_ms"], latency.get("fp16_sum_ms")
-    table.add_column("block", "sum of blocks")
-    table.add_column("FP32 ms", f"{sums[0]:.3f}", justify="right")
-    if fp16_sum is not None:
-        table.add_column("FP16 ms", f"{fp16_sum:.3f}", justify="right")
-    table.add_column("INT8 ms", f"{sums[1]:.3f}", justify="right")
-    table.add_column("speed-up", f"{sums[0] / sums[1]:.2f}x", justify="right")
-    if fp16_sum is not None:
-        table.add_column("against FP16", f"{fp16_sum / sums[1]:.2f}x")
-    for row in latency["layers"]:
-        mark = "*" if row.get("shared") else ""
-        cells = [row["name"] + mark, f"{row['fp32_ms']:.3f}"]
-        cells += [f"{row['fp16_ms']:.3f}"] if fp16_sum is not None else []
-        cells += [f"{row['int8_ms']:.3f}", f"{row['speedup']:.2f}x"]
-        if fp16_sum is not None:
-            cells.append("INT8 is slower" if row["slower_than_fp16"] else "")
-        table.add_row(*cells)
+    threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+    out.print(f"latency per block, batch {latency.batch}, {latency.runtime}, {threads}, {latency.device}")
+    has_fp16 = latency.fp16_sum_ms is not None
+    table = Table()
+    table.add_column("block")
+    for heading in ("FP32 ms", *["FP16 ms"] * has_fp16, "INT8 ms", "speed-up"):
+        table.add_column(heading, justify="right")
+    if has_fp16:
+        table.add_column("against FP16")
+
+    def add(title: str, fp32: float, fp16: float | None, int8: float, speedup: float, mark: str) -> None:
+        times = (fp32, fp16, int8) if has_fp16 else (fp32, int8)
+        cells = ["" if ms is None else f"{ms:.3f}" for ms in times]
+        table.add_row(title, *cells, f"{speedup:.2f}x", *[mark] * has_fp16)
+
+    for row in latency.layers:
+        title = row.name + "*" * bool(row.shared)
+        mark = "INT8 is slower" if row.slower_than_fp16 else ""
+        add(title, row.fp32_ms, row.fp16_ms, row.int8_ms, row.speedup, mark)
+    table.add_section()
+    (fp32_ms, int8_ms), fp16_ms = latency.layer_sum_ms, latency.fp16_sum_ms
+    add("sum of blocks", fp32_ms, fp16_ms, int8_ms, latency.sum_speedup, _ratio(fp16_ms, int8_ms))
+    ends = latency.timings
+    if "fp32" in ends and "int8" in ends:
+        fp32_ms, int8_ms = ends["fp32"].median_ms, ends["int8"].median_ms
+        fp16_ms = ends["fp16"].median_ms if "fp16" in ends else None
+        add("end to end", fp32_ms, fp16_ms, int8_ms, latency.speedup, _ratio(fp16_ms, int8_ms))
     out.print(table)
-    if any(row.get("shared") for row in latency["layers"]):
+    if any(row.shared for row in latency.layers):
         out.print("* fused with other blocks into one layer, whose time is shared equally among them")
-    reformats = {key: ms for key, ms in latency.get("reformat_ms", {}).items() if ms}
+    reformats = {key: ms for key, ms in latency.reformat_ms.items() if ms}
     if reformats:
         parts = ", ".join(f"{key.upper()} {ms:.3f} ms" for key, ms in reformats.items())
         out.print(f"of which layout changes (reformat layers): {parts}")
-    if latency.get("fp32"):
-        plain = {key: latency[key] for key in ("fp32", "fp16", "int8") if latency.get(key)}
+    if "fp32" in ends and "int8" in ends:
         out.print(
-            f"end to end: {_timings(plain)}, speed-up {latency['speedup']:.2f}x; "
-            f"medians of {latency['runs']} {'recorded' if latency.get('recorded') else 'interleaved'} runs"
+            f"end to end: {_timings(ends)}, speed-up {latency.speedup:.2f}x; "
+            f"medians of {latency.runs} {'recorded' if latency.recorded else 'interleaved'} runs"
         )
-    if latency.get("graph"):
-        out.print(f"as a CUDA graph, without copies: {_timings(latency['graph'])}")
-    if note := latency.get("note"):
-        out.print(f"note: {note}")
+    if latency.graph:
+        out.print(f"as a CUDA graph, without copies: {_timings(latency.graph)}")
+    if latency.note:
+        out.print(f"note: {latency.note}")
 
 
-def _timings(by_precision: dict[str, Any]) -> str:
+def _ratio(ms: float | None, int8_ms: float) -> str:
+    return "" if ms is None or not int8_ms else f"{ms / int8_ms:.2f}x"
+
+
+def _timings(by_precision: Mapping[Precision, Timing]) -> str:
     return ", ".join(
-        f"{key.upper()} {timing['median_ms']:.3f} ms (p95 {timing['p95_ms']:.3f})"
+        f"{key.upper()} {timing.median_ms:.3f} ms (p95 {timing.p95_ms:.3f})"
         for key, timing in by_precision.items()
     )
 
 
-def print_sensitivity(ranking: Sequence[Any], images: int) -> None:
-    """Blocks by what quantising each alone costs, the costliest first."""
+def print_parity(parity: Parity) -> None:
+    """Print every engine beside its reference, and why the others were not run."""
     out = console()
-    out.print(f"each block quantised alone, {images} images; KL in nats, drop in top-1 points")
+    out.print(f"logits of every engine at hand on the same {parity.images} images")
+    table = Table()
+    for heading in ("engine", "against"):
+        table.add_column(heading)
+    for heading in ("largest difference", "of largest logit", "agreement", "KL", "top-1 %"):
+        table.add_column(heading, justify="right")
+    for row in parity.engines:
+        table.add_row(
+            row.name,
+            row.reference,
+            f"{row.largest_difference:.4f}",
+            f"{100 * row.relative:.2f} %",
+            f"{100 * row.agreement:.2f} %",
+            f"{row.kl:.4f}",
+            "no labels" if row.top1 is None else f"{100 * row.top1:.2f}",
+        )
+    out.print(table)
+    for name, reason in parity.not_run.items():
+        out.print(f"not run: {name}: {reason}")
+
+
+class RankedBlock(Protocol):
+    """What quantizing one block alone costs; see ``BlockSensitivity`` in calibrate.sensitivity."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def input_kl(self) -> float: ...
+    @property
+    def weight_kl(self) -> float: ...
+    @property
+    def input_drop_pts(self) -> float | None: ...
+    @property
+    def weight_drop_pts(self) -> float | None: ...
+    @property
+    def input_channels(self) -> tuple[int, ...]: ...
+    @property
+    def weight_channels(self) -> tuple[int, ...]: ...
+    @property
+    def branches(self) -> tuple[str, ...]: ...
+
+
+def print_sensitivity(ranking: Sequence[RankedBlock], images: int) -> None:
+    """Print the blocks by what quantizing each one alone costs, the costliest first."""
+    out = console()
+    out.print(f"each block quantized alone, {images} images; KL in nats, drop in top-1 points")
     table = Table()
     table.add_column("block", no_wrap=True)
     for heading in ("KL inputs", "KL weights", "drop inputs", "drop weights"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("input channels")
     table.add_column("weight channels")
-    for result in ranking:
-        drops = ("" if d is None else f"{d:+.2f}" for d in (result.input_drop_pts, result.weight_drop_pts))
-        branches = result.branches or ("",) * len(result.input_channels)
-        channels = (f"{c} ({b})" if b else str(c) for c, b in zip(result.input_channels, branches))
+    for block in ranking:
+        drops = ("" if d is None else f"{d:+.2f}" for d in (block.input_drop_pts, block.weight_drop_pts))
+        branches = block.branches or ("",) * len(block.input_channels)
+        channels = (f"{c} ({b})" if b else str(c) for c, b in zip(block.input_channels, branches))
         table.add_row(
-            result.name,
-            f"{result.input_kl:.5f}",
-            f"{result.weight_kl:.5f}",
+            block.name,
+            f"{block.input_kl:.5f}",
+            f"{block.weight_kl:.5f}",
             *drops,
             ", ".join(channels),
-            ", ".join(map(str, result.weight_channels)),
+            ", ".join(map(str, block.weight_channels)),
         )
     out.print(table)

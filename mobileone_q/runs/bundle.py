@@ -1,9 +1,10 @@
-"""A deployment folder: what a device with TensorRT and NumPy needs, and nothing of this project.
+"""A deployment folder: what a device with TensorRT and NumPy needs, without this project.
 
-MODEL.onnx   the graph; beside it MODEL.calib for DLA, and a second graph where the typing of
-             TensorRT 10 and later needs one
-build.sh     builds model.plan with trtexec, by the version of TensorRT it finds
-run_image.py classifies one image; preprocessing.json and labels.txt are its settings
+MODEL.onnx    the graph; beside it int8.calib for DLA, and a second graph where the typing of
+              TensorRT 10 and later needs one
+build.sh      builds model.plan with trtexec, by the version of TensorRT that it finds
+run_image.py  runs one image, or one array for a network that takes arrays; its settings are
+              preprocessing.json and labels.txt
 """
 
 from __future__ import annotations
@@ -11,22 +12,23 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
+from typing import Any
 
 from mobileone_q.architecture.spec import Architecture
-from mobileone_q.data import sample
 from mobileone_q.deploy import run_image
-from mobileone_q.engines import BuildOptions, Engine
-from mobileone_q.engines.tensorrt.trtexec import trtexec_line
-from mobileone_q.errors import RunError
+from mobileone_q.engines import BuildOptions
+from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE, trtexec_line
+from mobileone_q.errors import EngineError, FileError
 from mobileone_q.files import write_json, write_text
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.runs.folder import Run
+from mobileone_q.names import Precision, pairing
+from mobileone_q.report.schema import Manifest
+from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import build_options, write_graph
+from mobileone_q.runs.staging import new_folder
 
 ENGINE = "model.plan"
-VERSIONS = ("8.5", "8.6", "10.3", "11.1")  # one line for each; the next lower one serves what lies between
+VERSIONS = ("8.5", "8.6", "10.3", "11.1")  # a line for each, which also serves the versions up to the next
 
 SCRIPT = """#!/bin/sh
 # Build {engine} on this device with the TensorRT that it has. Written by mobileone-q.
@@ -53,54 +55,74 @@ sed "1s/.*/TRT-$NUMBER-EntropyCalibration2/" int8.calib > model.calib
 """
 
 
-def write_bundle(run: Run, folder: Path, precision: str, options: BuildOptions) -> str:
+def write_bundle(run: RunFolder, folder: Path, precision: Precision, options: BuildOptions) -> str:
     """Fill a new or empty folder for one precision; returns what to do with it, in words.
+
+    The folder appears whole or not at all.
 
     Raises:
         RunError: the folder already holds something, or cannot be written to.
-        EngineError: INT8, and a DLA core asked for that the run was not calibrated for.
+        EngineError: TensorRT cannot run the run's INT8 graph, or cannot do so on what was asked for.
+        FileError: the run's manifest cannot be used.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty; choose another --bundle, so that nothing in it is lost")
+    manifest, arch = run.read_manifest(), FusedModel.load(run.fused).arch
+    if precision == "int8":
+        refusal = pairing(manifest.target, "tensorrt", options.dla_core).refusal
+        if refusal:
+            raise EngineError(f"{run.path}: {refusal}")
     options = build_options(run, precision, options)
-    arch = FusedModel.load(run.fused).arch
+    with new_folder(folder, folder.name) as place:
+        _fill(run, manifest, arch, place.path, precision, options)
+    given = "IMAGE" if manifest.preprocessing else "ARRAY.npy"
+    return f"{folder}: copy it to the device, then ./build.sh and python3 run_image.py {ENGINE} {given}"
+
+
+def _fill(
+    run: RunFolder,
+    manifest: Manifest,
+    arch: Architecture,
+    folder: Path,
+    precision: Precision,
+    options: BuildOptions,
+) -> None:
     lines = {}
     for version in VERSIONS:
-        graph = write_graph(run, precision, options.remainder, _typing_of(version))
+        typed = int(version.split(".")[0]) >= STRONG_SINCE
+        graph = write_graph(run, precision, options.float_precision, "tensorrt", typed)
         _copy(graph, folder / graph.name)
         lines[version] = _line(version, graph.name, options, arch)
-    if options.calibration:
-        _copy(Path(options.calibration), folder / "int8.calib")
-    calibration = CALIBRATION if options.calibration else ""
+    if options.calibration_cache:
+        _copy(Path(options.calibration_cache), folder / "int8.calib")
+    calibration = CALIBRATION if options.calibration_cache else ""
     named = {f"v{version.replace('.', '_')}": line for version, line in lines.items()}
     write_text(folder / "build.sh", SCRIPT.format(engine=ENGINE, calibration=calibration, **named))
     (folder / "build.sh").chmod(0o755)
     _copy(Path(run_image.__file__), folder / "run_image.py")
-    transform = run.read_manifest()["preprocessing"]
+    write_json(folder / "preprocessing.json", input_facts(manifest, arch))
+    write_text(folder / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
+
+
+def input_facts(manifest: Manifest, arch: Architecture) -> dict[str, Any]:
+    """The network's input, for people and for run_image.py: ``takes`` is ``image`` or ``array``."""
+    tensors = {"input": "input", "output": "logits"}
+    if manifest.preprocessing is None:
+        shape = [arch.in_channels, *arch.image_size]
+        meaning = "normalized as the arrays that the network was calibrated on"
+        return {"takes": "array", "shape": shape, "dtype": "float32", "values": meaning, **tensors}
     facts = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "dtype": "float32"}
-    write_json(folder / "preprocessing.json", {**transform, **facts, "input": "input", "output": "logits"})
-    write_text(folder / "labels.txt", "\n".join(labels(run, arch.num_classes)) + "\n")
-    return f"{folder}: copy it to the device, then ./build.sh and python3 run_image.py {ENGINE} IMAGE"
+    return {"takes": "image", **manifest.preprocessing.to_dict(), **facts, **tensors}
 
 
-def labels(run: Run, count: int) -> list[str]:
-    """Class names, one per output; numbers where the run does not know them."""
-    if run.read_report().get("model") == sample.NAME:
-        return list(sample.CLASSES)
-    return [f"class {index}" for index in range(count)]
-
-
-def _typing_of(version: str) -> type[Engine]:
-    """Stands for the engine class of a version that is not installed here: only its typing counts."""
-    typed = int(version.split(".")[0]) >= 10
-    return cast(type[Engine], SimpleNamespace(is_typed_by_graph=lambda: typed, backend="tensorrt"))
+def labels(manifest: Manifest, count: int) -> list[str]:
+    """A name for each output; numbers where the run has no names."""
+    return list(manifest.classes or [f"class {index}" for index in range(count)])
 
 
 def _line(version: str, graph: str, options: BuildOptions, arch: Architecture) -> str:
-    if options.calibration:
+    if options.calibration_cache:
         if version == "11.1":
             return "echo 'TensorRT 11 has no INT8 for DLA; use JetPack 5 or 6' >&2; exit 1"
-        options = replace(options, calibration="model.calib")
+        options = replace(options, calibration_cache="model.calib")
     image = (arch.in_channels, *arch.image_size)
     return trtexec_line(version, graph, ENGINE, options, image)
 
@@ -110,4 +132,4 @@ def _copy(source: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}; choose another --bundle") from error
+        raise FileError(f"cannot write {target}: {error.strerror}; choose another --bundle") from error

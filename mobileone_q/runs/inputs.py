@@ -1,4 +1,4 @@
-"""What a run was calibrated and evaluated on."""
+"""The inputs that a run was made with, and others prepared in the same way."""
 
 from __future__ import annotations
 
@@ -6,20 +6,66 @@ from pathlib import Path
 
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
-from mobileone_q.data.inputs import Inputs, choose_inputs
-from mobileone_q.runs.folder import Run
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.inputs import ARRAYS, Inputs, as_source, choose_inputs, sample_images
+from mobileone_q.data.settings import InputOptions
+from mobileone_q.errors import DataError
+from mobileone_q.report.schema import Manifest
+from mobileone_q.runs.folder import RunFolder
 
 
 def inputs_of(
-    run: Run, arch: Architecture, data: Path | None, eval_data: Path | None, images: int | None
+    run: RunFolder, arch: Architecture, data: Path | None, eval_data: Path | None, images: int | None
 ) -> Inputs:
-    """What a run was calibrated and evaluated on, where options do not say otherwise."""
-    manifest, report = run.read_manifest(), run.read_report()
-    images = images or report["images"]["calibration"]
-    if report["model"] == sample.NAME and data is None and eval_data is None:
-        return choose_inputs(arch, None, None, None, images, manifest["seed"])
-    seen = manifest["images"]
-    if eval_data is None and data is None and seen.get("evaluation") not in (None, seen["source"]):
-        eval_data = Path(seen["evaluation"])
-    weights = Path(manifest["weights"]["path"])
-    return choose_inputs(arch, weights, data or Path(seen["source"]), eval_data, images, manifest["seed"])
+    """The inputs that a run was calibrated and evaluated on, where options do not say otherwise.
+
+    Raises:
+        DataError: the inputs are no longer there, or are too few.
+    """
+    manifest = run.read_manifest()
+    images = images or run.read_report().images.calibration
+    if manifest.is_sample and data is None and eval_data is None:
+        return choose_inputs(arch, InputOptions(images=images, seed=manifest.seed))
+    seen = manifest.images
+    if eval_data is None and data is None and seen.evaluation not in (None, seen.source):
+        eval_data = Path(seen.evaluation)
+    options = InputOptions(
+        weights=Path(manifest.weights.path),
+        data=data or Path(seen.source),
+        eval_data=eval_data,
+        images=images,
+        seed=manifest.seed,
+    )
+    return choose_inputs(arch, options)
+
+
+def comparison_inputs(run: RunFolder, arch: Architecture, data: Path | None, count: int) -> Batches:
+    """At most ``count`` inputs to compare a run's engines on, prepared as they were for calibration.
+
+    Without ``data``, those of the bundled sample, for its run alone.
+
+    Raises:
+        DataError: there are none, or the run was calibrated on inputs of another kind or shape.
+    """
+    manifest = run.read_manifest()
+    if data is None:
+        if not manifest.is_sample:
+            kind = "FOLDER of images" if manifest.preprocessing else f"FILE{ARRAYS} of arrays"
+            raise DataError(f"{run.path} is not of the bundled sample; pass --data {kind}")
+        source = sample_images("evaluation", manifest.preprocessing or sample.PREPROCESSING)
+        return Batches.choose(source, min(count, len(source)))
+    return prepared(data, arch, manifest, count)
+
+
+def prepared(images: object, arch: Architecture, manifest: Manifest, count: int | None = None) -> Batches:
+    """Inputs that a user gave, prepared as the run's were for calibration; the first ``count`` drawn.
+
+    Raises:
+        DataError: inputs of another kind or shape than the run was calibrated on.
+    """
+    source = as_source(images, arch, manifest.preprocessing)
+    if manifest.preprocessing is None and source.preprocessing is not None:
+        raise DataError(
+            f"the run was calibrated on arrays, and {source.name} has images; pass arrays, or an {ARRAYS}"
+        )
+    return Batches.choose(source, None if count is None else min(count, len(source)))

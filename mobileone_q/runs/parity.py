@@ -1,114 +1,90 @@
-"""Whether every engine at hand tells the same story: their logits on the same images.
+"""Whether every engine at hand gives the same answers: their logits on the same images.
 
-Compared are the float32 model, the simulation of its INT8 form, and each engine of the run that
-can be loaded here. What cannot is listed with the reason, never passed over.
+Compared are the float32 model, the simulation of its INT8 form, and each engine of the run that can
+be loaded here. An engine that cannot be loaded is listed with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any
+from contextlib import ExitStack
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from mobileone_q.engines import BACKENDS, backend
+from mobileone_q import engines
+from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.errors import EngineError, MissingDependency
-from mobileone_q.evaluation.metrics import Logits, Runnable, agreement, collect_logits, compare, kl_divergence
+from mobileone_q.evaluation.comparison import TorchModel
+from mobileone_q.evaluation.metrics import Parity, Runnable, collect_logits, engine_parity
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.progress import Advance, silent
-from mobileone_q.runs.folder import Run
+from mobileone_q.names import BACKENDS, PRECISIONS
+from mobileone_q.progress import Advance, progress_if, silent
+from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
+from mobileone_q.runs.inputs import comparison_inputs
 
 REFERENCE = {"fp32": "fp32 torch", "fp16": "fp32 torch", "int8": "int8 simulation"}
 
 
-@dataclass(frozen=True)
-class Parity:
-    """One engine against the reference of its precision, and against the labels.
+def engines_at_hand(
+    run: RunFolder, threads: int, stack: ExitStack
+) -> tuple[dict[str, Runnable], dict[str, str]]:
+    """(runnables by name, reasons by name of the engines that are built and cannot run here).
 
-    ``largest_difference`` is of any logit, ``relative`` that over the reference's largest logit;
-    ``agreement`` the share of images with the same best class, ``kl`` to the float32 model in nats;
-    ``top1`` is None where the images have no labels.
+    ``stack`` closes the engines.
     """
-
-    name: str
-    reference: str
-    largest_difference: float
-    relative: float
-    agreement: float
-    kl: float
-    top1: float | None
-
-
-class Torch:
-    """A chain of blocks, run as an engine."""
-
-    def __init__(self, model: FusedModel | QuantizedModel) -> None:
-        self._model = model
-
-    def run(self, batch: NDArray[np.float32]) -> Logits:
-        import torch
-
-        with torch.no_grad():
-            return self._model(torch.from_numpy(batch)).numpy()
-
-
-def engines_at_hand(run: Run, threads: int) -> tuple[dict[str, Runnable], dict[str, str]]:
-    """(runnables by name, reasons by name of the engines that are built and cannot run here)."""
     usable: dict[str, Runnable] = {
-        "fp32 torch": Torch(FusedModel.load(run.fused)),
-        "int8 simulation": Torch(QuantizedModel.load(run.quantized)),
+        "fp32 torch": TorchModel(FusedModel.load(run.fused)),
+        "int8 simulation": TorchModel(QuantizedModel.load(run.quantized)),
     }
     unusable = {}
-    is_dla = run.calibration.is_file()
+    is_dla = run.read_manifest().target == "dla"
     for name in BACKENDS:
-        factory = backend(name)
-        for precision in REFERENCE:
-            path = run.engine(precision, name, factory.suffix)
+        for precision in PRECISIONS:
+            path = run.engine(precision, name, engines.backend(name).suffix)
             if not path.is_file():
                 continue
             label = f"{precision} {name}"
             if is_dla and name == "onnxruntime" and precision == "int8":
-                unusable[label] = "its graph holds no grids: for DLA they are in the calibration cache"
+                unusable[label] = "its graph has no grids: for DLA they are in the calibration cache"
                 continue
             try:
-                usable[label] = load_engine(run, precision, name, threads)
+                usable[label] = stack.enter_context(load_engine(run, precision, name, threads))
             except (EngineError, MissingDependency) as error:
                 unusable[label] = str(error)
     return usable, unusable
 
 
 def measure_parity(
-    run: Run,
-    images: Iterable[tuple[NDArray[np.float32], NDArray[np.int64]]],
+    run: RunFolder,
+    images: LabelledBatches,
     threads: int = 1,
     advance: Advance = silent,
-) -> dict[str, Any]:
-    """The report section ``parity``.
+) -> Parity:
+    """Every engine at hand beside the reference of its precision, on the same images.
 
     Raises:
-        DataError: no images, or labels that the network has no class for.
+        DataError: there are no images, or a label is beyond the network's classes.
     """
-    usable, unusable = engines_at_hand(run, threads)
-    outputs, labels = collect_logits(usable.values(), images, advance)
+    with ExitStack() as stack:
+        usable, unusable = engines_at_hand(run, threads, stack)
+        outputs, labels = collect_logits(usable.values(), images, advance)
     logits = dict(zip(usable, outputs))
     fp32 = logits["fp32 torch"]
     rows = []
     for name, values in logits.items():
         reference = REFERENCE[name.split()[0]]
-        difference = float(np.abs(values - logits[reference]).max())
-        accuracy = compare(fp32, values, labels).int8
-        row = Parity(
-            name=name,
-            reference=reference,
-            largest_difference=difference,
-            relative=difference / float(np.abs(logits[reference]).max()),
-            agreement=agreement(logits[reference], values),
-            kl=kl_divergence(fp32, values),
-            top1=accuracy.top1 if accuracy else None,
-        )
-        rows.append(asdict(row))
-    return {"images": len(labels), "engines": rows, "not_run": unusable}
+        rows.append(engine_parity(name, reference, values, logits[reference], fp32, labels))
+    return Parity(len(labels), tuple(rows), unusable)
+
+
+def compare_engines(
+    run: RunFolder, data: Path | None, images: int, threads: int = 1, *, progress: bool = False
+) -> Parity:
+    """As :func:`measure_parity`, on at most ``images`` inputs of ``data``, or of the bundled sample.
+
+    Raises:
+        DataError: there are none, or they do not fit the run.
+    """
+    chosen = comparison_inputs(run, FusedModel.load(run.fused).arch, data, images)
+    with progress_if(progress, "comparing", len(chosen)) as advance:
+        return measure_parity(run, chosen, threads, advance)

@@ -1,52 +1,90 @@
-"""Classify image files with a run's engine: official preprocessing, softmax, the best classes."""
+"""Classifies images with a run's engine: the run's preprocessing, softmax, the best classes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from mobileone_q import engines
 from mobileone_q.data.preprocess import Preprocessing, class_names
-from mobileone_q.engines import BuildOptions, backend
-from mobileone_q.engines.base import EngineInfo
+from mobileone_q.data.sources import UNREADABLE, reason
+from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import DataError, EngineError
-from mobileone_q.evaluation.metrics import Runnable
-from mobileone_q.runs.folder import Run
+from mobileone_q.names import BackendName, Precision
+from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.graphs import load_engine
+
+
+@dataclass(frozen=True)
+class ClassChance:
+    """A class by number, its name (None where names are not known), and its probability, 0 to 1."""
+
+    number: int
+    name: str | None
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network says of one image: its best classes, or its embedding.
+
+    ``image`` is the path, or ``image`` for a picture in memory. ``top`` has the best class first and
+    is empty for a network without classes, which has ``embedding``.
+    """
+
+    image: str
+    top: tuple[ClassChance, ...] = ()
+    embedding: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """``{"image", "top": [{"class", "name", "probability"}, ...]}``, or ``{"image", "embedding"}``."""
+        if self.embedding:
+            return {"image": self.image, "embedding": list(self.embedding)}
+        rows = [asdict(chance) for chance in self.top]
+        return {"image": self.image, "top": [{"class": row.pop("number"), **row} for row in rows]}
+
+    def lines(self) -> Iterator[str]:
+        """The prediction for people: the image, then its classes, the best first."""
+        yield self.image
+        for chance in self.top:
+            name = chance.name or f"class {chance.number}"
+            yield f"  {100 * chance.probability:6.2f} %  {name}"
+        if self.embedding:
+            norm = float(np.linalg.norm(self.embedding))
+            yield f"  embedding of {len(self.embedding)} numbers, norm {norm:.4f}; --json shows them"
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """An engine with what a run knows about its inputs and outputs.
+    """An engine with what a run knows about its inputs and outputs; a context manager.
 
     ``classes`` are names by class number, None where they are not known; ``task`` is the
     architecture's.
     """
 
-    engine: Runnable
+    engine: Engine
     preprocessing: Preprocessing
     classes: Sequence[str] | None
     task: str = "classify"
 
-    def __call__(self, path: Path, top: int = 5) -> dict[str, Any]:
-        """``{"image", "top": [{"class", "name", "probability"}, ...]}``, or ``{"image", "embedding"}``.
+    def __call__(self, image: str | Path | Image.Image, top: int = 5) -> Prediction:
+        """The best ``top`` classes of an image file or a picture, or its embedding.
 
         Raises:
             DataError: the image cannot be read, or there are not as many names as classes.
         """
-        try:
-            with Image.open(path) as image:
-                x = self.preprocessing(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-            raise DataError(f"cannot read the image {path}: {reason}") from error
+        title = "image" if isinstance(image, Image.Image) else str(image)
+        x = self._prepare(image)
         output = self.engine.run(np.ascontiguousarray(x[None]))[0]
         if self.task != "classify":
-            return {"image": str(path), "embedding": output.ravel().tolist()}
+            return Prediction(title, embedding=tuple(output.ravel().tolist()))
         if self.classes is not None and len(self.classes) != len(output):
             raise DataError(
                 f"there are {len(self.classes)} class names, and the network has {len(output)} classes; "
@@ -54,15 +92,29 @@ class Predictor:
             )
         chances = softmax(output)
         best = np.argsort(-chances, kind="stable")[:top]
-        rows = [
-            {
-                "class": int(number),
-                "name": self.classes[number] if self.classes is not None else None,
-                "probability": float(chances[number]),
-            }
-            for number in best
-        ]
-        return {"image": str(path), "top": rows}
+        names: Sequence[str | None] = self.classes or [None] * len(chances)
+        rows = (ClassChance(int(k), names[k], float(chances[k])) for k in best)
+        return Prediction(title, tuple(rows))
+
+    def _prepare(self, image: str | Path | Image.Image) -> NDArray[np.float32]:
+        if isinstance(image, Image.Image):
+            return self.preprocessing(image)
+        try:
+            with Image.open(image) as opened:
+                return self.preprocessing(opened)
+        except UNREADABLE as error:
+            raise DataError(f"cannot read the image {image}: {reason(error)}") from error
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.engine.close()
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -72,39 +124,41 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def load_predictor(
-    run: Run, precision: str, backend_name: str, classes: Path | None = None, threads: int = 1
+    run: RunFolder,
+    precision: Precision,
+    backend_name: BackendName,
+    classes: Path | None = None,
+    threads: int = 1,
 ) -> Predictor:
-    """The predictor of a run, its ONNX Runtime engine built where it is not there yet.
+    """The predictor of a run. Its ONNX Runtime engine is built where it is not there yet.
 
     Raises:
-        RunError: the run is incomplete. EngineError: its engine is missing, stale, or cannot run here.
+        EngineError: the engine is missing, stale, or cannot run here.
         DataError: the run takes no images, or the file of class names cannot be read.
     """
-    factory = backend(backend_name)
-    path = run.engine(precision, backend_name, factory.suffix)
+    backend = engines.backend(backend_name)
+    path = run.engine(precision, backend_name, backend.suffix)
     if backend_name == "onnxruntime" and not path.is_file():
-        factory.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
-    engine = factory.load(path, run.onnx(precision), threads)
-    return _predictor(run, engine, classes)
+        backend.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+    return _predictor(run, load_engine(run, precision, backend_name, threads), classes)
 
 
 def predictor_of_engine(path: Path, classes: Path | None = None, threads: int = 1) -> Predictor:
     """The predictor of an engine file in a run's folder ``engines``; see :func:`load_predictor`."""
     info = EngineInfo.load(path)
-    run = Run(path.resolve().parent.parent)
+    run = RunFolder(path.resolve().parent.parent)
     if not run.manifest.is_file():
-        raise EngineError(f"{path} lies in no run folder, which would say how to prepare images; use --run")
-    engine = backend(info.backend).load(path, run.onnx(info.precision), threads)
-    return _predictor(run, engine, classes)
+        raise EngineError(f"{path} is not in a run folder, which says how to prepare images; use --run")
+    graph = run.path / (info.onnx or f"{info.precision}.onnx")
+    return _predictor(run, engines.backend(info.backend).load(path, graph, threads), classes)
 
 
-def _predictor(run: Run, engine: Runnable, classes: Path | None) -> Predictor:
+def _predictor(run: RunFolder, engine: Engine, classes: Path | None) -> Predictor:
     manifest = run.read_manifest()
-    if not manifest.get("preprocessing"):
+    if manifest.preprocessing is None:
         raise DataError(f"{run.path} was calibrated on arrays, not images; run its engine on arrays instead")
-    names = read_classes(classes) if classes else manifest.get("classes")
-    preprocessing = Preprocessing.from_dict(manifest["preprocessing"])
-    return Predictor(engine, preprocessing, names, manifest.get("task", "classify"))
+    names = read_classes(classes) if classes else manifest.classes
+    return Predictor(engine, manifest.preprocessing, names, manifest.task)
 
 
 def read_classes(path: Path) -> tuple[str, ...]:
@@ -116,17 +170,11 @@ def read_classes(path: Path) -> tuple[str, ...]:
     try:
         return class_names(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"cannot read class names from {path}: {reason}") from error
+        why = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DataError(f"cannot read class names from {path}: {why}") from error
 
 
-def lines(results: Iterator[dict[str, Any]]) -> Iterator[str]:
-    """Results for people: the image, then its classes, the best first."""
+def lines(results: Iterable[Prediction]) -> Iterator[str]:
+    """Results for people, one image after the other."""
     for result in results:
-        yield result["image"]
-        for row in result.get("top", ()):
-            name = row["name"] or f"class {row['class']}"
-            yield f"  {100 * row['probability']:6.2f} %  {name}"
-        if "embedding" in result:
-            norm = float(np.linalg.norm(result["embedding"]))
-            yield f"  embedding of {len(result['embedding'])} numbers, norm {norm:.4f}; --json shows them"
+        yield from result.lines()

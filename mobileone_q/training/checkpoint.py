@@ -1,6 +1,6 @@
-"""The state of a training run on disk: all that the next step depends on.
+"""The state of a training run on disk: everything that the next step depends on.
 
-Random numbers need none: what is drawn follows from the seed, the epoch and the step.
+Random generators are not part of it: what is drawn follows from the seed, the epoch and the step.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ NAME = "checkpoint.pt"
 
 
 @dataclass
-class Position:
-    """Where a run is. ``best`` is the figure that decides, ``stale`` the evaluations since it;
-    ``start`` the figures before the first step."""
+class TrainingProgress:
+    """How far a run is.
+
+    ``best`` is the best value so far of the metric that decides, reached at ``best_step``; ``stale``
+    evaluations have taken place since. ``start`` are the metrics before the first step.
+    """
 
     step: int = 0
     best: float | None = None
@@ -36,16 +39,20 @@ class Position:
 
 
 @dataclass
-class State:
-    """The moving parts of a run; ``settings`` must be the same when it goes on."""
+class TrainingState:
+    """The moving parts of a run.
+
+    ``settings`` are what a resumed run must have in common with this one. ``best_weights`` are the
+    averaged weights of the best evaluation, empty where the last weights are kept.
+    """
 
     model: nn.Module
     average: AveragedModel
     optimizer: Optimizer
     scaler: Any
     settings: dict[str, Any]
-    position: Position
-    kept: dict[str, torch.Tensor]
+    progress: TrainingProgress
+    best_weights: dict[str, torch.Tensor]
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -55,16 +62,16 @@ class State:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "settings": json.dumps(self.settings, sort_keys=True),
-            "position": asdict(self.position),
-            "kept": self.kept,
+            "progress": asdict(self.progress),
+            "best_weights": self.best_weights,
         }
         write_atomically(folder / NAME, lambda temporary: torch.save(value, temporary))
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint.
+        """Take over the state of a checkpoint.
 
         Raises:
-            TrainingError: there is none, it is damaged, or it belongs to other settings.
+            TrainingError: there is none, it is damaged, or it was made with other settings.
         """
         path = folder / NAME
         try:
@@ -86,5 +93,5 @@ class State:
         self.optimizer.load_state_dict(value["optimizer"])
         if self.scaler and value["scaler"]:
             self.scaler.load_state_dict(value["scaler"])
-        self.position = Position(**value["position"])
-        self.kept = value["kept"]
+        self.progress = TrainingProgress(**value["progress"])
+        self.best_weights = value["best_weights"]

@@ -1,8 +1,8 @@
 """Training inputs: the same ones in the same order, whatever the number of workers and processes.
 
-What is drawn for an input depends on the seed, the epoch and the input's number alone, and the
-order on the seed and the epoch; so a resumed run goes on where it was, and processes share one
-order between them.
+What is drawn for an input depends only on the seed, the epoch and the input's number; the order
+depends only on the seed and the epoch. So a resumed run goes on where it stopped, and several
+processes share one order among them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,87 +19,120 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.sources import UNREADABLE, ImageSource, Source
 from mobileone_q.errors import DataError
-from mobileone_q.training.augment import Augmentation
+from mobileone_q.training.augment import augment_array, augment_image
+from mobileone_q.training.settings import Augmentation
 
 Key = tuple[int, int]  # epoch, number of the input
-Row = tuple[NDArray[np.float32], int, int, float, str]
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+Row = tuple[NDArray[np.float32], int, int, float, str]  # x, y, y2, mixup weight, name
 SUBSTITUTES = 10  # neighbours tried in place of an unreadable image
 
 
 @dataclass
 class Batch:
-    """``x`` (N, C, H, W), labels ``y`` (N,), -1 where unknown; ``share`` (N,) of the first label,
-    the rest is that of ``y2``; ``names`` of the inputs."""
+    """Inputs of one micro-batch.
+
+    ``x`` is (N, C, H, W). ``y`` (N,) are labels, -1 where unknown. Where inputs are blended, ``y2``
+    (N,) are the labels of the second ones; ``mixup_weight`` (N,) is the weight of ``y`` and the rest
+    is that of ``y2``. ``names`` identify the inputs.
+    """
 
     x: Tensor
     y: Tensor
     y2: Tensor
-    share: Tensor
+    mixup_weight: Tensor
     names: list[str]
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, channels last, which convolutions run fastest on."""
-        y, y2, share = (t.to(device, non_blocking=True) for t in (self.y, self.y2, self.share))
+        """The batch on a device, in channels-last memory, on which convolutions run fastest."""
+        labels = (self.y, self.y2, self.mixup_weight)
+        y, y2, mixup_weight = (t.to(device, non_blocking=True) for t in labels)
         x = self.x.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        return Batch(x, y, y2, share, self.names)
+        return Batch(x, y, y2, mixup_weight, self.names)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One process's place among all: number ``rank`` of ``world``, with ``workers`` that load data.
+
+    Each process takes ``batch_per_process`` inputs of every batch.
+    """
+
+    batch_per_process: int
+    rank: int = 0
+    world: int = 1
+    workers: int = 0
+
+    @property
+    def batch(self) -> int:
+        """Inputs in one batch over all processes."""
+        return self.batch_per_process * self.world
 
 
 class Feed(Protocol):
     """Where an epoch's batches come from."""
 
-    def passes(self, size: int) -> int:
-        """How many batches of ``size``, over all processes, an epoch has."""
+    def batches_per_epoch(self, batch: int) -> int:
+        """Number of whole batches in an epoch; ``batch`` is their size over all processes."""
         ...
 
-    def loader(
-        self, epoch: int, first: int, share: int, rank: int, world: int, workers: int
-    ) -> Iterable[Batch]:
-        """Process ``rank``'s ``share`` of each of the epoch's batches, from number ``first`` on."""
+    def loader(self, epoch: int, slot: Slot, first: int = 0) -> Iterable[Batch]:
+        """The part of each batch of the epoch that falls to a process, from batch ``first`` on."""
         ...
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """From an opened image to the network's input; without ``augmentation``, as evaluation sees it.
+    """Turns an opened image into the network's input, changed at random.
 
-    ``size`` gives an epoch's side of the input, pixels, where it changes.
+    ``resolution`` gives the side of the input in each epoch, pixels, where it changes.
     """
 
     preprocessing: Preprocessing
-    augmentation: Augmentation | None = None
-    size: Callable[[int], int] | None = None
+    augmentation: Augmentation
+    resolution: Callable[[int], int] | None = None
 
     def __call__(self, image: Image.Image, epoch: int, random: np.random.Generator) -> NDArray[np.float32]:
         transform = self.preprocessing
-        if self.augmentation is None:
-            return transform(image)
-        if self.size is not None:
-            crop = self.size(epoch)
+        if self.resolution is not None:
+            crop = self.resolution(epoch)
             transform = replace(transform, crop=crop, resize=round(crop * transform.resize / transform.crop))
         image = image.convert("RGB")
         if self.augmentation.crop == 1:
             image = Image.fromarray(np.ascontiguousarray(transform.to_pixels(image).transpose(1, 2, 0)))
-        return transform.normalise(self.augmentation.image(image, transform.crop, random))
+        return transform.normalize(augment_image(image, self.augmentation, transform.crop, random))
 
 
 @dataclass
 class Views:
-    """Random views of the inputs ``indices`` of a source: a map-style dataset.
+    """Random views of chosen inputs: a map-style dataset, and a :class:`Feed`.
 
-    The source has ``identity``, ``label`` and ``open``; or, without ``render``, arrays ``x``.
+    Without ``augmentation`` the inputs are as evaluation sees them. ``resolution`` gives the side of
+    images in each epoch, pixels, where it changes.
     """
 
-    source: Any
+    source: Source
     indices: Sequence[int]
-    render: Renderer | None
     augmentation: Augmentation | None = None
     seed: int = 0
+    resolution: Callable[[int], int] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        batches: Batches,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        resolution: Callable[[int], int] | None = None,
+    ) -> Views:
+        """Views of the inputs that ``batches`` has chosen."""
+        return cls(batches.source, batches.indices, augmentation, seed, resolution)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -110,9 +143,9 @@ class Views:
         x, y, name = self._view(number, epoch, random)
         if self.augmentation is None or not self.augmentation.mixup:
             return x, y, y, 1.0, name
-        share = np.float32(random.beta(self.augmentation.mixup, self.augmentation.mixup))
+        weight = np.float32(random.beta(self.augmentation.mixup, self.augmentation.mixup))
         other, y2, _ = self._view(int(random.integers(len(self))), epoch, random)
-        return share * x + (1 - share) * other, y, y2, float(share), name
+        return weight * x + (1 - weight) * other, y, y2, float(weight), name
 
     def _view(
         self, number: int, epoch: int, random: np.random.Generator
@@ -129,35 +162,39 @@ class Views:
         )
 
     def _read(self, index: int, epoch: int, random: np.random.Generator) -> NDArray[np.float32]:
-        if self.render is None:
-            x: NDArray[np.float32] = self.source.x[index]
-            return x if self.augmentation is None else self.augmentation.array(x, random)
+        if self.augmentation is None:
+            return self.source.read(index)
+        if not isinstance(self.source, ImageSource):
+            return augment_array(self.source.read(index), self.augmentation, random)
+        render = Renderer(self.source.preprocessing, self.augmentation, self.resolution)
         with warnings.catch_warnings(), self.source.open(index) as image:
             warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-            return self.render(image, epoch, random)
+            return render(image, epoch, random)
 
-    def passes(self, size: int) -> int:
-        return len(self) // size
+    def batches_per_epoch(self, batch: int) -> int:
+        return len(self) // batch
 
-    def loader(
-        self, epoch: int, first: int, share: int, rank: int, world: int, workers: int
-    ) -> Iterable[Batch]:
+    def loader(self, epoch: int, slot: Slot, first: int = 0) -> Iterable[Batch]:
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self)).tolist()
-        starts = range(first * share * world, self.passes(share * world) * share * world, share * world)
-        batches = [
-            [(epoch, number) for number in order[start + rank * share : start + (rank + 1) * share]]
-            for start in starts
+        mine = slot.rank * slot.batch_per_process  # where this process's part of a batch begins
+        keys = [
+            [(epoch, order[number * slot.batch + mine + k]) for k in range(slot.batch_per_process)]
+            for number in range(first, self.batches_per_epoch(slot.batch))
         ]
-        return DataLoader(self, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
+        return self._load(keys, slot.workers)
 
-    def in_order(self, batch: int, rank: int, world: int, workers: int) -> Iterable[Batch]:
-        """Process ``rank``'s part of all inputs, once, in batches."""
-        keys = [(0, number) for number in range(rank, len(self), world)]
-        batches = [keys[start : start + batch] for start in range(0, len(keys), batch)]
+    def in_order(self, slot: Slot) -> Iterable[Batch]:
+        """A process's part of all inputs, each once and in order; the last batch may be smaller."""
+        keys = [(0, number) for number in range(slot.rank, len(self), slot.world)]
+        size = slot.batch_per_process
+        return self._load([keys[start : start + size] for start in range(0, len(keys), size)], slot.workers)
+
+    def _load(self, batches: list[list[Key]], workers: int) -> Iterable[Batch]:
         return DataLoader(self, batch_sampler=batches, collate_fn=collate, num_workers=workers)  # type: ignore[arg-type]
 
 
 def collate(rows: Sequence[Row]) -> Batch:
-    x, y, y2, share, names = zip(*rows)
-    pixels = torch.from_numpy(np.stack(x))
-    return Batch(pixels, torch.tensor(y), torch.tensor(y2), torch.tensor(share), list(names))
+    """Stack the inputs of a batch."""
+    x, y, y2, mixup_weight, names = zip(*rows)
+    inputs = torch.from_numpy(np.stack(x))
+    return Batch(inputs, torch.tensor(y), torch.tensor(y2), torch.tensor(mixup_weight), list(names))

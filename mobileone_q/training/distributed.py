@@ -1,24 +1,94 @@
-"""Batch statistics over all processes, so that many train as one."""
+"""Several processes that train as one: how they start, agree, share batch statistics and end."""
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import os
 import sys
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from mobileone_q.errors import TrainingError
-from mobileone_q.runs.folder import RUNS, Run
-from mobileone_q.training.checkpoint import NAME
+from mobileone_q.errors import MissingDependency
+from mobileone_q.training.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+T = TypeVar("T")
+
+_ENDED_GROUPS: list[Any] = []  # process groups that must outlive their training
+
+# Parameters of mallopt(3): when the heap is trimmed, and how many blocks have mappings of their own.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def make_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Start this process's part of a run, on the device that the settings name.
+
+    Raises:
+        MissingDependency: Accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError:
+        raise MissingDependency("training needs Accelerate: pip install mobileone-q[train]") from None
+    keep_freed_memory()
+    AcceleratorState._reset_state()  # otherwise a second run in one process keeps the first one's precision
+    return Accelerator(
+        cpu=settings.device == "cpu",
+        mixed_precision=settings.precision,
+        gradient_accumulation_steps=settings.accumulate,
+    )
+
+
+def agree(accelerator: Accelerator, choose: Callable[[], T]) -> T:
+    """What ``choose`` returns in the first process, in every process; only the first one calls it."""
+    chosen = [choose() if accelerator.is_main_process else None]
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(chosen)
+    return cast(T, chosen[0])
+
+
+def end(accelerator: Accelerator) -> None:
+    """Let all processes part together: one that leaves early closes the others' connections.
+
+    The process group outlives the training. If DDP's reducer were its last owner, gloo would be shut
+    down while the interpreter's lock is held, and gloo's own thread may be waiting for that lock
+    (seen in torch 2.13).
+    """
+    accelerator.wait_for_everyone()
+    if dist.is_initialized():
+        _ENDED_GROUPS.append(dist.group.WORLD)
+        if not accelerator.is_main_process:
+            atexit.register(_exit_at_once)
+    accelerator.end_training()
+
+
+def _exit_at_once() -> None:
+    """Exit without shutting the interpreter down.
+
+    During the shutdown gloo's threads may ask for the interpreter's lock, which aborts the process
+    (seen in torch 2.13); the launcher would then end the first process, which is still writing.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose batch is that of all processes; on any device, where torch's own needs CUDA."""
+    """Batch normalization over the inputs of all processes.
+
+    It runs on any device; torch's own ``SyncBatchNorm`` needs CUDA.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and dist.is_initialized()):
@@ -38,55 +108,20 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return x * gain.reshape(1, -1, 1, 1).to(x.dtype) + shift.reshape(1, -1, 1, 1).to(x.dtype)
 
 
-def synchronise(model: nn.Module) -> None:
+def synchronize(model: nn.Module) -> None:
     """Make every 2-D batch norm of a model share its statistics; its weights and names stay."""
     for module in model.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SharedBatchNorm2d
 
 
-# Of mallopt(3): trimming the heap, and serving large blocks by mappings of their own.
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-
-
 def keep_freed_memory() -> bool:
-    """Let glibc's malloc keep what is freed; False where there is no such malloc.
+    """Make glibc's malloc keep freed memory; returns False where there is no such malloc.
 
-    Else every large tensor is a new mapping, whose pages the kernel clears one by one when they are
-    first written: a third of a step's time on a CPU. The process never gives back its peak.
+    Otherwise every large tensor is a new mapping, whose pages the kernel clears one by one when they
+    are first written: a third of a step's time on a CPU. The process then never gives memory back.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
     return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
-
-
-TRAINING = "training"
-
-
-def choose_folder(engine: Any, output: Path | None, name: str, resume: bool) -> Path:
-    """A new folder, ``output`` or the first free ``runs/<name>[-n]``; to resume, the newest of these.
-
-    Raises:
-        RunError: ``output`` holds something already, or cannot be written to.
-        TrainingError: there is nothing to resume.
-    """
-    if resume:
-        return output or _newest(name)
-    chosen = [str(Run.create(output, name).path) if engine.is_main_process else ""]
-    if engine.num_processes > 1:
-        from accelerate.utils import broadcast_object_list
-
-        broadcast_object_list(chosen)
-    return Path(chosen[0])
-
-
-def _newest(name: str) -> Path:
-    found = [
-        path
-        for path in RUNS.glob(f"{name}*/{TRAINING}/{NAME}")
-        if path.parts[-3].removeprefix(name).strip("-0123456789") == ""
-    ]
-    if not found:
-        raise TrainingError(f"nothing to resume under {RUNS}/{name}; pass --output, or leave out --resume")
-    return max(found, key=lambda path: path.stat().st_mtime).parents[1]

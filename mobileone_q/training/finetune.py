@@ -1,140 +1,103 @@
-"""Quantization-aware training of a run: from its codes and its images to a new run."""
+"""Quantization-aware training of a calibrated network, by distillation from the FP32 network."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from mobileone_q.checkpoints.load import fill_model, read_checkpoint
-from mobileone_q.data.inputs import Inputs
+from mobileone_q.data.batches import Batches
 from mobileone_q.errors import TrainingError
-from mobileone_q.export.graph import export_onnx
-from mobileone_q.files import write_atomically
 from mobileone_q.models.fake_quant import FakeQuantModel
 from mobileone_q.models.fake_quant_branches import live_model, update_statistics
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.progress import progress
-from mobileone_q.report import update_report
-from mobileone_q.runs.folder import Run, write_manifest
-from mobileone_q.runs.inputs import inputs_of
-from mobileone_q.runs.measure import measure_accuracy
-from mobileone_q.training.distributed import choose_folder
-from mobileone_q.training.loop import Training, end, make_engine
+from mobileone_q.training.data import Views
+from mobileone_q.training.distributed import end, make_accelerator
+from mobileone_q.training.loop import Outcome, Training
 from mobileone_q.training.objectives import Distillation
-from mobileone_q.training.settings import take_settings
-from mobileone_q.training.views import split, views
+from mobileone_q.training.settings import (
+    FINE_TUNING,
+    FINE_TUNING_AUGMENTATION,
+    Augmentation,
+    FineTuneSettings,
+    TrainingSettings,
+)
 
-KEPT = ("arch", "model", "target", "fusion")
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def fine_tune(
-    run: Run,
-    output: Path | None,
-    *,
-    branches: str,
-    data: Path | None,
-    eval_data: Path | None,
-    images: int | None,
-    labels: float,
-    temperature: float,
-    held_out: float,
-    bn_epochs: int,
-    resume: bool,
-    **options: Any,
-) -> tuple[Run, dict[str, Any]] | None:
-    """Train, export and measure; (new run, its report), or None in any process but the first.
-
-    ``options`` are those of :func:`take_settings`.
-
-    Raises:
-        TrainingError: a network without classes, or labels asked for where there are none.
-    """
-    settings, augmentation = take_settings(options)
-    engine = make_engine(settings)
-    fused, quantized = FusedModel.load(run.fused), QuantizedModel.load(run.quantized)
-    if fused.arch.task != "classify":
-        raise TrainingError(f"{fused.arch.name} has no classes, and KL needs some; qat is for classifiers")
-    inputs = inputs_of(run, fused.arch, data, eval_data, images)
-    trained, judged = inputs.calibration, None
-    if held_out:
-        trained, judged = split(trained, held_out, settings.seed)
-    if labels and min(trained.source.label(index) for index in trained.indices) < 0:
-        raise TrainingError(f"--labels needs labels, and {trained.source.name} has inputs without")
-    model = _trainable(branches, quantized, inputs)
-    made = Run(choose_folder(engine, output, f"{run.path.name}-qat", resume))
-
-    def on_epoch(model: nn.Module, epoch: int) -> None:
-        update_statistics(model, epoch < bn_epochs)
-
-    facts = {
-        "branches": branches,
-        "labels": labels,
-        "temperature": temperature,
-        "held_out": held_out,
-        "bn_epochs": bn_epochs,
-    }
-    training = Training(
-        model,
-        Distillation(fused.to(engine.device), labels, settings.label_smoothing, temperature),
-        views(trained, augmentation, settings.seed),
-        views(judged) if judged else None,
-        settings,
-        made.path / "training",
-        engine=engine,
-        keeps_best=judged is not None,
-        on_epoch=on_epoch,
-        facts=facts,
-    )
-    outcome = training.run("fine-tuning", resume)
-    end(engine)
-    if not engine.is_main_process:
-        return None
-    shipped = model.to("cpu").to_quantized()
-    settled = {**facts, **settings.to_dict(), "augmentation": augmentation.to_dict()}
-    return made, _publish(run, made, fused.to("cpu"), shipped, inputs, outcome.to_dict(), settled)
-
-
-def _trainable(branches: str, quantized: QuantizedModel, inputs: Inputs) -> FakeQuantModel:
-    if branches == "fused":
-        return FakeQuantModel(quantized)
-    original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
-    if not isinstance(original, MobileOne):
-        raise TrainingError(f"{inputs.weights} has no branches to train; use --branches fused")
-    return live_model(quantized, original)
-
-
-def _publish(
-    run: Run,
-    made: Run,
     fused: FusedModel,
     quantized: QuantizedModel,
-    inputs: Inputs,
-    outcome: dict[str, Any],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Write what `calibrate` writes, measured on the exported graphs; returns the report."""
-    manifest, before = run.read_manifest(), run.read_report()
-    write_atomically(made.fused, lambda temporary: shutil.copyfile(run.fused, temporary))
-    quantized.save(made.quantized, recipe=manifest["recipe"], qat=settings)
-    preprocessing = manifest["preprocessing"]
-    export_onnx(fused, made.onnx("fp32"), preprocessing=preprocessing)
-    export_onnx(quantized, made.onnx("int8"), preprocessing=preprocessing)
-    with progress("evaluating", len(inputs.judged)) as advance:
-        accuracy = measure_accuracy(made, quantized, inputs.judged, advance)
-    report = update_report(
-        made,
-        **{key: before[key] for key in KEPT if key in before},
-        images=inputs.describe(),
-        seconds={**before["seconds"], "qat": outcome["seconds"]},
-        qat={**outcome, "before": before["accuracy"]},
-        **accuracy,
+    batches: Batches,
+    *,
+    folder: Path,
+    original: MobileOne | FusedModel | None = None,
+    tuning: FineTuneSettings | None = None,
+    settings: TrainingSettings = FINE_TUNING,
+    augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
+    accelerator: Accelerator | None = None,
+    resume: bool = False,
+) -> tuple[QuantizedModel, Outcome] | None:
+    """Train ``quantized`` to answer as ``fused``, the FP32 network that it was made from.
+
+    ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
+    ``"live"`` needs it. ``folder`` gets the checkpoint and the metrics. All checks come before the
+    first file is written.
+
+    Returns the trained network, on the CPU, and how the run ended; None in every process but the
+    first. ``accelerator`` is ended: no process but the first has anything left to do.
+
+    Raises:
+        TrainingError: a network without classes, missing branches, or missing labels.
+        DataError: too few inputs to hold some out.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
+    """
+    tuning = tuning or FineTuneSettings()
+    accelerator = accelerator or make_accelerator(settings)
+    if fused.arch.task != "classify":
+        raise TrainingError(
+            f"{fused.arch.name} has no classes, which the KL divergence needs; qat is for classifiers"
+        )
+    held_out = None
+    if tuning.held_out:
+        batches, held_out = batches.hold_out(tuning.held_out, settings.seed)
+    if tuning.labels and not batches.is_labelled:
+        raise TrainingError(
+            f"--labels needs labels, and {batches.source.name} has inputs without one; "
+            "give one folder per class, or leave out --labels"
+        )
+    model = _trainable(quantized, original, tuning)
+
+    def on_epoch(model: nn.Module, epoch: int) -> None:
+        update_statistics(model, epoch < tuning.bn_epochs)
+
+    teacher = fused.to(accelerator.device)
+    training = Training(
+        model,
+        Distillation(teacher, tuning.labels, settings.label_smoothing, tuning.temperature),
+        Views.of(batches, augmentation, settings.seed),
+        Views.of(held_out) if held_out else None,
+        settings,
+        folder,
+        accelerator=accelerator,
+        keeps_best=held_out is not None,
+        on_epoch=on_epoch,
+        facts={**tuning.to_dict(), **augmentation.to_dict()},
     )
-    keep = ("arch", "weights", "preprocessing", "classes", "task", "recipe", "seed")
-    facts = {key: manifest.get(key) for key in keep}
-    write_manifest(made, **facts, images=inputs.identify(), qat=settings, tuned_from=str(run.path))
-    return report
+    outcome = training.run("fine-tuning", resume)
+    end(accelerator)
+    fused.to("cpu")
+    return (model.to("cpu").to_quantized(), outcome) if accelerator.is_main_process else None
+
+
+def _trainable(
+    quantized: QuantizedModel, original: MobileOne | FusedModel | None, tuning: FineTuneSettings
+) -> FakeQuantModel:
+    if tuning.branches == "fused":
+        return FakeQuantModel(quantized)
+    return live_model(quantized, original)

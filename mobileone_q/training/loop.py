@@ -1,45 +1,48 @@
-"""The training loop, for every objective: one process or many, CPU or GPU.
+"""The training loop, for every objective: one process or many, on a CPU or a GPU.
 
-Hugging Face Accelerate starts the processes, averages gradients and scales losses; what is drawn
-and in which order is ours (:mod:`mobileone_q.training.data`), so that two processes follow one.
+Hugging Face Accelerate starts the processes, averages gradients and scales losses. What is drawn, and
+in which order, is decided in :mod:`mobileone_q.training.data`, so that two processes train as one.
 """
 
 from __future__ import annotations
 
-import atexit
-import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from mobileone_q.errors import Interrupted, MissingDependency, TrainingError
-from mobileone_q.progress import Advance, progress
-from mobileone_q.training.checkpoint import Position, State
-from mobileone_q.training.data import Batch, Feed, Views
-from mobileone_q.training.distributed import keep_freed_memory
-from mobileone_q.training.metric_log import Journal
-from mobileone_q.training.objectives import Figures, Objective
-from mobileone_q.training.optim import averaged, make_optimizer, schedule
-from mobileone_q.training.settings import Settings
+from mobileone_q.errors import Interrupted, TrainingError
+from mobileone_q.progress import Advance, progress, silent
+from mobileone_q.training.checkpoint import TrainingProgress, TrainingState
+from mobileone_q.training.data import Batch, Feed, Slot, Views
+from mobileone_q.training.distributed import make_accelerator
+from mobileone_q.training.metric_log import MetricLog
+from mobileone_q.training.objectives import Metrics, Objective
+from mobileone_q.training.optim import averaged, make_optimizer, set_rates
+from mobileone_q.training.settings import TrainingSettings
+from mobileone_q.training.stop_signals import stop_requests
 
-_GROUPS: list[Any] = []  # process groups that have ended
-SHOWN = 3  # inputs named when a loss is not finite
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+NAMED_INPUTS = 3  # how many inputs a message names when a loss is not finite
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``figures`` of the weights kept, those of ``start`` before the first step, what was done."""
+    """How a run ended.
 
-    figures: dict[str, float]
+    ``metrics`` are those of the weights kept, ``start`` those before the first step. ``steps`` were
+    taken in all; the weights kept are those after ``kept_step``. ``seconds`` are this process's.
+    """
+
+    metrics: dict[str, float]
     start: dict[str, float]
     steps: int
     kept_step: int
@@ -49,54 +52,16 @@ class Outcome:
         return asdict(self)
 
 
-def make_engine(settings: Settings) -> Any:
-    """Accelerate's Accelerator, on the device that the settings name.
+class Training:
+    """One run: trains ``model`` in place on ``feed`` and leaves the kept weights in it.
+
+    The averaged weights are kept: with ``keeps_best`` those that are best by ``objective`` on
+    ``held_out``, otherwise the last ones. ``folder`` gets the checkpoint and the metrics; it is made
+    when the run begins. ``on_epoch(model, epoch)`` may change how the model trains. ``facts`` are
+    recorded in the checkpoint; a resumed run must have the same.
 
     Raises:
-        MissingDependency: Accelerate is not installed.
-    """
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError:
-        raise MissingDependency("training needs Accelerate: pip install mobileone-q[train]") from None
-    keep_freed_memory()
-    AcceleratorState._reset_state()  # or a second run in one process keeps the first one's precision
-    return Accelerator(
-        cpu=settings.device == "cpu",
-        mixed_precision=settings.precision,
-        gradient_accumulation_steps=settings.accumulate,
-    )
-
-
-def end(engine: Any) -> None:
-    """Let processes part together: one that leaves early takes the others' connections with it.
-
-    The group outlives the training: were DDP's reducer its last owner, gloo would be taken down under
-    the interpreter's lock, for which gloo's own thread may be waiting (seen in torch 2.13).
-    """
-    engine.wait_for_everyone()
-    if torch.distributed.is_initialized():
-        _GROUPS.append(torch.distributed.group.WORLD)
-        if not engine.is_main_process:
-            atexit.register(_leave)
-    engine.end_training()
-
-
-def _leave() -> None:
-    """Exit without taking the interpreter down: gloo's threads may ask for its lock then, which
-    aborts the process (seen in torch 2.13), and the launcher would end the first one, still writing."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-class Training:
-    """One run: ``model`` is trained in place on ``feed`` and ends with the weights kept.
-
-    Kept are the averaged weights: the best by ``objective`` on ``held_out`` if ``keeps_best``, else
-    the last. ``folder`` gets checkpoint and figures. ``on_epoch(model, epoch)`` may change how the
-    model trains.
+        TrainingError: the batch does not divide among the processes, or an epoch is smaller than it.
     """
 
     def __init__(
@@ -105,202 +70,186 @@ class Training:
         objective: Objective,
         feed: Feed,
         held_out: Views | None,
-        settings: Settings,
+        settings: TrainingSettings,
         folder: Path,
         *,
-        engine: Any = None,
+        accelerator: Accelerator | None = None,
         keeps_best: bool = False,
-        on_epoch: Callable[[nn.Module, int], None] = lambda model, epoch: None,
+        on_epoch: Callable[[nn.Module, int], None] | None = None,
         facts: dict[str, Any] | None = None,
     ) -> None:
         self.objective, self.feed, self.held_out = objective, feed, held_out
         self.settings, self.folder = settings, folder
         self.keeps_best, self.on_epoch = keeps_best, on_epoch
-        self.engine = engine or make_engine(settings)
-        self.rank, self.world = self.engine.process_index, self.engine.num_processes
-        self.share = settings.share(self.world)
-        self.steps_per_epoch = feed.passes(self.share * self.world) // settings.accumulate
+        self.accelerator = accelerator or make_accelerator(settings)
+        processes = self.accelerator.num_processes
+        batch_per_process = settings.batch_per_process(processes)
+        self.slot = Slot(batch_per_process, self.accelerator.process_index, processes, settings.workers)
+        self.steps_per_epoch = feed.batches_per_epoch(self.slot.batch) // settings.accumulate
         if not self.steps_per_epoch:
             raise TrainingError(f"fewer inputs than one batch of {settings.batch}; lower --batch")
         self.steps = self.steps_per_epoch * settings.epochs
-        # Channels last is what convolutions run fastest on; torch's stubs do not know it of modules.
-        model.to(device=self.engine.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Convolutions run fastest in channels-last memory; torch's stubs lack it for modules.
+        model.to(device=self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.average = averaged(model, settings.ema)
-        self.wrapped, self.optimizer = self.engine.prepare(model, make_optimizer(model, settings))
-        described = {**settings.to_dict(), **(facts or {}), "processes": self.world}
-        self.state = State(
-            model, self.average, self.optimizer, self.engine.scaler, described, Position(), kept={}
+        self.wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
+        described = {**settings.to_dict(), **(facts or {}), "processes": processes}
+        scaler = self.accelerator.scaler
+        self.state = TrainingState(
+            model, self.average, self.optimizer, scaler, described, TrainingProgress(), best_weights={}
         )
 
     def run(self, title: str, resume: bool = False) -> Outcome:
-        """Train to the end, or until no evaluation has been better for ``patience`` of them.
+        """Train to the end, or until ``patience`` evaluations have passed without a new best.
 
         Raises:
-            TrainingError: a loss that is not finite; nothing to resume.
-            Interrupted: Ctrl-C, after saving.
+            TrainingError: a loss that is not finite, or nothing to resume.
+            Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
         """
         started = time.monotonic()
         if resume:
             self.state.load(self.folder)
-        position = self.state.position
-        with Journal(self.folder, position.step, self.engine.is_main_process) as journal:
+        done = self.state.progress
+        with MetricLog(self.folder, done.step, self.accelerator.is_main_process) as log:
             if not resume:
-                position.start = self._evaluate_and_judge(journal)
-            with _stop_signals() as wants_to_stop, self._progress(title) as advance:
-                for epoch in range(position.step // self.steps_per_epoch, self.settings.epochs):
-                    if position.is_done:
+                done.start = self._evaluate_and_compare(log)
+            with stop_requests() as stop, self._show_progress(title) as advance:
+                for epoch in range(done.step // self.steps_per_epoch, self.settings.epochs):
+                    if done.is_done:
                         break
-                    self._epoch(epoch, journal, advance, wants_to_stop)
+                    self._epoch(epoch, log, advance, stop)
         if self.keeps_best:
-            self.average.module.load_state_dict(self.state.kept)
+            self.average.module.load_state_dict(self.state.best_weights)
         self.model.load_state_dict(self.average.module.state_dict())
         seconds = time.monotonic() - started
-        kept_step = position.best_step if self.keeps_best else position.step
-        return Outcome(self.evaluate(), position.start, position.step, kept_step, seconds)
+        kept_step = done.best_step if self.keeps_best else done.step
+        return Outcome(self.evaluate(), done.start, done.step, kept_step, seconds)
 
-    def _epoch(self, epoch: int, journal: Journal, advance: Advance, wants_to_stop: threading.Event) -> None:
-        position, settings = self.state.position, self.settings
-        first = position.step % self.steps_per_epoch
-        self.on_epoch(self.model, epoch)
+    def _epoch(self, epoch: int, log: MetricLog, advance: Advance, stop: threading.Event) -> None:
+        """Train from the next step to the end of an epoch, with its evaluation and checkpoints."""
+        done, settings = self.state.progress, self.settings
+        first = (done.step % self.steps_per_epoch) * settings.accumulate
+        if self.on_epoch is not None:
+            self.on_epoch(self.model, epoch)
         self.model.train()
-        loader = self.feed.loader(
-            epoch, first * settings.accumulate, self.share, self.rank, self.world, settings.workers
-        )
-        passes: list[Figures] = []
+        micro_batches: list[Metrics] = []
         last = time.monotonic()
-        for batch in loader:
-            passes.append(self._pass(batch.to(self.engine.device), epoch, len(passes)))
-            if len(passes) < settings.accumulate:
+        for batch in self.feed.loader(epoch, self.slot, first):
+            micro_batches.append(
+                self._micro_batch(batch.to(self.accelerator.device), epoch, len(micro_batches))
+            )
+            if len(micro_batches) < settings.accumulate:
                 continue
             self.average.update_parameters(self.model)
-            position.step += 1
-            figures = self._means(passes)
+            done.step += 1
+            metrics = self._means(micro_batches)
             rate = settings.batch / max(time.monotonic() - last, 1e-9)
-            passes, last = [], time.monotonic()
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            micro_batches, last = [], time.monotonic()
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             advance(1, f"{shown}, {rate:.0f} inputs/s")
-            if position.step % settings.log_every == 0:
+            if done.step % settings.log_every == 0:
                 lr = self.optimizer.param_groups[0]["lr"]
-                journal.write(position.step, epoch=epoch, **figures, lr=lr, inputs_per_s=rate)
-            is_last = position.step % self.steps_per_epoch == 0
+                log.write(done.step, epoch=epoch, **metrics, lr=lr, inputs_per_s=rate)
+            is_last = done.step % self.steps_per_epoch == 0
             if is_last and (epoch + 1) % settings.evaluate_every == 0:
-                self._evaluate_and_judge(journal)
+                self._evaluate_and_compare(log)
                 self.model.train()
-            if is_last or position.step % settings.checkpoint_every == 0:
+            if is_last or done.step % settings.checkpoint_every == 0:
                 self.save()
-            if self._any(wants_to_stop.is_set()):
+            if self._in_any_process(stop.is_set()):
                 self.save()
                 raise Interrupted(
-                    f"stopped at step {position.step} of {self.steps} and saved in {self.folder}; "
+                    f"stopped at step {done.step} of {self.steps} and saved in {self.folder}; "
                     "go on with the same command and --resume"
                 )
 
-    def _means(self, passes: list[Figures]) -> dict[str, float]:
-        """Figures of a step, over its passes and all processes."""
-        rows = torch.stack([torch.stack(list(figures.values())) for figures in passes])
-        return dict(zip(passes[0], self.engine.reduce(rows.mean(0), "mean").tolist()))
+    def _means(self, micro_batches: list[Metrics]) -> dict[str, float]:
+        """The metrics of a step, over its micro-batches and all processes."""
+        rows = torch.stack([torch.stack(list(metrics.values())) for metrics in micro_batches])
+        return dict(zip(micro_batches[0], self.accelerator.reduce(rows.mean(0), "mean").tolist()))
 
-    def _pass(self, batch: Batch, epoch: int, done: int) -> Figures:
-        """Forward and backward of one process's share; the optimizer steps when all are summed."""
-        step = self.state.position.step
-        schedule(self.optimizer, self.settings, step, self.steps)
-        torch.manual_seed(hash((self.settings.seed, step, done, self.rank)) % 2**63)  # dropout
-        with self.engine.accumulate(self.wrapped):
-            with self.engine.autocast():
-                figures = self.objective.measure(self.wrapped, batch)
-            loss = figures["loss"]
+    def _micro_batch(self, batch: Batch, epoch: int, number: int) -> Metrics:
+        """Forward and backward pass of one process's micro-batch ``number`` of a step.
+
+        The optimizer steps after the last one.
+        """
+        step = self.state.progress.step
+        set_rates(self.optimizer, self.settings, step, self.steps)
+        torch.manual_seed(hash((self.settings.seed, step, number, self.slot.rank)) % 2**63)  # dropout
+        with self.accelerator.accumulate(self.wrapped):
+            with self.accelerator.autocast():
+                metrics = self.objective.measure(self.wrapped, batch)
+            loss = metrics["loss"]
             if not torch.isfinite(loss):
-                more = f" and {len(batch) - SHOWN} more" if len(batch) > SHOWN else ""
+                more = f" and {len(batch) - NAMED_INPUTS} more" if len(batch) > NAMED_INPUTS else ""
                 raise TrainingError(
                     f"the loss is {loss.item()} at step {step} (epoch {epoch}), on "
-                    f"{', '.join(batch.names[:SHOWN])}{more}; look at these inputs, or lower --lr"
+                    f"{', '.join(batch.names[:NAMED_INPUTS])}{more}; look at these inputs, or lower --lr"
                 )
-            self.engine.backward(loss)
-            if self.settings.clip_norm and self.engine.sync_gradients:
-                self.engine.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            self.accelerator.backward(loss)
+            if self.settings.clip_norm and self.accelerator.sync_gradients:
+                self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return {name: figure.detach() for name, figure in figures.items()}
+        return {name: metric.detach() for name, metric in metrics.items()}
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Figures of the averaged weights on the held-out inputs; none without such."""
+        """Metrics of the averaged weights on the held-out inputs; empty if there are none."""
         if self.held_out is None:
             return {}
         model = self.average.module.eval()
         sums: dict[str, Tensor] = {}
-        batches = self.held_out.in_order(self.share, self.rank, self.world, self.settings.workers)
-        for batch in batches:
-            for key, value in self.objective.judge(model, batch.to(self.engine.device)).items():
+        for batch in self.held_out.in_order(self.slot):
+            for key, value in self.objective.evaluate(model, batch.to(self.accelerator.device)).items():
                 sums[key] = sums.get(key, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
         return {
-            key: float(self.engine.reduce(value.to(self.engine.device), "sum")) / len(self.held_out)
+            key: float(self.accelerator.reduce(value.to(self.accelerator.device), "sum")) / len(self.held_out)
             for key, value in sums.items()
         }
 
-    def _evaluate_and_judge(self, journal: Journal) -> dict[str, float]:
-        figures = self.evaluate()
-        self._judge(figures)
-        journal.write(self.state.position.step, **{f"held_out/{key}": v for key, v in figures.items()})
-        return figures
+    def _evaluate_and_compare(self, log: MetricLog) -> dict[str, float]:
+        metrics = self.evaluate()
+        self._compare_with_best(metrics)
+        log.write(self.state.progress.step, **{f"held_out/{key}": v for key, v in metrics.items()})
+        return metrics
 
-    def _judge(self, figures: dict[str, float]) -> None:
-        """Keep the averaged weights if they are the best so far; count if they are not."""
-        position, value = self.state.position, figures.get(self.objective.monitor)
+    def _compare_with_best(self, metrics: dict[str, float]) -> None:
+        """Keep the averaged weights if they are the best so far; count the evaluation if they are not."""
+        done, value = self.state.progress, metrics.get(self.objective.monitor)
         if value is None:
             return
         sign = 1 if self.objective.higher_is_better else -1
-        if position.best is None or sign * value > sign * position.best:
-            position.best, position.best_step, position.stale = value, position.step, 0
+        if done.best is None or sign * value > sign * done.best:
+            done.best, done.best_step, done.stale = value, done.step, 0
             if self.keeps_best:
-                self.state.kept = {
+                self.state.best_weights = {
                     key: tensor.detach().cpu().clone()
                     for key, tensor in self.average.module.state_dict().items()
                 }
         else:
-            position.stale += 1
-            position.is_done = 0 < self.settings.patience <= position.stale
+            done.stale += 1
+            done.is_done = 0 < self.settings.patience <= done.stale
 
     def save(self) -> None:
         """Write the checkpoint from the first process; the others wait."""
-        if self.engine.is_main_process:
+        if self.accelerator.is_main_process:
             self.state.save(self.folder)
-        self.engine.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
 
-    def _any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process."""
-        if self.world == 1:
+    def _in_any_process(self, flag: bool) -> bool:
+        """Whether ``flag`` is true in at least one process."""
+        if self.slot.world == 1:
             return flag
-        return bool(self.engine.reduce(torch.tensor(float(flag), device=self.engine.device), "sum") > 0)
+        flags = torch.tensor(float(flag), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flags, "sum") > 0)
 
     @contextmanager
-    def _progress(self, title: str) -> Iterator[Callable[..., None]]:
-        if not self.engine.is_main_process:
-            yield lambda steps, note="": None
+    def _show_progress(self, title: str) -> Iterator[Advance]:
+        """Show progress in the first process only."""
+        if not self.accelerator.is_main_process:
+            yield silent
             return
-        with progress(title, self.steps, self.state.position.step) as advance:
+        with progress(title, self.steps, self.state.progress.step) as advance:
             yield advance
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """The event is set by a first Ctrl-C or SIGTERM; a second one has its usual effect."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    wanted = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in wanted}
-
-    def stop(number: int, _: Any) -> None:
-        event.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    for number in wanted:
-        signal.signal(number, stop)
-    try:
-        yield event
-    finally:
-        for number in wanted:
-            signal.signal(number, before[number])

@@ -1,4 +1,4 @@
-"""A training run's figures over time: JSON lines, and TensorBoard's events beside them."""
+"""A training run's metrics over time: JSON lines, and TensorBoard's events beside them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from mobileone_q.errors import MissingDependency
 from mobileone_q.files import write_text
 
 
-class Journal:
-    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a folder; processes but the first write nothing.
+class MetricLog:
+    """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a folder; a context manager.
 
-    Lines of steps beyond ``step``, which a killed run left after its last checkpoint, are dropped.
+    Lines of steps after ``step`` are dropped: a killed run may leave some after its last checkpoint.
+    Only the first process writes (``writes``); in the others nothing happens.
+
+    Raises:
+        MissingDependency: TensorBoard is not installed.
+        FileError: the folder cannot be written to.
     """
 
     def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
@@ -29,22 +34,22 @@ class Journal:
                 "training needs TensorBoard's writer: pip install mobileone-q[train]"
             ) from None
         path = folder / "metrics.jsonl"
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        earlier = [line for line in _lines(path) if line["step"] <= step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in earlier))
         self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
-    def write(self, step: int, **figures: Any) -> None:
-        """Record figures of a step; numbers go to TensorBoard too."""
+    def write(self, step: int, **metrics: Any) -> None:
+        """Record the metrics of a step; those that are numbers go to TensorBoard too."""
         if self._file is None or self._events is None:
             return
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
-        for name, value in figures.items():
+        for name, value in metrics.items():
             if isinstance(value, (int, float)):
                 self._events.add_scalar(name, value, step)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricLog:
         return self
 
     def __exit__(
@@ -57,7 +62,7 @@ class Journal:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """What can be read of a file whose last line may be cut short."""
+    """The lines that can be read; the last one may be cut short."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

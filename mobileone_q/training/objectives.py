@@ -11,36 +11,36 @@ from torch import Tensor, nn
 
 from mobileone_q.training.data import Batch
 
-Sums = dict[str, Tensor]
-Figures = dict[str, Tensor]
+Metrics = dict[str, Tensor]  # scalars by name: means over a batch
+MetricSums = dict[str, Tensor]  # scalars by name: sums over a batch
 
 
 class Objective(Protocol):
-    """A loss to train by and figures to judge by.
+    """A loss to train by, and metrics to evaluate by.
 
-    ``measure`` gives figures of a training batch, of which ``loss`` is what is minimised. ``judge``
-    gives sums over a batch; their means are the figures of an evaluation, of which ``monitor``
-    decides: the higher the better, or the lower.
+    ``measure`` gives the metrics of a training batch; of these, ``loss`` is minimized. ``evaluate``
+    gives sums over a batch; the means over all batches are the metrics of an evaluation. Its metric
+    ``monitor`` decides which weights are best: the highest, or else the lowest.
     """
 
     monitor: str
     higher_is_better: bool
 
-    def measure(self, model: nn.Module, batch: Batch) -> Figures: ...
-    def judge(self, model: nn.Module, batch: Batch) -> Sums: ...
+    def measure(self, model: nn.Module, batch: Batch) -> Metrics: ...
+    def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums: ...
 
 
 def label_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    """Mean cross entropy of labels, blended ones included; inputs without one count nothing."""
+    """Mean cross entropy of the labels, blended ones included; inputs without a label add nothing."""
     losses = [
-        share * F.cross_entropy(logits, y, label_smoothing=smoothing, ignore_index=-1, reduction="none")
-        for y, share in ((batch.y, batch.share), (batch.y2, 1 - batch.share))
+        weight * F.cross_entropy(logits, y, label_smoothing=smoothing, ignore_index=-1, reduction="none")
+        for y, weight in ((batch.y, batch.mixup_weight), (batch.y2, 1 - batch.mixup_weight))
     ]
     return (losses[0] + losses[1]).mean()
 
 
-def hits(logits: Tensor, y: Tensor) -> Sums:
-    """How many labels are the best, or among the five best, of the logits (N, classes)."""
+def hits(logits: Tensor, y: Tensor) -> MetricSums:
+    """Number of labels that have the highest, or one of the five highest, of the logits (N, classes)."""
     rank = (logits > logits.gather(1, y.clamp(min=0)[:, None])).sum(1)
     known = y >= 0
     return {"top1": ((rank < 1) & known).sum(), "top5": ((rank < 5) & known).sum()}
@@ -48,16 +48,16 @@ def hits(logits: Tensor, y: Tensor) -> Sums:
 
 @dataclass
 class Classification:
-    """Cross entropy with label smoothing; judged by top-1."""
+    """Cross entropy with label smoothing; top-1 decides which weights are best."""
 
     smoothing: float = 0.0
     monitor: str = "top1"
     higher_is_better: bool = True
 
-    def measure(self, model: nn.Module, batch: Batch) -> Figures:
+    def measure(self, model: nn.Module, batch: Batch) -> Metrics:
         return {"loss": label_loss(model(batch.x), batch, self.smoothing)}
 
-    def judge(self, model: nn.Module, batch: Batch) -> Sums:
+    def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
         logits = model(batch.x)
         loss = F.cross_entropy(logits, batch.y, ignore_index=-1, reduction="sum")
         return {"loss": loss, **hits(logits, batch.y)}
@@ -65,12 +65,12 @@ class Classification:
 
 @dataclass
 class Distillation:
-    """KL(teacher to student), in nats (Hinton et al., arXiv:1503.02531).
+    """KL(teacher ‖ student), in nats (Hinton et al., arXiv:1503.02531).
 
-    Training softens both distributions by ``temperature`` and multiplies by its square, as there: of
-    a sure answer at temperature 1 only a class or two can be learned from, and few images are then
-    soon known by heart. Judged is the KL at temperature 1. ``labels`` is the share of the loss that
-    is cross entropy, for inputs that have a label.
+    Training softens both distributions by ``temperature`` and multiplies the divergence by its
+    square, as in the paper. At temperature 1 a confident answer teaches only about a class or two,
+    and a small set of images is soon overfitted. Evaluation uses temperature 1. ``labels`` is the
+    share of the loss that is cross entropy; the inputs must then have labels.
     """
 
     teacher: nn.Module
@@ -80,7 +80,7 @@ class Distillation:
     monitor: str = "loss"
     higher_is_better: bool = False
 
-    def measure(self, model: nn.Module, batch: Batch) -> Figures:
+    def measure(self, model: nn.Module, batch: Batch) -> Metrics:
         with torch.no_grad():
             teacher = self.teacher(batch.x)
         logits, t = model(batch.x), self.temperature
@@ -89,7 +89,7 @@ class Distillation:
             kl = divergence(teacher, logits).mean()
         return {"loss": self._blend(soft, logits, batch), "kl": kl}
 
-    def judge(self, model: nn.Module, batch: Batch) -> Sums:
+    def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
         logits, teacher = model(batch.x), self.teacher(batch.x)
         kl = divergence(teacher, logits)
         sums = {
@@ -106,6 +106,6 @@ class Distillation:
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL (N,) of softmax over the last dimension, computed in float32 at least."""
+    """KL divergence (N,) of the softmax of logits (N, classes), computed in float32 at least."""
     p, q = teacher.float().log_softmax(1), student.float().log_softmax(1)
     return (p.exp() * (p - q)).sum(1)

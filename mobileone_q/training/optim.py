@@ -1,40 +1,48 @@
-"""Optimizer, schedule and averaged weights."""
+"""Optimizer, schedules and averaged weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from mobileone_q.models.fake_quant import FakeQuantModel
-from mobileone_q.training.settings import Settings
+from mobileone_q.training.settings import TrainingSettings
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Groups with ``share``, their part of the learning rate, and ``decays``.
+@runtime_checkable
+class HasParameterGroups(Protocol):
+    """A model that says itself at which rates its parameters train."""
 
-    Weight decay is for kernels alone. In a quantized chain nothing decays: it starts where it
-    should be.
-    """
-    if isinstance(model, FakeQuantModel):
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for an optimizer.
+
+        Each has ``params``, ``lr_scale`` (a factor of the learning rate) and ``decays`` (whether
+        weight decay applies).
+        """
+        ...
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """The model's own groups where it has some; otherwise only kernels decay."""
+    if isinstance(model, HasParameterGroups):
         return model.parameter_groups()
     kernels = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     return [
-        {"params": kernels, "share": 1.0, "decays": True},
-        {"params": others, "share": 1.0, "decays": False},
+        {"params": kernels, "lr_scale": 1.0, "decays": True},
+        {"params": others, "lr_scale": 1.0, "decays": False},
     ]
 
 
-def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
-    """SGD with Nesterov momentum, or AdamW; rates are set by :func:`schedule` before each step."""
+def make_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+    """SGD with Nesterov momentum, or AdamW; :func:`set_rates` sets the rates before each step."""
     groups = parameter_groups(model)
     if settings.optimizer == "sgd":
         momentum = settings.momentum
@@ -42,40 +50,43 @@ def make_optimizer(model: nn.Module, settings: Settings) -> Optimizer:
     return AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.99), weight_decay=0.0)
 
 
-def cosine(start: float, end: float, progress: float) -> float:
-    """From ``start`` at progress 0 to ``end`` at 1, along half a cosine (arXiv:1608.03983)."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+def cosine(start: float, end: float, done: float) -> float:
+    """Go from ``start`` (``done`` = 0) to ``end`` (``done`` = 1) along half a cosine (arXiv:1608.03983)."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-def schedule(optimizer: Optimizer, settings: Settings, step: int, steps: int) -> float:
-    """Set every group's rates for ``step`` of ``steps``; returns the learning rate.
+def set_rates(optimizer: Optimizer, settings: TrainingSettings, step: int, steps: int) -> float:
+    """Set the rates of every group for ``step`` of ``steps``; returns the learning rate.
 
-    The weight decay follows a cosine of its own, as in MobileOne's paper (arXiv:2206.04040,
-    section 3.3), from ``weight_decay`` to ``final_weight_decay``.
+    Weight decay follows a cosine of its own, from ``weight_decay`` to ``final_weight_decay``, as in
+    MobileOne's paper (arXiv:2206.04040, section 3.3).
     """
     warm = min(1.0, (step + 1) / (settings.warmup_steps + 1))
     lr = warm * cosine(settings.lr, settings.final_lr, step / steps)
     decay = cosine(settings.weight_decay, settings.final_weight_decay, step / steps)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["share"]
+        group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = decay if group["decays"] else 0.0
     return lr
 
 
-def sizes(resolutions: Sequence[int], epochs: int) -> Callable[[int], int]:
-    """The side of the input, pixels, in each epoch: each resolution has an equal part of them."""
+def resolution_schedule(resolutions: Sequence[int], epochs: int) -> Callable[[int], int]:
+    """A function from the epoch to the side of the input, pixels.
+
+    Each resolution is used for an equal part of the epochs.
+    """
     return lambda epoch: resolutions[min(epoch * len(resolutions) // epochs, len(resolutions) - 1)]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """A copy that follows the model's weights and statistics as an exponential moving average.
 
-    The decay grows towards its value, so that the first steps do not weigh too much.
+    The decay grows towards ``decay``, so that the first steps do not weigh too much.
     """
-    return AveragedModel(model, multi_avg_fn=_follow(decay), use_buffers=True)
+    return AveragedModel(model, multi_avg_fn=_moving_average(decay), use_buffers=True)
 
 
-def _follow(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
+def _moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     @torch.no_grad()
     def update(averages: Tensors, values: Tensors, count: Tensor | int) -> None:
         done = float(count)

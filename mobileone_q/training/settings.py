@@ -1,71 +1,73 @@
-"""What a training run is asked to do."""
+"""What a training run is asked to do, and the one place where each default lives.
+
+Nothing heavy is imported, so that the command line can read the defaults and bounds at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, TypeVar
 
 from mobileone_q.errors import TrainingError
-from mobileone_q.training.augment import Augmentation
+from mobileone_q.settings import mistakes, setting
+
+OptimizerName = Literal["adamw", "sgd"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
+DeviceChoice = Literal["auto", "cpu"]
+BranchMode = Literal["fused", "live"]
+
+
+def _refuse_mistakes(settings: Any, below_one: Sequence[str] = (), above_zero: Sequence[str] = ()) -> None:
+    """Raise a TrainingError that lists every field that is out of range or not among the choices."""
+    wrong = mistakes(settings)
+    wrong += [f"{name} {value} (below 1)" for name in below_one if (value := getattr(settings, name)) == 1]
+    wrong += [f"{name} {value} (above 0)" for name in above_zero if (value := getattr(settings, name)) <= 0]
+    if wrong:
+        raise TrainingError(f"training settings that cannot be used: {', '.join(wrong)}")
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """One training run.
 
-    ``batch`` is the number of inputs per optimizer step, over all processes and the ``accumulate``
-    passes that gradients are summed over. ``lr`` falls to ``final_lr`` along a cosine after
-    ``warmup_steps``; ``weight_decay`` to ``final_weight_decay``. ``momentum`` is SGD's, or AdamW's
-    first beta. ``ema`` is the decay of the averaged weights, which are what is evaluated and kept.
-    ``precision`` is ``no``, ``bf16`` or ``fp16``. Evaluation comes every ``evaluate_every`` epochs;
-    ``patience`` of them without a better one end the run (0: never). ``checkpoint_every`` and
-    ``log_every`` are in steps. ``workers`` load data beside each process.
+    ``batch`` is the number of inputs per optimizer step, over all processes and all micro-batches.
+    ``lr`` rises over ``warmup_steps`` and falls along a cosine to ``final_lr``. ``weight_decay``
+    follows a cosine of its own to ``final_weight_decay``. The averaged weights, whose decay is
+    ``ema``, are the ones that are evaluated and kept. After ``patience`` evaluations without a new
+    best the run ends. ``checkpoint_every`` and ``log_every`` count steps.
 
     Raises:
-        TrainingError: a setting out of range, all of them listed at once.
+        TrainingError: settings out of range, all of them listed at once.
     """
 
-    epochs: int = 1
-    batch: int = 16
-    accumulate: int = 1
-    optimizer: str = "adamw"
-    lr: float = 0.01
-    final_lr: float = 0.0
-    warmup_steps: int = 20
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    final_weight_decay: float = 0.0
-    clip_norm: float = 0.0
-    label_smoothing: float = 0.0
-    ema: float = 0.99
-    precision: str = "no"
-    evaluate_every: int = 1
-    patience: int = 0
-    checkpoint_every: int = 200
-    log_every: int = 10
-    workers: int = 0
-    seed: int = 0
-    device: str = "auto"
+    epochs: int = setting(30, "Passes over the data.", low=1)
+    batch: int = setting(16, "Inputs per step, over all processes and micro-batches.", low=1)
+    accumulate: int = setting(1, "Micro-batches whose gradients are summed into one step.", low=1)
+    optimizer: OptimizerName = setting("adamw", "Which optimizer.")
+    lr: float = setting(0.01, "Highest learning rate; it falls along a cosine.")
+    final_lr: float = setting(0.0, "Lowest learning rate, at the end.", low=0)
+    warmup_steps: int = setting(20, "Steps in which the learning rate rises.", low=0)
+    momentum: float = setting(0.9, "Momentum of SGD, or AdamW's first beta.", low=0, high=1)
+    weight_decay: float = setting(0.0, "Weight decay at the start; it follows a cosine of its own.", low=0)
+    final_weight_decay: float = setting(0.0, "Weight decay at the end.", low=0)
+    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0 for any.", low=0)
+    label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", low=0, high=1)
+    ema: float = setting(0.99, "Decay of the averaged weights, which are the ones kept.", low=0, high=1)
+    precision: MixedPrecision = setting("no", "Mixed precision.")
+    evaluate_every: int = setting(1, "Epochs between evaluations.", low=1)
+    patience: int = setting(0, "Evaluations without a new best that end the run; 0 for never.", low=0)
+    checkpoint_every: int = setting(200, "Steps between checkpoints.", low=1)
+    log_every: int = setting(10, "Steps between lines of metrics.jsonl.", low=1)
+    workers: int = setting(0, "Processes that load data, beside each that trains.", low=0)
+    seed: int = setting(0, "Seed of the order, the augmentation and the first weights.")
+    device: DeviceChoice = setting("auto", "GPU where there is one, or the CPU.")
 
     def __post_init__(self) -> None:
-        bounds = {
-            "epochs": self.epochs >= 1,
-            "batch": self.batch >= 1,
-            "accumulate": self.accumulate >= 1,
-            "lr": self.lr > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "ema": 0 <= self.ema < 1,
-            "label_smoothing": 0 <= self.label_smoothing < 1,
-            "evaluate_every": self.evaluate_every >= 1,
-            "checkpoint_every": self.checkpoint_every >= 1,
-            "log_every": self.log_every >= 1,
-        }
-        wrong = [f"{name} {getattr(self, name)}" for name, holds in bounds.items() if not holds]
-        if wrong:
-            raise TrainingError(f"training settings out of range: {', '.join(wrong)}")
+        _refuse_mistakes(self, below_one=("momentum", "label_smoothing", "ema"), above_zero=("lr",))
 
-    def share(self, processes: int) -> int:
-        """Inputs in one pass of one process.
+    def batch_per_process(self, processes: int) -> int:
+        """Number of inputs in one micro-batch of one process.
 
         Raises:
             TrainingError: the batch does not divide evenly.
@@ -74,7 +76,7 @@ class Settings:
         if self.batch % parts:
             raise TrainingError(
                 f"a batch of {self.batch} does not divide among {processes} processes and "
-                f"{self.accumulate} passes; make --batch a multiple of {parts}"
+                f"{self.accumulate} micro-batches; make --batch a multiple of {parts}"
             )
         return self.batch // parts
 
@@ -82,7 +84,116 @@ class Settings:
         return asdict(self)
 
 
-def take_settings(options: dict[str, Any]) -> tuple[Settings, Augmentation]:
-    """Both from a command's options, which lose theirs."""
-    settings = Settings(**{field.name: options.pop(field.name) for field in fields(Settings)})
-    return settings, Augmentation(**{field.name: options.pop(field.name) for field in fields(Augmentation)})
+@dataclass(frozen=True)
+class Augmentation:
+    """How much a training input is changed at random; 0 is not at all, except for ``crop``.
+
+    A random crop takes at least the share ``crop`` of an image's area (1: no crop). ``shift`` is a
+    share of the side; the border is repeated. ``jitter`` changes brightness, contrast and saturation
+    of an image, or the amplitude of an array; ``noise`` is in an array's own units. ``mixup`` is the
+    parameter of the Beta distribution that blends two inputs (Zhang et al., arXiv:1710.09412).
+
+    Raises:
+        TrainingError: values out of range, all of them listed at once.
+    """
+
+    crop: float = setting(1.0, "Smallest share of an image's area that a random crop takes.", low=0, high=1)
+    shift: float = setting(0.0, "Largest random shift, as a share of the side.", low=0, high=1)
+    flip: float = setting(0.0, "Share of inputs that are mirrored.", low=0, high=1)
+    jitter: float = setting(
+        0.0, "Largest relative change of colours, or of an array's amplitude.", low=0, high=1
+    )
+    noise: float = setting(0.0, "Standard deviation of noise added to arrays.", low=0)
+    mixup: float = setting(
+        0.0, "Parameter of the Beta distribution that blends two inputs; 0 for none.", low=0
+    )
+
+    def __post_init__(self) -> None:
+        _refuse_mistakes(self)
+
+    def to_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FineTuneSettings:
+    """What fine-tuning a quantized network asks for beside :class:`TrainingSettings`.
+
+    ``labels`` is the labels' share of the loss; the rest is the KL divergence from the FP32 network.
+    The share ``held_out`` of the inputs chooses which weights are kept; without it the last ones are.
+
+    Raises:
+        TrainingError: settings out of range, all of them listed at once.
+    """
+
+    branches: BranchMode = setting(
+        "fused", "Train the fused convolutions, or the branches, folded in every forward pass."
+    )
+    labels: float = setting(
+        0.0, "Share of the loss that is the labels'; the rest is KL to the FP32 network.", low=0, high=1
+    )
+    temperature: float = setting(
+        10.0, "Softens both networks' answers while training, to learn from every class.", low=1
+    )
+    held_out: float = setting(
+        0.0,
+        "Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
+        low=0,
+        high=0.5,
+    )
+    bn_epochs: int = setting(0, "Epochs until batch statistics are frozen (--branches live).", low=0)
+
+    def __post_init__(self) -> None:
+        _refuse_mistakes(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EpochSettings:
+    """What an epoch of training from labels consists of.
+
+    Each of ``resolutions`` is used for an equal part of the epochs, in order; the last is the one
+    that the network is for. Without any there is one size throughout.
+
+    Raises:
+        TrainingError: settings out of range, all of them listed at once.
+    """
+
+    resolutions: tuple[int, ...] = setting((), "Sides to train at in turn, pixels; repeatable.", low=1)
+    epoch_images: int | None = setting(None, "Images per epoch, for shards.", low=1)
+
+    def __post_init__(self) -> None:
+        _refuse_mistakes(self)
+
+
+# Each command's defaults, where they differ from those of the fields.
+FINE_TUNING = TrainingSettings(epochs=50, lr=0.005)
+FINE_TUNING_AUGMENTATION = Augmentation(crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
+TRAINING = TrainingSettings(optimizer="sgd", lr=0.1, ema=0.999)
+TRAINING_AUGMENTATION = Augmentation()
+
+S = TypeVar("S", TrainingSettings, Augmentation, FineTuneSettings, EpochSettings)
+
+
+def filled(defaults: S, options: Mapping[str, Any]) -> S:
+    """A copy of ``defaults`` with the values of those options that it has a field for.
+
+    Other options are left to whoever else reads them; ``options`` is not changed.
+    """
+    return replace(defaults, **{f.name: options[f.name] for f in fields(defaults) if f.name in options})
+
+
+def refuse_unknown(options: Mapping[str, Any], *settings: Any) -> None:
+    """Check that every option is a field of one of the settings.
+
+    Raises:
+        TrainingError: options that none of them has, all listed at once.
+    """
+    known = {field.name for each in settings for field in fields(each)}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise TrainingError(
+            f"unknown training options {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+        )

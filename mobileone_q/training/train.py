@@ -1,98 +1,102 @@
-"""Training a MobileOne from labelled images or arrays."""
+"""Training of a MobileOne from labelled images or arrays."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-
-from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.checkpoints.load import load_model, save_model
+from mobileone_q.data.batches import Batches
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.training.data import Feed
-from mobileone_q.training.distributed import TRAINING, choose_folder, synchronise
-from mobileone_q.training.loop import Outcome, Training, end, make_engine
+from mobileone_q.training.data import Feed, Views
+from mobileone_q.training.distributed import end, make_accelerator, synchronize
+from mobileone_q.training.loop import Outcome, Training
 from mobileone_q.training.objectives import Classification
-from mobileone_q.training.optim import sizes
-from mobileone_q.training.settings import take_settings
-from mobileone_q.training.shards import Shards, is_shards
-from mobileone_q.training.views import labelled, num_classes, views
+from mobileone_q.training.optim import resolution_schedule
+from mobileone_q.training.settings import (
+    TRAINING,
+    TRAINING_AUGMENTATION,
+    Augmentation,
+    EpochSettings,
+    TrainingSettings,
+)
+from mobileone_q.training.shards import Shards
 
-WEIGHTS = "weights.safetensors"
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
-def train_model(
-    arch: str,
-    weights: Path | None,
-    data: str,
-    eval_data: Path,
-    image_size: int | None,
-    resolutions: tuple[int, ...],
-    epoch_images: int | None,
-    output: Path | None,
-    resume: bool,
-    **options: Any,
-) -> tuple[Path, Outcome] | None:
-    """Train and write the averaged weights; (their file, figures), or None but in the first process.
+def train_classifier(
+    model: MobileOne,
+    data: Batches | str,
+    evaluation: Batches,
+    *,
+    folder: Path,
+    epochs: EpochSettings | None = None,
+    settings: TrainingSettings = TRAINING,
+    augmentation: Augmentation = TRAINING_AUGMENTATION,
+    accelerator: Accelerator | None = None,
+    resume: bool = False,
+) -> Outcome | None:
+    """Train ``model`` in place; it ends with the averaged weights, on the CPU.
 
-    ``resolutions`` are sides of the input, pixels, of equal parts of the run; the last is what the
-    network is for. ``options`` are those of :func:`take_settings`.
+    ``data`` are labelled inputs, or the name of tar shards such as ``train-{000..099}.tar``.
+    ``folder`` gets the checkpoint and the metrics, which are measured on ``evaluation``. All checks
+    come before the first file is written.
+
+    Returns how the run ended; None in every process but the first. ``accelerator`` is ended: no
+    process but the first has anything left to do.
 
     Raises:
-        TrainingError: options that do not go together.
+        TrainingError: a network without classes, or inputs that do not fit the settings.
+        MissingDependency: shards without webdataset installed.
+        Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
-    settings, augmentation = take_settings(options)
-    engine = make_engine(settings)
-    judged = labelled(eval_data, "test", image_size)
-    transform = getattr(judged, "preprocessing", None)
-    size = transform.crop if transform else None
-    model = _begin(arch, weights, num_classes(judged), size, settings.seed)
-    if engine.num_processes > 1:
-        synchronise(model)
-    if resolutions and size is None:
-        raise TrainingError("--resolutions are for images; arrays come in one size")
-    grow = sizes(resolutions, settings.epochs) if resolutions else None
-    feed: Feed
-    if is_shards(data):
-        if transform is None:
-            raise TrainingError("shards hold images, and --eval-data holds arrays; give images for both")
-        if epoch_images is None:
-            raise TrainingError("shards do not say how many images they hold; pass --epoch-images")
-        feed = Shards(data, epoch_images, transform, augmentation, grow, settings.seed)
-    else:
-        feed = views(labelled(Path(data), "train", image_size), augmentation, settings.seed, grow)
-    folder = choose_folder(engine, output, f"train-{model.arch.name}", resume)
-    facts = {"arch": model.arch.name, "data": data, "resolutions": list(resolutions)}
+    epochs = epochs or EpochSettings()
+    accelerator = accelerator or make_accelerator(settings)
+    if model.arch.task != "classify":
+        raise TrainingError(f"{model.arch.name} has no classes; train is for classifiers")
+    feed = _feed(data, evaluation, epochs, settings, augmentation)
+    if accelerator.num_processes > 1:
+        synchronize(model)
+    facts = {
+        "arch": model.arch.name,
+        "data": data if isinstance(data, str) else data.source.name,
+        "resolutions": list(epochs.resolutions),
+    }
     training = Training(
         model,
         Classification(settings.label_smoothing),
         feed,
-        views(judged),
+        Views.of(evaluation),
         settings,
-        folder / TRAINING,
-        engine=engine,
-        facts=facts,
+        folder,
+        accelerator=accelerator,
+        facts={**facts, **augmentation.to_dict()},
     )
     outcome = training.run("training", resume)
-    end(engine)
-    if not engine.is_main_process:
-        return None
-    save_model(model.to("cpu"), folder / WEIGHTS)
-    return folder / WEIGHTS, outcome
+    end(accelerator)
+    model.to("cpu")
+    return outcome if accelerator.is_main_process else None
 
 
-def _begin(arch: str, weights: Path | None, classes: int, size: int | None, seed: int) -> MobileOne:
-    """The network to train: new, or with the weights of a checkpoint that has branches."""
-    if weights is None:
-        torch.manual_seed(seed)
-        model = MobileOne(resolve_architecture(arch, num_classes=classes, image_size=size))
-    else:
-        loaded, _ = load_model(weights, arch, size)
-        if not isinstance(loaded, MobileOne):
-            raise TrainingError(f"{weights} has no branches to train; pass a checkpoint with branches")
-        model = loaded
-    if model.arch.task != "classify":
-        raise TrainingError(f"{model.arch.name} has no classes; train is for classifiers")
-    return model
+def _feed(
+    data: Batches | str,
+    evaluation: Batches,
+    epochs: EpochSettings,
+    settings: TrainingSettings,
+    augmentation: Augmentation,
+) -> Feed:
+    preprocessing = evaluation.source.preprocessing
+    resolution = None
+    if epochs.resolutions:
+        if preprocessing is None:
+            raise TrainingError("--resolutions are for images; arrays come in one size, so leave it out")
+        resolution = resolution_schedule(epochs.resolutions, settings.epochs)
+    if not isinstance(data, str):
+        return Views.of(data, augmentation, settings.seed, resolution)
+    if preprocessing is None:
+        raise TrainingError("shards hold images, and --eval-data holds arrays; give images for both")
+    if epochs.epoch_images is None:
+        raise TrainingError("shards do not say how many images they hold; pass --epoch-images")
+    return Shards(data, epochs.epoch_images, preprocessing, augmentation, resolution, settings.seed)

@@ -8,8 +8,8 @@ from calibrate.mixed_precision import fewest, time_won
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import invoke
 
@@ -65,7 +65,7 @@ def spoilt(tmp_path_factory):
     weight[:, 0] = 1000 * weight.abs().amax(1)
     weight[:, 1] = -weight[:, 0]
     fused.save(folder / "w.safetensors")
-    images = Batches.choose(sample_images("evaluation"), sample.PREPROCESSING, 400)
+    images = Batches.choose(sample_images("evaluation"), 400)
     x = np.concatenate([pixels for pixels, _ in images])
     y = fused(torch.from_numpy(x)).argmax(1).numpy()
     for name, part in (("calibration", slice(200)), ("evaluation", slice(200, None))):

@@ -9,8 +9,8 @@ from calibrate.recipe import Recipe
 from calibrate.scale_tuning import learn_rounding
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, small
@@ -21,7 +21,7 @@ def network():
     """The bundled network, images to calibrate on and others to judge by."""
     fused = fuse_branches(load_model(sample.WEIGHTS, "s0")[0])
     calibration, judged = (
-        Batches.choose(sample_images(split), sample.PREPROCESSING, count)
+        Batches.choose(sample_images(split), count)
         for split, count in (("calibration", 100), ("evaluation", 400))
     )
     return fused, calibration, torch.cat(list(tensors(judged)))

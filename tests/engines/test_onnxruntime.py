@@ -6,15 +6,18 @@ import pytest
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
-from mobileone_q.engines import BACKENDS, BuildOptions, backend
+from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.engines.base import sidecar
+from mobileone_q.engines.layer_map import assign
 from mobileone_q.errors import EngineError, MissingDependency
-from mobileone_q.evaluation.latency import owner, profile_engines
+from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.names import BACKENDS
+from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
 
-ENGINE = backend("onnxruntime")
+BACKEND = backend("onnxruntime")
 ARCH = small()
 NAMES = [block.name for block in ARCH.blocks]
 
@@ -35,8 +38,8 @@ def engines(graphs):
     built = []
     for precision in ("fp32", "int8"):
         path = folder / "engines" / f"{precision}.onnx"
-        ENGINE.build(folder / f"{precision}.onnx", path, BuildOptions(precision))
-        built.append(ENGINE.load(path, folder / f"{precision}.onnx"))
+        BACKEND.build(folder / f"{precision}.onnx", path, BuildOptions(precision))
+        built.append(BACKEND.load(path, folder / f"{precision}.onnx"))
     return built
 
 
@@ -48,7 +51,8 @@ def test_an_engine_computes_the_model(graphs, engines):
 def test_every_block_of_the_int8_engine_runs_on_integers(engines, graphs):
     proto = onnx.load(graphs[0] / "engines" / "int8.onnx")
     integer = [node for node in proto.graph.node if node.op_type in ("QLinearConv", "QGemm")]
-    assert sorted(set(owner([n.name for n in integer], NAMES).values())) == sorted(NAMES)
+    blocks = assign([node.name for node in integer], NAMES).values()
+    assert sorted({name for names in blocks for name in names}) == sorted(NAMES)
     assert not [node for node in proto.graph.node if node.op_type in ("Conv", "FusedConv", "Gemm")]
 
 
@@ -72,43 +76,43 @@ def test_sidecar_says_what_the_engine_is(engines):
 @pytest.fixture
 def built(graphs, tmp_path):
     path = tmp_path / "fp32.onnxruntime.onnx"
-    ENGINE.build(graphs[0] / "fp32.onnx", path, BuildOptions("fp32"))
+    BACKEND.build(graphs[0] / "fp32.onnx", path, BuildOptions("fp32"))
     return path
 
 
 def test_a_stale_engine_is_refused(graphs, built):
     with pytest.raises(EngineError, match=r"was built from another int8\.onnx"):
-        ENGINE.load(built, graphs[0] / "int8.onnx")
+        BACKEND.load(built, graphs[0] / "int8.onnx")
 
 
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
         ("runtime", "onnxruntime 1.0", "was built by onnxruntime 1.0"),
-        ("device", "Pentium", "optimised for Pentium"),
+        ("device", "Pentium", "optimized for Pentium"),
     ],
 )
 def test_a_foreign_engine_is_refused(built, field, value, reason):
     facts = json.loads(sidecar(built).read_text())
     sidecar(built).write_text(json.dumps(facts | {field: value}))
     with pytest.raises(EngineError, match=reason):
-        ENGINE.load(built)
+        BACKEND.load(built)
 
 
 def test_missing_and_damaged_engines(built, tmp_path):
     with pytest.raises(EngineError, match=r"no engine at .*none\.onnx"):
-        ENGINE.load(tmp_path / "none.onnx")
+        BACKEND.load(tmp_path / "none.onnx")
     built.write_bytes(built.read_bytes()[:100])
     with pytest.raises(EngineError, match="cannot load"):
-        ENGINE.load(built)
+        BACKEND.load(built)
 
 
 def test_building_from_nothing_and_from_rubbish(tmp_path):
     with pytest.raises(EngineError, match="no ONNX file"):
-        ENGINE.build(tmp_path / "none.onnx", tmp_path / "e.onnx", BuildOptions())
+        BACKEND.build(tmp_path / "none.onnx", tmp_path / "e.onnx", BuildOptions())
     (tmp_path / "bad.onnx").write_text("rubbish")
     with pytest.raises(EngineError, match=r"cannot load .*bad\.onnx"):
-        ENGINE.build(tmp_path / "bad.onnx", tmp_path / "e.onnx", BuildOptions())
+        BACKEND.build(tmp_path / "bad.onnx", tmp_path / "e.onnx", BuildOptions())
     assert not (tmp_path / "e.onnx").exists()
 
 
@@ -123,12 +127,30 @@ def test_a_missing_runtime_is_one_line(monkeypatch):
         assert "pip install" in str(caught.value)
 
 
-def test_biases_stay_float_where_tensorrt_is_measured(tmp_path, graphs):
+@pytest.mark.parametrize(
+    ("metadata", "rounds"),
+    [
+        ({"target": "tensorrt", "precision": "int8"}, False),
+        ({"target": "onnxruntime", "precision": "int8"}, True),
+        ({"target": "tensorrt", "precision": ""}, False),
+        ({"target": "", "precision": "int8"}, False),  # only int8 grids: TensorRT's form
+    ],
+)
+def test_biases_stay_float_where_tensorrt_is_measured(tmp_path, tensorrt_graph, metadata, rounds):
     """ONNX Runtime would round them to int32, in steps of the product of two scales."""
-    quantized = calibrate(graphs[1], [(random_images(ARCH, 8).numpy(), None)], Recipe(target="tensorrt"))
-    export_onnx(quantized, tmp_path / "int8.onnx")
+    graph = tmp_path / "int8.onnx"
+    graph.write_bytes(tensorrt_graph.read_bytes())
+    mark(graph, **metadata)
     engine_path = tmp_path / "engine.onnx"
-    ENGINE.build(tmp_path / "int8.onnx", engine_path, BuildOptions("int8"))
+    BACKEND.build(graph, engine_path, BuildOptions("int8"))
     types = {constant.data_type for constant in onnx.load(engine_path).graph.initializer}
     assert onnx.TensorProto.INT8 in types
-    assert onnx.TensorProto.INT32 not in types
+    assert (onnx.TensorProto.INT32 in types) == rounds
+
+
+@pytest.fixture(scope="module")
+def tensorrt_graph(graphs):
+    folder, fused = graphs
+    quantized = calibrate(fused, [(random_images(ARCH, 8).numpy(), None)], Recipe(target="tensorrt"))
+    export_onnx(quantized, folder / "tensorrt.onnx")
+    return folder / "tensorrt.onnx"

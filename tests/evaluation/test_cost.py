@@ -7,7 +7,7 @@ import pytest
 
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.variants import VARIANTS, build_variant
-from mobileone_q.evaluation.cost import NOTES, describe, operator_costs, variant_table
+from mobileone_q.evaluation.cost import NOTES, network_cost, operator_costs, variant_table
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import invoke
 from tests.helpers.networks import random_model, small
@@ -35,12 +35,12 @@ def cut(value, digits):
 
 def test_s0_to_s4_give_the_published_tables():
     rows = variant_table()
-    assert [row["arch"] for row in rows] == list(VARIANTS)
-    millions = [row["parameters"] / 1e6 for row in rows]
+    assert [row.arch for row in rows] == list(VARIANTS)
+    millions = [row.parameters / 1e6 for row in rows]
     assert [cut(value, 2) for value in millions] == [2.07, 4.76, 7.80, 10.07, 14.83]
     assert [round(value, 2) for value in millions] == [2.08, 4.76, 7.81, 10.08, 14.84]
-    assert [cut(row["gflop"], 3) for row in rows] == [0.550, 1.650, 2.596, 3.791, 5.960]
-    assert [row["published_top1"] for row in rows] == [71.4, 75.9, 77.4, 78.1, 79.4]
+    assert [cut(row.gflop, 3) for row in rows] == [0.550, 1.650, 2.596, 3.791, 5.960]
+    assert [row.published_top1 for row in rows] == [71.4, 75.9, 77.4, 78.1, 79.4]
 
 
 def test_mmpretrain_counts_multiply_adds_of_convolutions():
@@ -60,7 +60,7 @@ def test_the_table_says_who_counts_what():
 
 
 def test_every_operator_is_timed():
-    values = describe(small("s4"), runs=2)
+    values = network_cost(small("s4"), runs=2).to_dict()
     rows = rows_of(values)
     assert {"Conv", "Relu", "FC", "AveragePool", "Mul", "Sigmoid"} <= rows.keys()
     assert all(row["time_ms"] > 0 for row in rows.values())
@@ -81,4 +81,4 @@ def test_parameter_memory_is_what_the_model_holds(name):
     assert costs["Conv"].parameter_bytes == convs
     if "FC" in costs:
         assert costs["FC"].parameter_bytes == held["head.weight"] + held["head.bias"]
-    assert describe(arch)["parameters"] == sum(held.values()) // 4
+    assert network_cost(arch).parameters == sum(held.values()) // 4

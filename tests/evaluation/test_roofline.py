@@ -5,14 +5,12 @@ import torch
 
 from mobileone_q.architecture.spec import BlockSpec
 from mobileone_q.architecture.variants import build_variant
-from mobileone_q.engines import BuildOptions
-from mobileone_q.engines.tensorrt.trtexec import trtexec_line
-from mobileone_q.evaluation.jetson import MODULES, Module
-from mobileone_q.evaluation.roofline import block_work, reading, roofline
+from mobileone_q.evaluation.roofline import block_bounds, block_work, reading
+from mobileone_q.jetpack import JETSON_MODULES, JetsonModule
 from mobileone_q.models.fused import FusedModel
 from tests.helpers.cli import invoke
 
-ROUND = Module("round", "a module of round numbers", 87, 2.0, 1.0, 1.0, 0, "", "made up")
+ROUND = JetsonModule("round", "a module of round numbers", 87, 2.0, 1.0, 1.0, 0, "", "made up")
 
 
 @pytest.mark.parametrize(
@@ -20,7 +18,7 @@ ROUND = Module("round", "a module of round numbers", 87, 2.0, 1.0, 1.0, 0, "", "
 )
 def test_multiply_adds_are_those_of_the_paper(name, millions):
     """The MobileOne paper's figures; S4's there leaves out its gates."""
-    total = sum(bound.macs for bound in roofline(build_variant(name), MODULES["orin-nano"]))
+    total = sum(bound.macs for bound in block_bounds(build_variant(name), JETSON_MODULES["orin-nano"]))
     assert total / 1e6 == pytest.approx(millions, rel=2e-3)
 
 
@@ -30,7 +28,7 @@ def test_a_pointwise_block_by_hand():
     assert out == (10, 10)
     assert (work.macs, work.weights, work.inputs, work.outputs) == (500_000, 5_000, 10_000, 5_000)
     arch = build_variant("s0")
-    bounds = {bound.name: bound for bound in roofline(arch, ROUND, batch=3)}
+    bounds = {bound.name: bound for bound in block_bounds(arch, ROUND, batch=3)}
     pw = bounds["stage2.1.pw"]  # 128 channels to 128, 28 by 28
     assert pw.macs == 3 * 128 * 128 * 28 * 28
     assert pw.int8.bytes == 3 * 2 * 128 * 28 * 28 + 128 * 128 + 4 * 128
@@ -55,26 +53,27 @@ def test_map_sizes_are_those_of_the_network():
 
 def test_slow_memory_binds_and_slow_arithmetic_binds():
     arch = build_variant("s4")
-    starved = Module("m", "m", 87, 1e9, 1e9, 1.0, 0, "", "")
-    slow = Module("s", "s", 87, 1e-3, 1e-3, 1e9, 0, "", "")
-    assert {bound.int8.bound_by for bound in roofline(arch, starved)} == {"memory"}
-    assert {bound.int8.bound_by for bound in roofline(arch, slow)} == {"operations"}
-    assert "memory binds 44 of 44" in reading(roofline(arch, starved))
-    assert "memory binds 0 of 44" in reading(roofline(arch, slow))
+    starved = JetsonModule("m", "m", 87, 1e9, 1e9, 1.0, 0, "", "")
+    slow = JetsonModule("s", "s", 87, 1e-3, 1e-3, 1e9, 0, "", "")
+    assert {bound.int8.bound_by for bound in block_bounds(arch, starved)} == {"memory"}
+    assert {bound.int8.bound_by for bound in block_bounds(arch, slow)} == {"operations"}
+    assert "memory binds 44 of 44" in reading(block_bounds(arch, starved))
+    assert "memory binds 0 of 44" in reading(block_bounds(arch, slow))
 
 
 def test_se_units_hold_int8_back():
     """Their maps stay in floating point, so that S4's last blocks gain less than S0's."""
     gains = {
         name: {
-            bound.name: bound.speedup_at_most for bound in roofline(build_variant(name), MODULES["orin-nano"])
+            bound.name: bound.speedup_at_most
+            for bound in block_bounds(build_variant(name), JETSON_MODULES["orin-nano"])
         }
         for name in ("s0", "s4")
     }
     assert gains["s4"]["stage3.8.dw"] < 1.5 < gains["s0"]["stage3.8.dw"]
 
 
-@pytest.mark.parametrize("device", MODULES)
+@pytest.mark.parametrize("device", JETSON_MODULES)
 def test_the_command_marks_it_a_bound_and_names_its_source(device):
     values = json.loads(invoke("roofline", "--device", device, "--arch", "s0", "--json"))
     assert values["kind"].endswith("not a measurement")
@@ -85,39 +84,4 @@ def test_the_command_marks_it_a_bound_and_names_its_source(device):
     assert 1 <= values["speedup_at_most"] <= 2
     table = invoke("roofline", "--device", device, "--arch", "s0")
     assert "not a measurement" in " ".join(table.split())
-    assert MODULES[device].source[:20] in " ".join(table.split())
-
-
-@pytest.mark.parametrize(
-    ("version", "there", "not_there"),
-    [
-        (
-            "8.5",
-            ["--int8", "--fp16"],
-            ["--stronglyTyped", "--builderOptimizationLevel", "--versionCompatible"],
-        ),
-        (
-            "8.6",
-            ["--int8", "--fp16", "--builderOptimizationLevel=4", "--versionCompatible"],
-            ["--stronglyTyped"],
-        ),
-        ("10.3", ["--stronglyTyped", "--separateProfileRun"], ["--int8", "--fp16"]),
-        ("11.1", ["--builderOptimizationLevel=4"], ["--int8", "--fp16", "--stronglyTyped", "--calib"]),
-    ],
-)
-def test_the_trtexec_line_of_each_version(version, there, not_there):
-    options = BuildOptions("int8", "fp16", (1, 2, 8), optimization_level=4, version_compatible=True)
-    words = trtexec_line(version, "int8.onnx", "model.plan", options, (3, 224, 224)).split()
-    assert words[1:6] == [
-        "--onnx=int8.onnx", "--saveEngine=model.plan", "--minShapes=input:1x3x224x224",
-        "--optShapes=input:2x3x224x224", "--maxShapes=input:8x3x224x224",
-    ]  # fmt: skip
-    assert set(there) <= set(words)
-    assert not [word for word in words for name in not_there if word.startswith(name)]
-
-
-def test_the_trtexec_line_for_dla():
-    options = BuildOptions("int8", "fp16", (1, 1, 1), dla_core=1, calibration="model.calib")
-    words = trtexec_line("10.3", "int8.onnx", "model.plan", options, (3, 224, 224)).split()
-    assert {"--useDLACore=1", "--allowGPUFallback", "--calib=model.calib", "--int8", "--fp16"} <= set(words)
-    assert "--stronglyTyped" not in words
+    assert JETSON_MODULES[device].source[:20] in " ".join(table.split())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import onnx
 import onnxruntime
-from onnx import helper
+from onnx import TensorProto, helper
 
 from mobileone_q.models.quantized import QuantizedModel
 
@@ -14,6 +15,29 @@ def run(proto, x, *extra, optimise=True):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     return session.run(["logits", *extra], {"input": x.numpy()})
+
+
+def mark(path, **metadata):
+    """Set metadata of a graph's file, in place of what it says of these keys already."""
+    proto = onnx.load(path)
+    known = {entry.key: entry.value for entry in proto.metadata_props}
+    helper.set_model_props(proto, known | metadata)
+    onnx.save(proto, path)
+    return path
+
+
+def write_relu(path, producer="mobileone-q", **metadata):
+    """Write a graph of one ReLU on (N, 3, 4, 4), with metadata."""
+    shape = ["batch", 3, 4, 4]
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["input"], ["logits"])],
+        "tiny",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, producer_name=producer, opset_imports=opset, ir_version=8), path)
+    return mark(path, **metadata)
 
 
 def with_codes(proto, quantized):

@@ -53,6 +53,7 @@ class Recorded:
         self.__name__ = "tensorrt_rtx" if version.startswith("rtx") else "tensorrt"
         self.__version__ = version.removeprefix("rtx-")
         self.calls, self.set, self.used, self.flags = [], {}, set(), set()
+        self.can_deserialize = True
 
     def __getattr__(self, name):
         if name.startswith("__") or name not in self.classes:
@@ -104,6 +105,8 @@ class Recorded:
                     if member == "create_network":
                         known = sorted(recorded.classes["NetworkDefinitionCreationFlag"])
                         recorded.flags |= {flag for bit, flag in enumerate(known) if args[0] >> bit & 1}
+                    if member == "deserialize_cuda_engine" and not recorded.can_deserialize:
+                        return None
                     if (name, member) in RETURNS:
                         return recorded._make(RETURNS[name, member])()
                     return (2, 10) if member == "get_tensor_shape" else VALUES.get(member, True)

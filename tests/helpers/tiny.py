@@ -36,6 +36,14 @@ def write_signals(folder: Path, count: int = 96, name: str = "signals.npz", seed
     return folder / name
 
 
+def write_tiny(folder: Path) -> Path:
+    """The architecture, signals to train on, and others to evaluate on; returns the folder."""
+    write_architecture(folder)
+    write_signals(folder)
+    write_signals(folder, 30, "test.npz", seed=1)
+    return folder
+
+
 def recipe(folder):
     """A training recipe for the tiny network."""
     path = folder / "recipe.yaml"

@@ -6,8 +6,8 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import INT8, UINT8
@@ -73,7 +73,7 @@ def test_every_parameter_gets_a_gradient(quantized):
 def test_training_mends_a_poor_quantization():
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
     fused = fuse_branches(model)
-    images = Batches(sample_images("calibration"), range(64), sample.PREPROCESSING, batch_size=32)
+    images = Batches(sample_images("calibration"), range(64), batch_size=32)
     quantized = calibrate(fused, images, Recipe(method="minmax", equalise=False, correct=False))
     x = torch.cat(list(tensors(images)))
     target = fused(x)

@@ -10,8 +10,8 @@ from calibrate.pipeline import calibrate, fit
 from calibrate.recipe import Recipe
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.data.sources import Batches
 from mobileone_q.errors import TrainingError
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.fake_quant import FakeQuantModel
@@ -26,7 +26,7 @@ from tests.helpers.networks import batch_norms, block_codes, disturb, random_ima
 def bundled():
     """(train-time, fused, calibration images) of the sample."""
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
-    return model, fuse_branches(model), Batches(sample_images("calibration"), range(48), sample.PREPROCESSING)
+    return model, fuse_branches(model), Batches(sample_images("calibration"), range(48))
 
 
 def trained(quantized, fused, model, branches, images):
@@ -34,7 +34,7 @@ def trained(quantized, fused, model, branches, images):
     trainable = FakeQuantModel(quantized) if branches == "fused" else live_model(quantized, model)
     update_statistics(trainable.train(), True)
     rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
-    groups = [{"params": g["params"], "lr": rate * g["share"]} for g in trainable.parameter_groups()]
+    groups = [{"params": g["params"], "lr": rate * g["lr_scale"]} for g in trainable.parameter_groups()]
     optimizer = torch.optim.Adam(groups)
     for x in tensors(images):
         loss = (trainable(x) - fused(x)).square().mean()

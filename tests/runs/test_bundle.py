@@ -156,7 +156,7 @@ def test_images_it_reads_by_itself(picture, tmp_path):
 
 def test_what_is_in_it(runs, tmp_path):
     folder = tmp_path / "bundle"
-    text = write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(remainder="fp16"))
+    text = write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(float_precision="fp16"))
     assert "./build.sh" in text
     assert {path.name for path in folder.iterdir()} == {
         "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "preprocessing.json", "labels.txt"
@@ -191,7 +191,7 @@ def build_line(folder, tmp_path, version):
 )
 def test_the_build_script_picks_its_line_by_version(runs, tmp_path, version, words):
     folder = tmp_path / "bundle"
-    write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(remainder="fp16"))
+    write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(float_precision="fp16"))
     line = build_line(folder, tmp_path, version).stdout.split()
     assert line[0] == "trtexec"
     assert set(words.split()) <= set(line)

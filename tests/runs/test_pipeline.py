@@ -76,16 +76,16 @@ def test_int8_follows_fp32_in_onnx_runtime(made, tmp_path):
     expected = fused(x)
     engines = {}
     for graph in ("fp32", "tensorrt", "onnxruntime"):
-        factory, path = backend("onnxruntime"), tmp_path / f"{graph}.onnx"
+        onnxruntime, path = backend("onnxruntime"), tmp_path / f"{graph}.onnx"
         precision = "fp32" if graph == "fp32" else "int8"
-        factory.build(folder / f"{graph}.onnx", path, BuildOptions(precision))
-        engines[graph] = torch.from_numpy(factory.load(path, folder / f"{graph}.onnx").run(x.numpy()))
+        onnxruntime.build(folder / f"{graph}.onnx", path, BuildOptions(precision))
+        engines[graph] = torch.from_numpy(onnxruntime.load(path, folder / f"{graph}.onnx").run(x.numpy()))
     assert expected.shape == (8, arch.num_classes)
     assert relative_error(expected, engines["fp32"]) < 1e-5
     for graph in ("tensorrt", "onnxruntime"):
         assert relative_error(expected, engines[graph]) < 0.12, graph
         assert cosine_similarity(expected.numpy(), engines[graph].numpy()).lowest > 0.99, graph
-        assert not np.array_equal(expected, engines[graph])  # it is quantised, after all
+        assert not np.array_equal(expected, engines[graph])  # it is quantized, after all
 
 
 @pytest.mark.parametrize("graph", ["fp32", "tensorrt"])

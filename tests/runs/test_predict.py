@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from mobileone_q.architecture.variants import build_variant
 from mobileone_q.data import sample
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import DataError
@@ -76,15 +75,6 @@ def test_class_names_from_a_file(bundled, pictures, tmp_path):
     names.write_text("one\ntwo\n")
     words = ["predict", "--run", bundled[0], "--classes", names, pictures[0][0]]
     assert "2 class names, and the network has 10 classes" in refused(*words)
-
-
-def test_folders_of_some_classes_alone_give_no_names():
-    """Names of two folders are not names of a thousand classes."""
-    from mobileone_q.data.inputs import Inputs
-
-    inputs = Inputs("", None, None, None, ("cat", "dog"))
-    assert inputs.names_for(build_variant("s0")) is None
-    assert inputs.names_for(build_variant("s0", num_classes=2)) == ("cat", "dog")
 
 
 def test_what_cannot_be_read_is_named(bundled, pictures, tmp_path):

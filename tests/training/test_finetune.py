@@ -1,133 +1,90 @@
-"""`mobileone-q qat` on runs of the bundled sample, and `mobileone-q train` to `calibrate`."""
+"""Fine-tuning through Python: models and inputs in, a model out, and no run folder."""
 
-import json
-import shutil
-
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from calibrate.images import load_all
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
-from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.data.inputs import choose_inputs
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.runs.folder import Run
-from tests.helpers.cli import invoke, refused
-from tests.helpers.tiny import recipe, write_architecture, write_signals
+from mobileone_q.architecture.config import read_architecture
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ArrayFile
+from mobileone_q.errors import DataError, TrainingError
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.training.finetune import fine_tune
+from mobileone_q.training.settings import Augmentation, FineTuneSettings, TrainingSettings
+from tests.helpers.networks import random_model
+from tests.helpers.tiny import write_tiny
+from tests.helpers.training import same
 
-QUICK = ("--images", 64, "--epochs", 2, "--batch", 16, "--device", "cpu", "--log-every", 1)
+QUICK = TrainingSettings(epochs=2, lr=0.1, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A calibrated run of the sample."""
-    path = tmp_path_factory.mktemp("finetune") / "s0"
-    invoke("calibrate", "--arch", "s0", "--target", "tensorrt", "--images", 32, "--output", path)
-    return path
-
-
-@pytest.mark.slow
-def test_a_poor_start_is_mended(run, tmp_path):
-    """Minmax ranges, no equalization, no correction: three quarters of the answers are lost at first."""
-    poor = Run(shutil.copytree(run, tmp_path / "poor"))
-    inputs = choose_inputs(resolve_architecture("s0", image_size=32), None, None, None, 200, seed=0)
-    fused = FusedModel.load(poor.fused)
-    recipe = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
-    quantized = calibrate(fused, inputs.calibration, recipe)
-    x, _ = load_all(inputs.calibration)
-    assert (quantized(x).argmax(1) == fused(x).argmax(1)).float().mean() < 0.5
-    quantized.save(poor.quantized, recipe=recipe.to_dict())
-    words = ["--images", 200, "--epochs", 30, "--batch", 25, "--lr", 0.05, "--crop", 1, "--jitter", 0]
-    invoke("qat", "--run", poor.path, "--output", tmp_path / "tuned", "--device", "cpu", *words)
-    accuracy = json.loads((tmp_path / "tuned" / "report.json").read_text())["accuracy"]
-    assert accuracy["int8"]["top1"] > 0.8
+def start(tmp_path_factory):
+    """(network with branches, fused, quantized, inputs) of the tiny network."""
+    folder = write_tiny(tmp_path_factory.mktemp("finetune"))
+    model = random_model(read_architecture(folder / "tiny.yaml"))
+    fused = fuse_branches(model)
+    inputs = Batches.choose(ArrayFile(folder / "signals.npz"))
+    return model, fused, calibrate(fused, inputs, Recipe(target="tensorrt")), inputs
 
 
 @pytest.mark.parametrize("branches", ["fused", "live"])
-def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
-    made = tmp_path / "tuned"
-    extra = ["--labels", 0.1, "--bn-epochs", 1] if branches == "live" else ["--lr", 0.1, "--held-out", 0.25]
-    output = invoke("qat", "--run", run, "--branches", branches, "--output", made, *QUICK, *extra)
-    assert "KL(FP32‖INT8)" in output
-    assert f"build-engine --int8 --run {made}" in output
-    report, before = (json.loads((path / "report.json").read_text()) for path in (made, run))
-    assert report["qat"]["before"] == before["accuracy"]
-    assert f"KL {before['accuracy']['kl']:.4f}." in (made / "report.html").read_text()
-    assert report["qat"]["steps"] == 2 * (64 if branches == "live" else 48) // 16
-    assert report["accuracy"]["images"] == 2000
-    assert report["accuracy"]["fp32"] == before["accuracy"]["fp32"]
-    assert report["accuracy"]["int8"]["top1"] > 0.85
-    manifest = json.loads((made / "manifest.json").read_text())
-    assert manifest["qat"]["branches"] == branches
-    assert manifest["tuned_from"] == str(run)
-    tuned, start = (QuantizedModel.load(path / "quantized.safetensors") for path in (made, run))
-    if branches == "live":  # the last weights are kept; held-out images may choose the start
-        assert not torch.equal(tuned.block("stage2.0.pw").bias, start.block("stage2.0.pw").bias)
-    ours, theirs = (FusedModel.load(path / "fused.safetensors").state_dict() for path in (made, run))
-    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
-    invoke("build-engine", "--int8", "--backend", "onnxruntime", "--run", made)
+def test_a_network_is_tuned_and_its_start_stays(start, tmp_path, branches):
+    model, fused, quantized, inputs = start
+    before = {key: value.clone() for key, value in quantized.state_dict().items()}
+    tuning = FineTuneSettings(branches=branches, labels=0.1)
+    tuned, outcome = fine_tune(
+        fused, quantized, inputs, folder=tmp_path / "a", original=model, tuning=tuning, settings=QUICK
+    )
+    assert outcome.steps == outcome.kept_step == 2 * (96 // 16)
+    assert outcome.metrics == outcome.start == {}
+    assert not same(before, tuned.state_dict())
+    assert same(before, quantized.state_dict())
+    assert (tmp_path / "a" / "checkpoint.pt").is_file()
+    again, _ = fine_tune(
+        fused,
+        quantized,
+        inputs,
+        folder=tmp_path / "a",
+        original=model,
+        tuning=tuning,
+        settings=QUICK,
+        resume=True,
+    )
+    assert same(tuned.state_dict(), again.state_dict())
 
 
-def test_the_newest_unfinished_run_is_resumed(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "nothing to resume under runs/s0-qat" in refused("qat", "--run", run, "--resume", *QUICK)
-    invoke("qat", "--run", run, *QUICK)
-    whole = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
-    invoke("qat", "--run", run, "--resume", *QUICK)
-    again = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+def test_held_out_inputs_choose_the_weights(start, tmp_path):
+    _, fused, quantized, inputs = start
+    _, outcome = fine_tune(
+        fused, quantized, inputs, folder=tmp_path, tuning=FineTuneSettings(held_out=0.25), settings=QUICK
+    )
+    assert outcome.steps == 2 * (72 // 16)
+    assert outcome.metrics["kl"] <= outcome.start["kl"]
+    with pytest.raises(TrainingError, match=r"flip 0.5 \(now 0.0\)"):
+        fine_tune(
+            fused, quantized, inputs, folder=tmp_path, tuning=FineTuneSettings(held_out=0.25), settings=QUICK,
+            augmentation=Augmentation(crop=0.35, jitter=0.3, mixup=0.4), resume=True,
+        )  # fmt: skip
 
 
-def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):
-    random = np.random.default_rng(0)
-    for k in range(24):
-        pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
-    words = ["qat", "--run", run, "--data", tmp_path, "--images", 16, "--epochs", 1, "--batch", 8]
-    invoke(*words, "--output", tmp_path / "tuned", "--device", "cpu")
-    report = json.loads((tmp_path / "tuned" / "report.json").read_text())
-    assert report["accuracy"]["int8"] is None
-    assert report["images"]["evaluated_on"] == "evaluation"
-    line = refused(*words, "--labels", 0.5, "--output", tmp_path / "none")
-    assert "--labels needs labels" in line
-
-
-def test_what_cannot_be_tuned_is_refused(run, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(run, broken)
-    manifest = json.loads((broken / "manifest.json").read_text())
-    fused = tmp_path / "fused.safetensors"
-    shutil.copyfile(run / "fused.safetensors", fused)
-    manifest["weights"]["path"] = str(fused)
-    (broken / "manifest.json").write_text(json.dumps(manifest))
-    report = json.loads((broken / "report.json").read_text())
-    (broken / "report.json").write_text(json.dumps(report | {"model": "mine"}))
-    for k in range(16):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        Image.new("RGB", (40, 40), (k, 0, 0)).save(tmp_path / "images" / f"{k}.png")
-    words = ["qat", "--run", broken, "--data", tmp_path / "images", "--images", 8, "--output", tmp_path / "x"]
-    assert "has no branches to train; use --branches fused" in refused(*words, "--branches", "live")
-    assert "fewer inputs than one batch of 16" in refused(*words)
-
-
-def test_trained_weights_go_on_to_calibrate(tmp_path):
-    """A 1-D network, from a recipe to INT8."""
-    arch = write_architecture(tmp_path)
-    write_signals(tmp_path)
-    write_signals(tmp_path, 30, "test.npz", seed=1)
-    output = invoke("train", recipe(tmp_path), "--epochs", 8, "--output", tmp_path / "out", "--device", "cpu")
-    assert "FP32 top-1" in output
-    weights = tmp_path / "out" / "weights.safetensors"
-    data = ["--data", tmp_path / "signals.npz", "--eval-data", tmp_path / "test.npz"]
-    invoke("calibrate", "--arch", arch, "--weights", weights, *data, "--output", tmp_path / "run")
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["accuracy"]["fp32"]["top1"] > 0.9
-    made = tmp_path / "tuned"
-    words = ["--epochs", 2, "--batch", 16, "--shift", 0.2, "--output", made, "--device", "cpu"]
-    invoke("qat", "--run", tmp_path / "run", "--branches", "live", *words)
-    tuned = json.loads((made / "report.json").read_text())
-    assert tuned["accuracy"]["int8"]["top1"] > 0.9
+def test_what_cannot_be_tuned_is_refused_before_a_file_is_written(start, tmp_path):
+    model, fused, quantized, inputs = start
+    folder = tmp_path / "none"
+    live = FineTuneSettings(branches="live")
+    for original in (None, fused):
+        with pytest.raises(TrainingError, match="no branches to train; use --branches fused"):
+            fine_tune(fused, quantized, inputs, folder=folder, original=original, tuning=live, settings=QUICK)
+    with pytest.raises(DataError, match="cannot be held out"):
+        fine_tune(
+            fused, quantized, inputs, folder=folder, tuning=FineTuneSettings(held_out=0.001), settings=QUICK
+        )
+    unlabelled = Batches(ArrayFile(inputs.source.name), range(96))
+    unlabelled.source.y[5] = -1
+    with pytest.raises(TrainingError, match="--labels needs labels"):
+        fine_tune(
+            fused, quantized, unlabelled, folder=folder, tuning=FineTuneSettings(labels=1.0), settings=QUICK
+        )
+    assert not folder.exists()
+    assert torch.isfinite(next(iter(model.parameters()))).all()

@@ -34,12 +34,12 @@ def test_divergence_is_that_of_torch():
 def test_at_a_high_temperature_logits_are_matched(batch):
     """Hinton et al., section 2.1: the squared difference of centred logits, whatever their softmax is."""
     student = Says(LOGITS[1])
-    figures = Distillation(Says(LOGITS[0]), temperature=300.0).measure(student, batch)
+    metrics = Distillation(Says(LOGITS[0]), temperature=300.0).measure(student, batch)
     centred = LOGITS - LOGITS.mean(2, keepdim=True)
-    assert figures["loss"].item() == pytest.approx(
+    assert metrics["loss"].item() == pytest.approx(
         0.5 * (centred[1] - centred[0]).square().mean().item(), rel=0.02
     )
-    figures["loss"].backward()
+    metrics["loss"].backward()
     assert torch.allclose(60 * student.logits.grad, centred[1] - centred[0], atol=0.25)
 
 
@@ -47,16 +47,16 @@ def test_temperature_is_for_training_alone(batch):
     student, teacher = Says(LOGITS[1]), Says(LOGITS[0])
     plain = divergence(LOGITS[0], LOGITS[1])
     objective = Distillation(teacher, temperature=4.0)
-    figures = objective.measure(student, batch)
-    assert figures["kl"].item() == pytest.approx(plain.mean().item(), rel=1e-5)
-    assert figures["loss"].item() != pytest.approx(plain.mean().item(), rel=0.01)
-    judged = objective.judge(student, batch)
-    assert judged["loss"].item() == pytest.approx(plain.sum().item(), rel=1e-5)
-    assert judged["kl"].item() == pytest.approx(plain.sum().item(), rel=1e-5)
+    metrics = objective.measure(student, batch)
+    assert metrics["kl"].item() == pytest.approx(plain.mean().item(), rel=1e-5)
+    assert metrics["loss"].item() != pytest.approx(plain.mean().item(), rel=0.01)
+    evaluated = objective.evaluate(student, batch)
+    assert evaluated["loss"].item() == pytest.approx(plain.sum().item(), rel=1e-5)
+    assert evaluated["kl"].item() == pytest.approx(plain.sum().item(), rel=1e-5)
 
 
 def test_labels_are_blended_in(batch):
     student = Says(LOGITS[1])
     entropy = nn.functional.cross_entropy(LOGITS[1], batch.y)
-    figures = Distillation(Says(LOGITS[0]), labels=0.25).measure(student, batch)
-    assert figures["loss"].item() == pytest.approx((0.75 * figures["kl"] + 0.25 * entropy).item(), rel=1e-5)
+    metrics = Distillation(Says(LOGITS[0]), labels=0.25).measure(student, batch)
+    assert metrics["loss"].item() == pytest.approx((0.75 * metrics["kl"] + 0.25 * entropy).item(), rel=1e-5)

@@ -26,6 +26,6 @@ CLASSES = (
 
 @cache
 def images(split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images uint8 (N, 28, 28) and labels (N,) of ``calibration`` (500) or ``evaluation`` (2,000)."""
+    """The ``calibration`` (500) or ``evaluation`` (2,000) split: images uint8 (N, 28, 28), labels (N,)."""
     with np.load(IMAGES) as archive:
         return archive[split], archive[f"{split}_labels"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.engines.base import BuildOptions
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.engines.tensorrt import timing_cache as timing
 from mobileone_q.engines.tensorrt import versions
 from mobileone_q.engines.tensorrt.calibration_cache import for_version
@@ -77,8 +77,8 @@ def serialize(
     network = parse(trt, logger, builder, onnx_path, options)
     config = builder.create_builder_config()
     versions.configure(trt, config, options)
-    if options.calibration:
-        config.int8_calibrator = make_calibrator(trt, Path(options.calibration))
+    if options.calibration_cache:
+        config.int8_calibrator = make_calibrator(trt, Path(options.calibration_cache))
     if hasattr(trt, "IProgressMonitor"):
         config.progress_monitor = make_monitor(trt, advance)
     cache = timing.cache_path(runtime, device) if options.timing_cache else None
@@ -88,7 +88,7 @@ def serialize(
     image = tuple(network.get_input(0).shape)[1:]
     profile.set_shape("input", *((size, *image) for size in options.batch))
     config.add_optimization_profile(profile)
-    if options.calibration and hasattr(config, "set_calibration_profile"):
+    if options.calibration_cache and hasattr(config, "set_calibration_profile"):
         config.set_calibration_profile(profile)  # silences a warning; the cache leaves nothing to run
     plan = builder.build_serialized_network(network, config)
     if plan is not None and cache and versions.has_timing_cache(trt):

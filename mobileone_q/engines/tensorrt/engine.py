@@ -1,14 +1,15 @@
-"""TensorRT and TensorRT for RTX behind the same interface: one API, two packages.
+"""TensorRT and TensorRT for RTX behind one interface: the same API from two packages.
 
-TensorRT builds for the GPU at hand. TensorRT for RTX also builds with no GPU, for the compute
-capabilities asked for; running an engine needs a GPU and torch's CUDA buffers in both. What
-differs between versions 8.5 to 11 is in :mod:`mobileone_q.engines.tensorrt.versions`.
+TensorRT builds for the GPU of this machine. TensorRT for RTX also builds without a GPU, for the
+compute capabilities asked for. Running an engine needs a GPU and torch's CUDA buffers in both. The
+differences between versions 8.5 and 11 are in :mod:`mobileone_q.engines.tensorrt.versions`.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,73 +17,68 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import BuildOptions, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.layer_map import Inspection, read_inspection
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.engines.tensorrt.build import keep_log, make_logger, serialize
 from mobileone_q.engines.tensorrt.versions import is_strongly_typed
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import write_atomically
+from mobileone_q.names import BackendName, Target
 from mobileone_q.progress import Advance
 
 
-class TensorRTEngine(Engine):
-    backend: ClassVar[str] = "tensorrt"
+class TensorRT(Backend):
+    """TensorRT 8.5 to 11, on the GPU of this machine and its DLA cores."""
+
+    name: ClassVar[BackendName] = "tensorrt"
     suffix: ClassVar[str] = ".plan"
     package: ClassVar[str] = "tensorrt"
     title: ClassVar[str] = "TensorRT"
     remedy: ClassVar[str] = "it comes with JetPack; elsewhere pip install 'mobileone-q[tensorrt]'"
 
-    def __init__(self, info: EngineInfo, path: Path) -> None:
-        super().__init__(info)
-        trt = self._import()
-        self._logger = make_logger(trt)
-        self._runtime = trt.Runtime(self._logger)
-        if info.options.get("version_compatible"):
-            self._runtime.engine_host_code_allowed = True  # such an engine brings its own lean runtime
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
-        if self._engine is None:
-            raise EngineError(
-                f"{self.title} cannot load {path}: {self._logger.summary()}; build it again on this device"
-            )
-        self._context = self._engine.create_execution_context()
+    def _import(self) -> Any:
+        """The package.
 
-    @classmethod
-    def _import(cls) -> Any:
+        Raises:
+            MissingDependency: it is not installed, or cannot be imported.
+        """
         try:
-            return importlib.import_module(cls.package)
+            return importlib.import_module(self.package)
         except (ImportError, OSError) as error:
-            raise MissingDependency(f"{cls.title} is not installed ({error}); {cls.remedy}") from None
+            raise MissingDependency(f"{self.title} is not installed ({error}); {self.remedy}") from None
 
-    @classmethod
-    def runtime(cls) -> str:
-        return f"{cls.package} {cls._import().__version__}"
+    def runtime(self) -> str:
+        return f"{self.package} {self._import().__version__}"
 
-    @classmethod
-    def device(cls) -> str:
+    def device(self) -> str:
         return gpu_name() or "no GPU"
 
-    @classmethod
-    def can_run(cls) -> bool:
+    def can_run(self) -> bool:
         return gpu_name() is not None
 
-    @classmethod
-    def is_typed_by_graph(cls) -> bool:
-        return is_strongly_typed(cls._import())
+    def is_typed_by_graph(self) -> bool:
+        return is_strongly_typed(self._import())
 
-    @classmethod
-    def _compile(cls, onnx_path: Path, engine_path: Path, options: BuildOptions, advance: Advance) -> str:
-        trt = cls._import()
-        cls._require_device(options)
+    def _compile(
+        self,
+        onnx_path: Path,
+        engine_path: Path,
+        options: BuildOptions,
+        target: Target | None,
+        advance: Advance,
+    ) -> str:
+        trt = self._import()
+        self._require_device(options)
         logger = make_logger(trt)
-        plan = serialize(trt, logger, onnx_path, options, cls.runtime(), cls.device(), advance)
-        warnings = keep_log(logger, engine_path)
+        plan = serialize(trt, logger, onnx_path, options, self.runtime(), self.device(), advance)
+        complaints = keep_log(logger, engine_path)
         if plan is None:
-            raise EngineError(f"{cls.title} cannot build {onnx_path}: {logger.summary()}")
+            raise EngineError(f"{self.title} cannot build {onnx_path}: {logger.summary()}")
         write_atomically(engine_path, lambda temporary: temporary.write_bytes(bytes(plan)))
-        return warnings
+        return complaints
 
-    @classmethod
-    def _accepts(cls, info: EngineInfo, runtime: str) -> bool:
+    def _accepts(self, info: EngineInfo, runtime: str) -> bool:
         """Version-compatible engines run on later versions of the same package and major number."""
         package, _, built = info.runtime.partition(" ")
         here, _, installed = runtime.partition(" ")
@@ -91,8 +87,7 @@ class TensorRTEngine(Engine):
         first, second = ([int(part) for part in v.split(".")[:3]] for v in (built, installed))
         return first[0] == second[0] and first <= second
 
-    @classmethod
-    def _require_device(cls, options: BuildOptions) -> None:
+    def _require_device(self, options: BuildOptions) -> None:
         if not gpu_name():
             raise EngineError(
                 "TensorRT builds on the device that will run the engine, and there is no NVIDIA GPU here; "
@@ -100,54 +95,99 @@ class TensorRTEngine(Engine):
             )
         if options.compute_capabilities:
             raise EngineError(
-                "TensorRT builds for the GPU at hand; --compute-capability is for --backend tensorrt-rtx"
+                "TensorRT builds for the GPU of this machine; --compute-capability is for "
+                "--backend tensorrt-rtx"
             )
 
-    @classmethod
-    def _open(cls, engine_path: Path, info: EngineInfo, threads: int) -> TensorRTEngine:
+    def _open(self, engine_path: Path, info: EngineInfo, threads: int) -> TensorRTEngine:
         if not gpu_name():
             raise EngineError(
                 f"{engine_path} needs an NVIDIA GPU to run, and there is none here; run it on the device"
             )
-        if info.device != cls.device() and not _runs_elsewhere(info):
+        if info.device != self.device() and not _runs_elsewhere(info):
             raise EngineError(
-                f"{engine_path} was built for {info.device}, and this is {cls.device()}; build it again here"
+                f"{engine_path} was built for {info.device}, and this is {self.device()}; build it again here"
             )
-        return cls(info, engine_path)
-
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        return execute(self._context, batch)
-
-    def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
-        return capture(self._engine.create_execution_context(), batch)
-
-    def inspection(self) -> Inspection:
-        try:
-            return read_inspection(self.layer_information())
-        except (ValueError, KeyError, EngineError):
-            return Inspection()  # an unknown schema costs the origin of renamed layers, not the profile
-
-    def layer_information(self) -> Any:
-        """The engine inspector's JSON: what each layer became; keys differ between versions."""
-        inspector = self._engine.create_engine_inspector()
-        return json.loads(inspector.get_engine_information(self._import().LayerInformationFormat.JSON))
-
-    def layer_profiler(self) -> TensorRTProfiler:
-        return TensorRTProfiler(self._import(), self._engine.create_execution_context())
+        return TensorRTEngine(info, engine_path, self._import(), self.title)
 
 
-class TensorRTForRTXEngine(TensorRTEngine):
-    backend: ClassVar[str] = "tensorrt-rtx"
+class TensorRTForRTX(TensorRT):
+    """TensorRT for RTX, which also builds for GPUs that are not in this machine."""
+
+    name: ClassVar[BackendName] = "tensorrt-rtx"
     package: ClassVar[str] = "tensorrt_rtx"
     title: ClassVar[str] = "TensorRT for RTX"
     remedy: ClassVar[str] = "pip install 'mobileone-q[rtx]'"
 
-    @classmethod
-    def _require_device(cls, options: BuildOptions) -> None:
+    def _require_device(self, options: BuildOptions) -> None:
         if not (gpu_name() or options.compute_capabilities):
             raise EngineError(
                 "there is no NVIDIA GPU here to build for; pass --compute-capability, such as 86 or 89"
             )
+
+
+class TensorRTEngine(Engine):
+    """A deserialized engine with one execution context.
+
+    It holds memory on the device, so close it; ``trt`` is the package, ``title`` its name in words.
+    """
+
+    def __init__(self, info: EngineInfo, path: Path, trt: Any, title: str) -> None:
+        super().__init__(info)
+        self._path, self._trt = path, trt
+        self._engine: Any = None
+        self._context: Any = None
+        self._logger = make_logger(trt)  # outlives the runtime, which reports to it
+        self._runtime: Any = trt.Runtime(self._logger)
+        if info.options.get("version_compatible"):
+            self._runtime.engine_host_code_allowed = True  # such an engine brings its own lean runtime
+        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        if self._engine is not None:
+            self._context = self._engine.create_execution_context()
+        if self._context is None:  # a foreign engine, or too little memory
+            self.close()
+            raise EngineError(
+                f"{title} cannot load {path}: {self._logger.summary()}; build it again on this device"
+            )
+
+    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._require_open()
+        return execute(self._context, batch)
+
+    def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
+        self._require_open()
+        return capture(self._engine.create_execution_context(), batch)
+
+    def inspection(self) -> Inspection:
+        self._require_open()
+        try:
+            return read_inspection(self.layer_information())
+        except (ValueError, KeyError, EngineError):
+            return Inspection()  # an unknown schema loses the origin of renamed layers, not the profile
+
+    def layer_information(self) -> Any:
+        """The engine inspector's JSON: what each layer became. Its keys differ between versions."""
+        self._require_open()
+        inspector = self._engine.create_engine_inspector()
+        return json.loads(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    def layer_profiler(self) -> TensorRTProfiler:
+        self._require_open()
+        return TensorRTProfiler(self._trt, self._engine.create_execution_context())
+
+    def close(self) -> None:
+        """Free the context, the engine and the runtime, in that order: each needs the next."""
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_runtime", None) is not None:
+            warnings.warn(f"{self._path} was not closed", ResourceWarning, stacklevel=2, source=self)
+
+    def _require_open(self) -> None:
+        if self._context is None:
+            raise ValueError(f"{self._path} is closed; load it again")
 
 
 def _runs_elsewhere(info: EngineInfo) -> bool:
@@ -157,14 +197,14 @@ def _runs_elsewhere(info: EngineInfo) -> bool:
 
 
 def gpu_name() -> str | None:
-    """Name of the first CUDA device, None without one."""
+    """Name of the first CUDA device; None without one."""
     import torch
 
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
 def execute(context: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a context on one batch through CUDA buffers that torch allocates."""
+    """Run a context on one batch, through CUDA buffers that torch allocates."""
     import torch
 
     _, logits = _bind(context, batch)
@@ -174,7 +214,10 @@ def execute(context: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def capture(context: Any, batch: NDArray[np.float32]) -> Callable[[], object]:
-    """A CUDA graph of one run of ``context`` on ``batch``: replays it and waits for its end."""
+    """Record one run of ``context`` on ``batch`` as a CUDA graph.
+
+    The function that is returned replays the graph and waits for its end.
+    """
     import torch
 
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -193,7 +236,7 @@ def capture(context: Any, batch: NDArray[np.float32]) -> Callable[[], object]:
 
 
 def _bind(context: Any, batch: NDArray[np.float32]) -> tuple[Any, Any]:
-    """The batch and room for its logits on the GPU, made known to the context."""
+    """Put the batch, and room for its logits, on the GPU and tell the context where they are."""
     import torch
 
     x = torch.from_numpy(np.ascontiguousarray(batch)).cuda()
@@ -212,7 +255,7 @@ def _launch(context: Any) -> None:
 
 
 class TensorRTProfiler(LayerProfiler):
-    """Per-layer times through IProfiler, on an execution context of its own."""
+    """Records per-layer times through IProfiler, on an execution context of its own."""
 
     def __init__(self, trt: Any, context: Any) -> None:
         class Recorder(trt.IProfiler):  # type: ignore[name-defined, misc]

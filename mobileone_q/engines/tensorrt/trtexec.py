@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mobileone_q.engines.base import BuildOptions
+from mobileone_q.engines.settings import BuildOptions
 
 EXECUTABLE = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
 STRONG_SINCE, FLAGS_GONE = 10, 11
@@ -28,13 +28,12 @@ def trtexec_line(
     for name, size in zip(("min", "opt", "max"), options.batch):
         words.append(f"--{name}Shapes=input:{size}x{channels}x{height}x{width}")
     words.append(f"--memPoolSize=workspace:{options.workspace_mb}")
-    if major >= STRONG_SINCE and not options.calibration:
+    if major >= STRONG_SINCE and not options.calibration_cache:
         words += ["--stronglyTyped"] if major < FLAGS_GONE else []
     else:
-        floats = options.remainder if options.precision == "int8" else options.precision
         words += ["--int8"] if options.precision == "int8" else []
-        words += ["--fp16"] if floats == "fp16" else []
-    words += [f"--calib={options.calibration}"] if options.calibration else []
+        words += ["--fp16"] if options.float_kernels == "fp16" else []
+    words += [f"--calib={options.calibration_cache}"] if options.calibration_cache else []
     has_levels = (major, minor) >= (8, 6)
     if options.optimization_level is not None and has_levels:
         words.append(f"--builderOptimizationLevel={options.optimization_level}")

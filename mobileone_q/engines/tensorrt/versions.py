@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mobileone_q.engines.base import BuildOptions
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError
 
 
@@ -38,16 +38,15 @@ def network_flags(trt: Any, options: BuildOptions) -> int:
     flags = trt.NetworkDefinitionCreationFlag
     if not is_strongly_typed(trt):
         return 1 << int(flags.EXPLICIT_BATCH)
-    return 0 if options.calibration else 1 << int(flags.STRONGLY_TYPED)
+    return 0 if options.calibration_cache else 1 << int(flags.STRONGLY_TYPED)
 
 
 def precision_flags(trt: Any, options: BuildOptions) -> list[Any]:
     """The builder flags that ask for the precision; none where the graph's types say it."""
-    if is_strongly_typed(trt) and not options.calibration:
+    if is_strongly_typed(trt) and not options.calibration_cache:
         return []
-    floats = options.remainder if options.precision == "int8" else options.precision
     int8 = [trt.BuilderFlag.INT8] if options.precision == "int8" else []
-    return int8 + ([trt.BuilderFlag.FP16] if floats == "fp16" else [])
+    return int8 + ([trt.BuilderFlag.FP16] if options.float_kernels == "fp16" else [])
 
 
 def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
@@ -68,7 +67,7 @@ def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
          "no hardware-compatible engines (8.6 brought them; TensorRT for RTX takes "
          "--compute-capability); drop --hardware-compatible"),
         (options.dla_core is not None, not is_rtx(trt), "no DLA; drop --dla"),
-        (options.calibration is not None, hasattr(trt, "IInt8EntropyCalibrator2"),
+        (options.calibration_cache is not None, hasattr(trt, "IInt8EntropyCalibrator2"),
          "no calibration cache (TensorRT 11 took it away): INT8 on DLA needs TensorRT 8.5 to 10, "
          "which JetPack 5 and 6 bring; without --dla, calibrate with --target tensorrt"),
     ]  # fmt: skip

@@ -52,9 +52,9 @@ def test_these_are_all_the_capabilities_there_are(rtx):
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
     path, percents = tmp_path / "engine", []
-    precision, _, remainder = graph.partition("-")
+    precision, _, floats = graph.partition("-")
     options = BuildOptions(
-        precision, remainder=remainder or "fp32", batch=BATCHES[batch], compute_capabilities=CAPABILITIES
+        precision, float_precision=floats or "fp32", batch=BATCHES[batch], compute_capabilities=CAPABILITIES
     )
     info = backend("tensorrt-rtx").build(graphs / f"{graph}.onnx", path, options, percents.append)
     assert path.stat().st_size > 100_000
@@ -76,7 +76,7 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, floats):
             fuse_branches(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each
         )
         export_onnx(quantized, tmp_path / "int8.onnx", float_precision=floats)
-        options = BuildOptions("int8", remainder=floats, compute_capabilities=(86,))
+        options = BuildOptions("int8", float_precision=floats, compute_capabilities=(86,))
         backend("tensorrt-rtx").build(tmp_path / "int8.onnx", tmp_path / "engine", options)
         half = {
             n for n, kind in layer_types(rtx, tmp_path / "int8.onnx").items() if kind == rtx.DataType.HALF
@@ -110,11 +110,11 @@ def test_rtx_reads_the_fp16_graph_as_half(rtx, graphs):
     assert set(layer_types(rtx, graphs / "fp32.onnx").values()) == {rtx.DataType.FLOAT}
 
 
-def test_rtx_reads_the_int8_graph_s_remainder_as_half(rtx, graphs):
+def test_rtx_reads_as_half_what_int8_leaves_in_floating_point(rtx, graphs):
     types = layer_types(rtx, graphs / "int8-fp16.onnx")
-    remainder = {name: kind for name, kind in types.items() if "/se/" in name or name == "stage4.0.pw/relu"}
-    assert remainder
-    assert set(remainder.values()) == {rtx.DataType.HALF}
+    floats = {name: kind for name, kind in types.items() if "/se/" in name or name == "stage4.0.pw/relu"}
+    assert floats
+    assert set(floats.values()) == {rtx.DataType.HALF}
     assert set(layer_types(rtx, graphs / "int8.onnx").values()) == {rtx.DataType.FLOAT}
 
 
@@ -142,12 +142,12 @@ def test_rtx_reads_every_block_as_int8(rtx, graphs, graph):
 
 
 def test_rtx_refuses_what_it_cannot_build(rtx, graphs, tmp_path):
-    engine = backend("tensorrt-rtx")
+    rtx_backend = backend("tensorrt-rtx")
     with pytest.raises(EngineError, match="compute capability 52; choose from 75, 80, 86, 89"):
-        engine.build(graphs / "int8.onnx", tmp_path / "e", BuildOptions(compute_capabilities=(52,)))
+        rtx_backend.build(graphs / "int8.onnx", tmp_path / "e", BuildOptions(compute_capabilities=(52,)))
     (tmp_path / "bad.onnx").write_bytes(b"rubbish")
     with pytest.raises(EngineError, match=r"cannot parse .*bad\.onnx"):
-        engine.build(tmp_path / "bad.onnx", tmp_path / "e", BuildOptions(compute_capabilities=(86,)))
+        rtx_backend.build(tmp_path / "bad.onnx", tmp_path / "e", BuildOptions(compute_capabilities=(86,)))
     assert not (tmp_path / "e").exists()
 
 
@@ -159,7 +159,7 @@ def test_without_a_gpu_the_remedy_is_named(rtx, graphs, tmp_path, monkeypatch):
 
 def test_tensorrt_needs_the_device(graphs, tmp_path, monkeypatch):
     fake = SimpleNamespace(__version__="10.3.0")
-    monkeypatch.setattr(module.TensorRTEngine, "_import", classmethod(lambda cls: fake))
+    monkeypatch.setattr(module.TensorRT, "_import", lambda self: fake)
     monkeypatch.setattr(module, "gpu_name", lambda: None)
     with pytest.raises(EngineError, match="no NVIDIA GPU here"):
         backend("tensorrt").build(graphs / "int8.onnx", tmp_path / "e", BuildOptions())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from mobileone_q.engines.tensorrt import versions
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
+from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
 from tests.helpers.recorded_tensorrt import VERSIONS, Recorded
 
@@ -28,7 +31,7 @@ ABSENT = {  # what each option needs, and the versions that lack it
     "version_compatible": ("8.5.2", "rtx-1.7.1"),
     "hardware_compatible": ("8.5.2", "rtx-1.7.1"),
     "dla_core": ("rtx-1.7.1",),
-    "calibration": ("11.1.0", "rtx-1.7.1"),
+    "calibration_cache": ("11.1.0", "rtx-1.7.1"),
 }
 WANTED = {"optimization_level": 4, "version_compatible": True, "hardware_compatible": True, "dla_core": 1}
 
@@ -42,6 +45,7 @@ def graphs(tmp_path_factory):
     export_onnx(fused, folder / "fp16.onnx", float_precision="fp16")
     for target, name in (("tensorrt", "int8"), ("dla", "dla")):
         export_onnx(calibrate(fused, images, Recipe(target=target)), folder / f"{name}.onnx")
+        mark(folder / f"{name}.onnx", target=target, precision="int8")
     return folder
 
 
@@ -53,21 +57,26 @@ def version(request):
 @pytest.fixture
 def recorded(version, shared, monkeypatch, tmp_path):
     trt = Recorded(version, shared)
-    engine = getattr(module, "TensorRTForRTXEngine" if version.startswith("rtx") else "TensorRTEngine")
-    monkeypatch.setattr(engine, "_import", classmethod(lambda cls: trt))
+    backend = module.TensorRTForRTX() if version.startswith("rtx") else module.TensorRT()
+    monkeypatch.setattr(type(backend), "_import", lambda self: trt)
     monkeypatch.setattr(module, "gpu_name", lambda: "a GPU")
     monkeypatch.setenv("MOBILEONE_Q_CACHE", str(tmp_path / "cache"))
-    return trt, engine
+    return trt, backend
 
 
-def everything(version, graphs, **changes):
+def int8_graph(version):
+    """The INT8 graph that takes every option of a version: DLA's, which TensorRT for RTX must not have."""
+    return "int8.onnx" if version.startswith("rtx") else "dla.onnx"
+
+
+def everything(version, graphs):
     """Options with all that the version has."""
     wanted = {name: value for name, value in WANTED.items() if version not in ABSENT[name]}
-    if version not in ABSENT["calibration"]:
-        wanted["calibration"] = str(graphs / "dla.calib")
+    if version not in ABSENT["calibration_cache"]:
+        wanted["calibration_cache"] = str(graphs / "dla.calib")
     if version.startswith("rtx"):
         wanted["compute_capabilities"] = (75, 86)
-    return BuildOptions(**{"precision": "int8", "remainder": "fp16", "batch": (1, 2, 8), **wanted, **changes})
+    return BuildOptions("int8", "fp16", (1, 2, 8), **wanted)
 
 
 pytestmark = pytest.mark.shared
@@ -75,35 +84,35 @@ pytestmark = pytest.mark.shared
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_plain_builds_in_every_precision(recorded, version, graphs, tmp_path, precision):
-    trt, engine = recorded
+    trt, backend = recorded
     path = tmp_path / "engine.plan"
-    engine.build(graphs / f"{precision}.onnx", path, BuildOptions(precision, remainder="fp16"))
+    backend.build(graphs / f"{precision}.onnx", path, BuildOptions(precision, float_precision="fp16"))
     assert path.read_bytes() == b"engine"
     weak = {"fp32": set(), "fp16": {"FP16"}, "int8": {"INT8", "FP16"}}[precision] | {"EXPLICIT_BATCH"}
     assert trt.flags == (weak if version in OLD else {"STRONGLY_TYPED"})
 
 
 def test_every_option_that_a_version_has(recorded, version, graphs, tmp_path):
-    trt, engine = recorded
+    trt, backend = recorded
     path = tmp_path / "engine.plan"
     options = everything(version, graphs)
-    info = engine.build(graphs / "dla.onnx", path, options)
+    info = backend.build(graphs / int8_graph(version), path, options)
     assert info.options["batch"] == (1, 2, 8)
     config = {key.removeprefix("IBuilderConfig."): value for key, value in trt.set.items()}
     assert config.get("builder_optimization_level") == options.optimization_level
     assert config.get("DLA_core") == options.dla_core
     assert ("hardware_compatibility_level" in config) == options.hardware_compatible
-    assert ("int8_calibrator" in config) == (options.calibration is not None)
+    assert ("int8_calibrator" in config) == (options.calibration_cache is not None)
     assert ("progress_monitor" in config) == (version in TYPED)
     assert config.get("num_compute_capabilities") == (2 if version == "rtx-1.7.1" else None)
     assert ("GPU_FALLBACK" in trt.flags) == (options.dla_core is not None)
     assert ("VERSION_COMPATIBLE" in trt.flags) == options.version_compatible
-    weakly_typed = version in OLD or options.calibration is not None
+    weakly_typed = version in OLD or options.calibration_cache is not None
     assert ({"INT8", "FP16"} <= trt.flags) == weakly_typed
     assert ("STRONGLY_TYPED" in trt.flags) != weakly_typed
     timings = list((tmp_path / "cache").rglob("*.cache"))
     assert [each.read_bytes() for each in timings] == ([] if version == "rtx-1.7.1" else [b"timings"])
-    if options.calibration:
+    if options.calibration_cache:
         assert config["int8_calibrator"].get_batch(["input"]) is None
         first = config["int8_calibrator"].read_calibration_cache().split(b"\n")[0].decode()
         numbers = {"8.5.2": 8502, "8.6.1": 8601, "10.3.0": 100300, "10.13.3": 101303, "10.16.1": 101601}
@@ -112,22 +121,22 @@ def test_every_option_that_a_version_has(recorded, version, graphs, tmp_path):
 
 @pytest.mark.parametrize("option", ABSENT)
 def test_what_a_version_lacks_is_refused_in_words(recorded, version, graphs, tmp_path, option):
-    trt, engine = recorded
-    value = str(graphs / "dla.calib") if option == "calibration" else WANTED[option]
+    trt, backend = recorded
+    value = str(graphs / "dla.calib") if option == "calibration_cache" else WANTED[option]
     options = BuildOptions(**{option: value})
     if version not in ABSENT[option]:
         versions.refuse_unsupported(trt, options)
         return
     with pytest.raises(EngineError, match=f"{trt.__version__} has no .*--") as caught:
-        engine.build(graphs / "int8.onnx", tmp_path / "e", options)
+        backend.build(graphs / "fp32.onnx", tmp_path / "e", options)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "e").exists()
 
 
 def test_loading_running_and_profiling(recorded, version, graphs, tmp_path, monkeypatch):
-    trt, engine = recorded
+    trt, backend = recorded
     path = tmp_path / "engine.plan"
-    engine.build(
+    backend.build(
         graphs / "int8.onnx",
         path,
         BuildOptions(version_compatible=version not in ABSENT["version_compatible"]),
@@ -137,7 +146,7 @@ def test_loading_running_and_profiling(recorded, version, graphs, tmp_path, monk
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda shape, device: empty(shape))
-    loaded = engine.load(path, graphs / "int8.onnx")
+    loaded = backend.load(path, graphs / "int8.onnx")
     x = np.zeros((2, 3, 32, 32), np.float32)
     assert loaded.run(x).shape == (2, 10)
     assert "IExecutionContext.execute_async_v3" in trt.calls
@@ -145,6 +154,38 @@ def test_loading_running_and_profiling(recorded, version, graphs, tmp_path, monk
         profiler.run(x)
     assert len(profiler.runs) == 1
     assert loaded.layer_information() == {"Layers": [], "Bindings": []}
+    loaded.close()
+    for use in (lambda: loaded.run(x), loaded.layer_profiler, loaded.inspection):
+        with pytest.raises(ValueError, match=r"engine\.plan is closed; load it again"):
+            use()
+
+
+@pytest.mark.parametrize("version", ["10.3.0"], indirect=True)
+def test_closing_frees_each_part_before_what_it_needs(recorded, version, graphs, tmp_path):
+    _, backend = recorded
+    path = tmp_path / "engine.plan"
+    backend.build(graphs / "fp32.onnx", path, BuildOptions("fp32"))
+    freed = []
+    with backend.load(path) as engine:
+        for part in ("_runtime", "_engine", "_context"):
+            weakref.finalize(getattr(engine, part), freed.append, part)
+    assert freed == ["_context", "_engine", "_runtime"]
+    engine.close()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del engine
+    forgotten = backend.load(path)
+    with pytest.warns(ResourceWarning, match=r"engine\.plan was not closed"):
+        del forgotten
+
+
+def test_an_engine_that_cannot_be_deserialized(recorded, version, graphs, tmp_path):
+    trt, backend = recorded
+    path = tmp_path / "engine.plan"
+    backend.build(graphs / "fp32.onnx", path, BuildOptions("fp32"))
+    trt.can_deserialize = False
+    with pytest.raises(EngineError, match=f"{backend.title} cannot load .*; build it again on this device"):
+        backend.load(path)
 
 
 GUARDED = {  # asked for with hasattr: without it another way is taken, or the option is refused
@@ -155,21 +196,21 @@ GUARDED = {  # asked for with hasattr: without it another way is taken, or the o
 
 def test_each_name_in_use_is_missed_when_it_goes(recorded, version, graphs, tmp_path):
     """Not one name is used behind the check's back: forgetting any of them fails the build."""
-    trt, engine = recorded
+    trt, backend = recorded
     options = everything(version, graphs)
-    engine.build(graphs / "dla.onnx", tmp_path / "e", options)
+    backend.build(graphs / int8_graph(version), tmp_path / "e", options)
     used = {(name, member) for name, member in trt.used if (name, member) not in GUARDED}
     assert len(used) > 20
     for name, member in sorted(used):
         before = trt.classes[name]
         trt.without(name, member)
         with pytest.raises((AttributeError, EngineError), match=r"has no|does not build for"):
-            engine.build(graphs / "dla.onnx", tmp_path / "e", options)
+            backend.build(graphs / int8_graph(version), tmp_path / "e", options)
         trt.classes[name] = before
 
 
 def test_a_misspelling_is_noticed(recorded, version, graphs, tmp_path, monkeypatch):
-    _, engine = recorded
+    _, backend = recorded
     configure = versions.configure
 
     def misspelt(trt, config, options):
@@ -178,7 +219,7 @@ def test_a_misspelling_is_noticed(recorded, version, graphs, tmp_path, monkeypat
 
     monkeypatch.setattr(versions, "configure", misspelt)
     with pytest.raises(AttributeError, match="IBuilderConfig has no profiling_verbositi"):
-        engine.build(graphs / "int8.onnx", tmp_path / "e", BuildOptions())
+        backend.build(graphs / "int8.onnx", tmp_path / "e", BuildOptions())
 
 
 def test_a_misspelt_override_is_noticed(recorded, version):
@@ -188,11 +229,11 @@ def test_a_misspelt_override_is_noticed(recorded, version):
 
 
 def test_a_dla_core_that_is_not_there(recorded, version, graphs, tmp_path):
-    _, engine = recorded
+    _, backend = recorded
     if version == "rtx-1.7.1":
         pytest.skip("no DLA at all, which another test covers")
     with pytest.raises(EngineError, match="no DLA core 2: this device has 2"):
-        engine.build(graphs / "int8.onnx", tmp_path / "e", BuildOptions(dla_core=2))
+        backend.build(graphs / "dla.onnx", tmp_path / "e", BuildOptions(dla_core=2))
 
 
 def test_progress_adds_up_to_a_hundred(shared):
@@ -211,26 +252,26 @@ def test_progress_adds_up_to_a_hundred(shared):
 
 def built(recorded, graphs, tmp_path, **facts):
     """An engine whose sidecar says something else than the truth."""
-    _, engine = recorded
+    _, backend = recorded
     path = tmp_path / "engine.plan"
-    engine.build(graphs / "int8.onnx", path, BuildOptions())
+    backend.build(graphs / "int8.onnx", path, BuildOptions())
     values = json.loads(sidecar(path).read_text())
     options = values["options"] | facts.pop("options", {})
     sidecar(path).write_text(json.dumps(values | facts | {"options": options}))
-    return engine, path
+    return backend, path
 
 
 @pytest.mark.parametrize("version", ["10.3.0"], indirect=True)
 def test_a_foreign_engine_is_refused_with_the_reason(recorded, version, graphs, tmp_path):
-    engine, path = built(recorded, graphs, tmp_path, device="another GPU")
+    backend, path = built(recorded, graphs, tmp_path, device="another GPU")
     with pytest.raises(
         EngineError, match="was built for another GPU, and this is a GPU; build it again here"
     ):
-        engine.load(path)
+        backend.load(path)
     with pytest.raises(EngineError, match=r"was built from another fp32\.onnx"):
-        engine.load(path, graphs / "fp32.onnx")
-    engine, path = built(recorded, graphs, tmp_path, device="another", options={"hardware_compatible": True})
-    assert engine.load(path).info.device == "another"
+        backend.load(path, graphs / "fp32.onnx")
+    backend, path = built(recorded, graphs, tmp_path, device="another", options={"hardware_compatible": True})
+    assert backend.load(path).info.device == "another"
 
 
 @pytest.mark.parametrize("version", ["10.3.0"], indirect=True)
@@ -246,13 +287,13 @@ def test_a_foreign_engine_is_refused_with_the_reason(recorded, version, graphs, 
 )
 def test_version_compatible_engines(recorded, version, graphs, tmp_path, runtime, compatible, runs):
     changes = {"runtime": runtime, "options": {"version_compatible": compatible}}
-    engine, path = built(recorded, graphs, tmp_path, **changes)
+    backend, path = built(recorded, graphs, tmp_path, **changes)
     if runs:
-        assert engine.load(path)
+        assert backend.load(path)
         assert recorded[0].set["Runtime.engine_host_code_allowed"] is True
         return
     with pytest.raises(EngineError, match=f"was built by {runtime} and tensorrt 10.3.0 is installed"):
-        engine.load(path)
+        backend.load(path)
 
 
 def test_warnings_are_kept_beside_the_engine_and_summarised(shared, tmp_path):

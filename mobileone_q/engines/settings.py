@@ -1,0 +1,65 @@
+"""How an engine is built: one frozen dataclass whose fields are the home of every default.
+
+The command line makes its options from the fields, so nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mobileone_q.names import FloatPrecision, Precision
+from mobileone_q.settings import setting
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How to build an engine.
+
+    ``precision`` is what the engine computes in, and ``float_precision`` what an INT8 engine computes
+    in where it has no integers. ``batch`` is the (smallest, typical, largest) number of images that
+    the engine takes at once. ``calibration_cache`` is the path of the cache with the scales of a graph
+    that has no Q/DQ (DLA). The command sets these three itself; the others are its options.
+    """
+
+    precision: Precision = "int8"
+    float_precision: FloatPrecision = "fp32"
+    batch: tuple[int, int, int] = setting(
+        (1, 1, 8), "Images at once; one number for a fixed batch.", metavar="MIN:OPT:MAX"
+    )
+    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+    compute_capabilities: tuple[int, ...] = setting(
+        (),
+        "GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",
+        flag="--compute-capability",
+    )
+    workspace_mb: int = setting(
+        1024, "Limit of the builder's memory on the device, MiB (TensorRT).", flag="--workspace", low=1
+    )
+    optimization_level: int | None = setting(
+        None,
+        "0 builds fast, 5 builds fast engines (TensorRT 8.6 and later).",
+        flag="--opt-level",
+        low=0,
+        high=5,
+        default_help="TensorRT's own",
+    )
+    timing_cache: bool = setting(True, "Reuse kernel timings of earlier builds on this device (TensorRT).")
+    version_compatible: bool = setting(
+        False, "The engine also runs on later versions of TensorRT (8.6 and later)."
+    )
+    hardware_compatible: bool = setting(
+        False, "The engine runs on any desktop GPU from Ampere on; not on Jetson (8.6 and later)."
+    )
+    dla_core: int | None = setting(
+        None,
+        "DLA core to build for; what it cannot do runs on the GPU (--target dla).",
+        flag="--dla",
+        low=0,
+        default_help="the GPU alone",
+    )
+    calibration_cache: str | None = None
+
+    @property
+    def float_kernels(self) -> Precision:
+        """What is computed in wherever the engine has no integers."""
+        return self.float_precision if self.precision == "int8" else self.precision

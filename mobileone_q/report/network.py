@@ -1,0 +1,104 @@
+"""Tables about a network, without a run: what it costs, and how fast it could be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from mobileone_q.architecture.spec import Architecture
+from mobileone_q.evaluation.cost import NetworkCost, OperatorCost, VariantCost
+from mobileone_q.evaluation.roofline import BOUND, BlockBound, Least, reading
+from mobileone_q.jetpack import JetsonModule
+from mobileone_q.report.terminal import console
+
+COLUMNS = ("GFLOP", "read MB", "written MB", "parameter MB")
+DECIMALS = (6, 4, 4, 4)
+
+
+def print_network_cost(cost: NetworkCost) -> None:
+    """Print one network's parameters and operations, with a row per operator type."""
+    out = console()
+    height, width = cost.image_size
+    out.print(
+        f"{cost.arch} at {height}x{width}: {cost.parameters:,} parameters fused, "
+        f"{cost.parameters_with_branches:,} with branches, {cost.gflop:.6f} GFLOP"
+    )
+    times = [row.time_ms for row in cost.operators if row.time_ms is not None]
+    table = Table(show_footer=True)
+    table.add_column("operator", "total")
+    for title, decimals, values in zip(COLUMNS, DECIMALS, zip(*map(_values, cost.operators))):
+        table.add_column(title, f"{sum(values):.{decimals}f}", justify="right")
+    if times:
+        table.add_column("time ms", f"{sum(times):.3f}", justify="right")
+    for row in cost.operators:
+        cells = [f"{value:.{decimals}f}" for value, decimals in zip(_values(row), DECIMALS)]
+        if times:
+            cells.append("" if row.time_ms is None else f"{row.time_ms:.3f}")
+        table.add_row(row.operator, *cells)
+    out.print(table)
+
+
+def _values(row: OperatorCost) -> tuple[float, float, float, float]:
+    """GFLOP, and megabytes read, written and of parameters."""
+    traffic = (row.read_bytes / 1e6, row.written_bytes / 1e6, row.parameter_bytes / 1e6)
+    return (row.flops / 1e9, *traffic)
+
+
+def print_variants(rows: Sequence[VariantCost], notes: Sequence[str]) -> None:
+    """Print S0 to S4 side by side, and ``notes`` about who counts what."""
+    out = console()
+    table = Table()
+    for title in ("variant", "parameters", "with branches", "GFLOP", "published top-1 %"):
+        table.add_column(title, justify="left" if title == "variant" else "right")
+    for row in rows:
+        table.add_row(
+            row.arch,
+            f"{row.parameters:,}",
+            f"{row.parameters_with_branches:,}",
+            f"{row.gflop:.6f}",
+            f"{row.published_top1:.1f}",
+        )
+    out.print(table)
+    for note in notes:
+        out.print(f"- {note}")
+
+
+def print_roofline(
+    arch: Architecture, module: JetsonModule, batch: int, bounds: Sequence[BlockBound]
+) -> None:
+    """Print the least time of every block on a Jetson module, in FP16 and in INT8."""
+    out = console()
+    height, width = arch.image_size
+    out.print(
+        f"least time per block, MobileOne-{arch.name} at {height}x{width}, batch {batch}, on "
+        f"{module.title}: {BOUND}"
+    )
+    fp16_us, int8_us = (sum(least.least_us for least in each) for each in zip(*map(_precisions, bounds)))
+    table = Table(show_footer=True)
+    table.add_column("block", "sum of blocks")
+    table.add_column("MMACs", f"{sum(bound.macs for bound in bounds) / 1e6:.1f}", justify="right")
+    for title, total_us in (("FP16", fp16_us), ("INT8", int8_us)):
+        table.add_column(f"{title} bytes, us", justify="right")
+        table.add_column(f"{title} ops, us", justify="right")
+        table.add_column(f"{title} least, us", f"{total_us:.1f}", justify="right")
+    table.add_column("INT8 bound by")
+    table.add_column("at most", f"{fp16_us / int8_us:.2f}x", justify="right")
+    for bound in bounds:
+        cells = [
+            f"{us:.2f}"
+            for least in _precisions(bound)
+            for us in (least.memory_us, least.operations_us, least.least_us)
+        ]
+        speedup = f"{bound.speedup_at_most:.2f}x"
+        table.add_row(bound.name, f"{bound.macs / 1e6:.2f}", *cells, bound.int8.bound_by, speedup)
+    out.print(table)
+    out.print(reading(list(bounds)))
+    out.print(
+        f"rates: {module.int8_tops} dense INT8 TOPS, {module.fp16_tflops} dense FP16 TFLOPS, "
+        f"{module.bandwidth_gb_s} GB/s. {module.source}"
+    )
+
+
+def _precisions(bound: BlockBound) -> tuple[Least, Least]:
+    return bound.fp16, bound.int8

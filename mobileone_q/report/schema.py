@@ -1,0 +1,266 @@
+"""The two files that describe a run, as types: ``report.json`` and ``manifest.json``.
+
+The report says what the run cost and won. It grows section by section as commands run, and a section
+that no command has made yet is None. The manifest says what the run was made from; later commands
+read it to know what they work on.
+
+Both are checked when they are loaded and before they are written. ``report.schema.json`` and
+``manifest.schema.json`` in this folder say the same in JSON Schema. They are generated, by
+``python -m mobileone_q.report.schema``, whenever a type in them changes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mobileone_q import __version__
+from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.errors import FileError
+from mobileone_q.evaluation.latency import Latency
+from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, SimulationFidelity
+from mobileone_q.files import read_json, write_json, write_text
+from mobileone_q.names import Target, Task
+
+SCHEMA: Literal[2] = 2
+REMEDY = "make the run again with `mobileone-q calibrate`"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+VERSIONED = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
+
+# A setting that a user chose, recorded so that the run can be made again.
+Setting = bool | int | float | str | tuple[int | float | str, ...] | None
+Settings = Mapping[str, Setting | Mapping[str, Setting]]
+
+Self = TypeVar("Self", bound="Document")
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """How many inputs were used for what, and which ones could not be read.
+
+    ``evaluated_on`` says whether accuracy was measured on other inputs than those for calibration;
+    it is None where none was measured. ``skipped`` gives the reason for each unreadable input.
+    """
+
+    calibration: int
+    evaluation: int
+    evaluated_on: Literal["evaluation", "calibration"] | None
+    skipped: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """How long each step took, in seconds; None for a step that was not taken."""
+
+    fuse: float | None = None
+    calibrate: float | None = None
+    qat: float | None = None
+
+
+@dataclass(frozen=True)
+class FusionErrors:
+    """Largest relative errors of the fusion.
+
+    ``worst`` is over all blocks and the logits, in float64. ``float32_end_to_end`` is of the logits,
+    with weights rounded to float32.
+    """
+
+    worst: float
+    float32_end_to_end: float
+
+
+@dataclass(frozen=True)
+class ChosenBlock:
+    """A block that was left in floating point to meet an accuracy budget.
+
+    ``drop_without_pts`` is the top-1 drop, in points, with this block in INT8 and the other chosen
+    ones in floating point. ``kl`` is what quantizing this block alone costs, in nats.
+    """
+
+    name: str
+    kl: float
+    drop_without_pts: float
+
+
+@dataclass(frozen=True)
+class FloatBlocks:
+    """Blocks in floating point: those ``chosen`` for an accuracy budget, and ``all``, the user's too."""
+
+    chosen: tuple[ChosenBlock, ...]
+    all: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How fine-tuning went.
+
+    ``metrics`` are those of the weights kept, ``start`` those before the first step; ``kept_step`` is
+    the step whose weights were kept. ``before`` is the accuracy of the run that was fine-tuned, None
+    where it had none.
+    """
+
+    steps: int
+    kept_step: int
+    seconds: float
+    metrics: Mapping[str, float]
+    start: Mapping[str, float]
+    before: MeasuredAccuracy | None
+
+
+@dataclass(frozen=True)
+class WeightsRecord:
+    """The checkpoint: its path, the SHA-256 of its bytes, and whose names its tensors have."""
+
+    path: str
+    sha256: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class ImagesRecord:
+    """Which inputs were used: the sources' names, and a SHA-256 over the calibration inputs."""
+
+    source: str
+    evaluation: str
+    sha256: str
+
+
+class Document(BaseModel):
+    """A file with a schema number, frozen, with no other fields than those declared.
+
+    Numbers are finite: NaN and infinity are refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
+
+    schema_number: Literal[2] = Field(default=SCHEMA, alias="schema")
+
+    @classmethod
+    def load(cls: type[Self], path: Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            FileError: it is missing, it is not JSON, it has another schema number, or a field in it
+                is missing, unknown or wrong.
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or "schema" not in value:
+            raise FileError(f"{path} is damaged: it has no field schema; {REMEDY}")
+        number = value["schema"]
+        if number != SCHEMA:
+            raise FileError(f"{path} has schema {number!r}, and this version reads {SCHEMA}; {REMEDY}")
+        return cls._checked(value, f"{path} is damaged", REMEDY)
+
+    def save(self, path: Path) -> None:
+        """Check once more and write the file, whole or not at all.
+
+        Raises:
+            FileError: a number in it is not finite, or the folder cannot be written to.
+        """
+        value = self.model_dump(by_alias=True)
+        self._checked(value, f"cannot write {path}", "check the weights and the settings for such values")
+        write_json(path, value)
+
+    @classmethod
+    def _checked(cls: type[Self], value: Any, problem: str, remedy: str) -> Self:
+        try:
+            return cls.model_validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"])) or "the file"
+            raise FileError(f"{problem}: {field}: {first['msg']}; {remedy}") from None
+
+
+class Report(Document):
+    """What a run cost and won: ``report.json``."""
+
+    arch: str
+    model: str = Field(description="Title of the network, for people.")
+    target: Target
+    images: ImageCounts
+    seconds: Seconds = Seconds()
+    fusion: FusionErrors | None = None
+    float_blocks: FloatBlocks | None = None
+    accuracy: MeasuredAccuracy | None = None
+    simulation: SimulationFidelity | None = None
+    latency: Latency | None = None
+    parity: Parity | None = None
+    qat: FineTuning | None = None
+
+    def with_sections(
+        self,
+        *,
+        accuracy: MeasuredAccuracy | None = None,
+        simulation: SimulationFidelity | None = None,
+        latency: Latency | None = None,
+        parity: Parity | None = None,
+    ) -> Report:
+        """A report with these sections in place of its own; None leaves a section as it is."""
+        sections = {"accuracy": accuracy, "simulation": simulation, "latency": latency, "parity": parity}
+        return self.model_copy(update={key: value for key, value in sections.items() if value is not None})
+
+
+class Manifest(Document):
+    """What a run was made from: ``manifest.json``. It is written last and marks a run as finished."""
+
+    made: str = Field(description="Date and time, UTC, ISO 8601.")
+    versions: Mapping[str, str] = Field(description="Versions of the packages that made the run.")
+    arch: str
+    target: Target
+    task: Task
+    title: str
+    is_sample: bool = Field(description="Whether the run is of the bundled sample.")
+    weights: WeightsRecord
+    images: ImagesRecord
+    preprocessing: Preprocessing | None = Field(
+        description="What images go through; null for a run on arrays, which come normalized."
+    )
+    classes: tuple[str, ...] | None = Field(description="Class names, by class number.")
+    recipe: Settings
+    seed: int
+    max_drop_pts: float | None = None
+    qat: Settings | None = None
+    tuned_from: str | None = Field(default=None, description="The run that was fine-tuned.")
+
+
+def utc_now() -> str:
+    """The time of a manifest: UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of this project and of the packages that determine its results."""
+    versions = {"mobileone-q": __version__}
+    for package in VERSIONED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def json_schemas() -> dict[str, str]:
+    """The JSON Schema of each file, as text, by file name."""
+    models: dict[str, type[Document]] = {"report": Report, "manifest": Manifest}
+    texts = {}
+    for name, model in models.items():
+        schema = {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
+        texts[f"{name}.schema.json"] = json.dumps(schema, indent=2) + "\n"
+    return texts
+
+
+def main() -> None:
+    """Write the JSON Schemas beside this file."""
+    for name, text in json_schemas().items():
+        write_text(Path(__file__).with_name(name), text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""From weights and images to a run: :func:`load`, :func:`calibrate`, :meth:`Result.save`.
+
+The commands `calibrate`, `sensitivity` and `fuse` are made of these functions, and so is the public
+face of the package.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, cast
+
+from calibrate.images import load_all
+from calibrate.mixed_precision import Kept as FloatBlock
+from calibrate.mixed_precision import calibrate_within
+from calibrate.pipeline import fit
+from calibrate.pipeline import steps as progress_steps
+from calibrate.recipe import Recipe
+from calibrate.sensitivity import BlockSensitivity, rank_blocks
+from mobileone_q import engines
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.architecture.spec import Architecture, Pair
+from mobileone_q.architecture.variants import VARIANTS
+from mobileone_q.checkpoints.download import fetch, is_name
+from mobileone_q.checkpoints.load import Checkpoint, load_model, save_fused, stored_image_size
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.inputs import Inputs, as_source, certificate_images, choose_inputs, draw
+from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.settings import InputOptions
+from mobileone_q.errors import RunError
+from mobileone_q.files import sha256
+from mobileone_q.models.certificate import Certificate, certify
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import Target, WritableLayout
+from mobileone_q.progress import progress as show_progress
+from mobileone_q.progress import progress_if
+from mobileone_q.report.schema import (
+    ChosenBlock,
+    FloatBlocks,
+    FusionErrors,
+    ImagesRecord,
+    Manifest,
+    Report,
+    Seconds,
+    WeightsRecord,
+    installed_versions,
+    utc_now,
+)
+from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.publish import image_counts, publish
+from mobileone_q.runs.run import Run
+from mobileone_q.runs.staging import new_folder
+
+CERTIFICATE_IMAGES = 2
+
+__all__ = ["Model", "Recipe", "Result", "calibrate", "load"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network with its weights: with training branches, or fused already.
+
+    ``checkpoint`` says where the weights came from.
+    """
+
+    network: MobileOne | FusedModel
+    checkpoint: Checkpoint
+
+    @property
+    def arch(self) -> Architecture:
+        return self.network.arch
+
+    @property
+    def is_fused(self) -> bool:
+        return isinstance(self.network, FusedModel)
+
+    @property
+    def description(self) -> str:
+        """Whose layout the weights had, with branches or fused, and how many classes there are."""
+        return self.checkpoint.description
+
+    @property
+    def title(self) -> str:
+        """The network's name for people, such as ``MobileOne-S0``."""
+        return f"MobileOne-{self.arch.name.upper()}" if self.arch.name in VARIANTS else self.arch.name
+
+
+def load(weights: str | Path, arch: str, image_size: int | Pair | None = None) -> Model:
+    """Read a MobileOne's weights.
+
+    Args:
+        weights: a checkpoint of Apple, timm, mmpretrain, jahongir7174 or this project, or a public
+            name such as ``apple:s0``, which is downloaded once.
+        arch: ``s0`` to ``s4``, a face variant such as ``s0-face-gdc``, or the path of a YAML file.
+        image_size: side of the network's input in pixels; by default what the file says, or else
+            the architecture.
+
+    Raises:
+        ArchitectureError: there is no such architecture.
+        CheckpointError: the file is missing, damaged, unsafe, or holds other weights.
+
+    Example:
+        >>> import mobileone_q as mq
+        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0")
+        >>> model.title, model.is_fused, model.arch.num_classes
+        ('MobileOne-S0', False, 10)
+    """
+    path = fetch(str(weights)) if is_name(str(weights)) else Path(weights)
+    network, checkpoint = load_model(path, arch, image_size)
+    return Model(network, checkpoint)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What calibration made of a model; nothing is on disk yet.
+
+    Attributes:
+        model: the model that was calibrated.
+        fused: the FP32 baseline: one convolution per block.
+        certificate: how little fusion changed.
+        quantized: the INT8 network, simulated in float32.
+        inputs: the calibration inputs, and others for evaluation if there are any.
+        recipe: the settings.
+        float_blocks: blocks left in floating point to meet an accuracy budget.
+        seconds: how long each step took.
+    """
+
+    model: Model
+    fused: FusedModel
+    certificate: Certificate
+    quantized: QuantizedModel
+    inputs: Inputs
+    recipe: Recipe
+    seed: int
+    float_blocks: tuple[FloatBlock, ...] = ()
+    max_drop_pts: float | None = None
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """What images go through; None for arrays, which come normalized."""
+        return self.inputs.preprocessing
+
+    def save(
+        self, path: str | Path | None = None, evaluate_on: object = None, *, progress: bool = False
+    ) -> Run:
+        """Write a run folder: graphs, weights, report, manifest. It appears whole or not at all.
+
+        Args:
+            path: the folder, new or empty; by default the first free ``runs/ARCH``, numbered.
+            evaluate_on: labelled images in any form that :func:`calibrate` takes. Without them no
+                accuracy is measured, and the report says so.
+            progress: whether to show progress on standard error.
+
+        Raises:
+            RunError: the folder already holds something.
+            DataError: images that cannot be used.
+        """
+        evaluation = None
+        if evaluate_on is not None:
+            evaluation = as_batches(evaluate_on, self.fused.arch, self.preprocessing)
+        output, name = Path(path) if path is not None else None, self.fused.arch.name
+        with new_folder(output, name) as place:
+            folder = RunFolder(place.path)
+            self.fused.save(folder.fused, certificate=self.certificate.to_dict())
+            self.quantized.save(folder.quantized, recipe=self.recipe.to_dict())
+            publish(
+                folder, self.fused, self.quantized, self._report(), self._manifest(evaluation),
+                self.inputs, evaluation, progress=progress,
+            )  # fmt: skip
+        return Run(place.final)
+
+    def _report(self) -> Report:
+        chosen = tuple(ChosenBlock(**block.to_dict()) for block in self.float_blocks)
+        return Report(
+            arch=self.fused.arch.name,
+            model=self.inputs.title,
+            target=cast(Target, self.quantized.target),
+            images=image_counts(self.inputs, None),
+            seconds=self.seconds,
+            fusion=FusionErrors(**self.certificate.summary()),
+            float_blocks=FloatBlocks(chosen, tuple(self.quantized.keep_float)),
+        )
+
+    def _manifest(self, evaluation: Batches | None) -> Manifest:
+        arch, inputs, weights = self.fused.arch, self.inputs, self.model.checkpoint.path
+        classes = inputs.names_for(arch)
+        source = inputs.calibration.source.name
+        return Manifest(
+            made=utc_now(),
+            versions=installed_versions(),
+            arch=arch.name,
+            target=cast(Target, self.quantized.target),
+            task=arch.task,  # type: ignore[arg-type]
+            title=inputs.title,
+            is_sample=inputs.is_sample,
+            weights=WeightsRecord(str(weights), sha256(weights), self.model.checkpoint.layout),
+            images=ImagesRecord(
+                source=source,
+                evaluation=evaluation.source.name if evaluation is not None else source,
+                sha256=inputs.calibration.fingerprint(),
+            ),
+            preprocessing=inputs.preprocessing,
+            classes=tuple(classes) if classes else None,
+            recipe=self.recipe.to_dict(),
+            seed=self.seed,
+            max_drop_pts=self.max_drop_pts,
+        )
+
+
+def calibrate(
+    model: Model,
+    images: object,
+    *,
+    target: Literal["auto"] | Target = "auto",
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    count: int | None = None,
+    preprocessing: Preprocessing | None = None,
+    progress: bool = False,
+) -> Result:
+    """Fuse a model's branches and quantize it to INT8 on a few images; labels are not used.
+
+    Args:
+        model: from :func:`load`; it is left as it was.
+        images: the path of a folder of images or of an ``.npz`` of arrays, a sequence of PIL
+            images, or normalized float32 arrays (N, C, H, W).
+        target: whose integer grids to use. ``auto`` is the recipe's target, or without a recipe
+            TensorRT's where TensorRT and a GPU are, and ONNX Runtime's elsewhere.
+        recipe: the settings; by default those of the command `calibrate`.
+        seed: decides which images are drawn.
+        count: how many images to draw; by default as many as there are, up to 200.
+        preprocessing: how images become inputs; by default resize, center crop and ImageNet's mean
+            and standard deviation, as Apple evaluates MobileOne. Arrays come normalized.
+        progress: whether to show progress on standard error.
+
+    Raises:
+        CalibrationError: settings that cannot be used, or activations that are not finite.
+        DataError: images that cannot be used.
+
+    Example:
+        >>> import mobileone_q as mq
+        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0")
+        >>> result = mq.calibrate(model, mq.sample_images("calibration"), target="tensorrt", count=16)
+        >>> result.quantized.target, len(result.inputs.calibration)
+        ('tensorrt', 16)
+    """
+    settled = replace(recipe, target=target) if recipe and target != "auto" else recipe
+    if isinstance(images, Batches):
+        calibration = images
+    else:
+        calibration = draw(as_source(images, model.arch, preprocessing), count, seed)
+    classes = calibration.source.classes
+    inputs = Inputs(model.title, model.checkpoint.path, calibration, None, classes)
+    settled = settled or Recipe(target=settled_target(target))
+    return calibrate_inputs(model, inputs, settled, seed, progress=progress)
+
+
+def calibrate_inputs(
+    model: Model,
+    inputs: Inputs,
+    recipe: Recipe,
+    seed: int = 0,
+    max_drop_pts: float | None = None,
+    *,
+    progress: bool = False,
+) -> Result:
+    """As :func:`calibrate`, on inputs that are already chosen; ``seed`` is only recorded."""
+    started = time.perf_counter()
+    fused = fuse_branches(model.network)
+    fuse_s = time.perf_counter() - started
+    certificate = certify(model.network, inputs.calibration.first(CERTIFICATE_IMAGES))
+    started = time.perf_counter()
+    kept: list[FloatBlock] = []
+    if max_drop_pts is None:
+        total = progress_steps(recipe, fused, len(inputs.calibration))
+        with progress_if(progress, "calibrating", total) as advance:
+            _, quantized = fit(fused, inputs.calibration, recipe, advance)
+    else:
+        say = print if progress else _quiet
+        quantized, kept = calibrate_within(
+            max_drop_pts, fused, inputs.calibration, inputs.evaluated, recipe, say
+        )
+    seconds = Seconds(fuse=fuse_s, calibrate=time.perf_counter() - started)
+    return Result(
+        model, fused, certificate, quantized, inputs, recipe, seed, tuple(kept), max_drop_pts, seconds
+    )
+
+
+def settled_target(target: Literal["auto"] | Target) -> Target:
+    """The target that ``auto`` stands for: TensorRT where it and a GPU are, else ONNX Runtime."""
+    if target != "auto":
+        return target
+    return "tensorrt" if engines.best_backend() == "tensorrt" else "onnxruntime"
+
+
+def block_sensitivity(
+    model: Model, inputs: Inputs, recipe: Recipe, most_images: int
+) -> tuple[list[BlockSensitivity], int]:
+    """What quantizing each block alone costs, the costliest first, and on how many images."""
+    fused = fuse_branches(model.network)
+    total = progress_steps(recipe, fused, len(inputs.calibration))
+    with show_progress("calibrating", total) as advance:
+        equalized, quantized = fit(fused, inputs.calibration, recipe, advance)
+    images, labels = load_all(inputs.evaluated.sample(most_images))
+    original = model.network if isinstance(model.network, MobileOne) else None
+    with show_progress("measuring blocks", len(fused.arch.blocks)) as advance:
+        return rank_blocks(equalized, quantized, images, labels, original, advance), len(labels)
+
+
+def fuse_file(
+    src: Path, dst: Path, arch: str, image_size: int | None, data: Path | None, layout: WritableLayout
+) -> tuple[str, Certificate, int]:
+    """Fuse a checkpoint into a file: (what was done, in words, the certificate, parameters).
+
+    Raises:
+        RunError: ``dst`` exists.
+        CheckpointError: ``src`` cannot be used, or ``dst`` cannot be written in that layout.
+    """
+    if dst.exists():
+        raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
+    model = load(src, arch, image_size)
+    fused = fuse_branches(model.network)
+    certificate = certify(model.network, certificate_images(data, model.arch))
+    save_fused(fused, dst, layout, certificate=certificate.to_dict())
+    state = "was fused already" if model.is_fused else "fused"
+    return state, certificate, sum(p.numel() for p in fused.parameters())
+
+
+def gather(arch: str, options: InputOptions) -> tuple[Model, Inputs]:
+    """The model and the inputs that a command's options name; with neither, the bundled sample's.
+
+    Raises:
+        ArchitectureError, CheckpointError, DataError: options that cannot be used.
+    """
+    size = options.image_size or stored_image_size(options.weights)
+    wanted = resolve_architecture(arch, image_size=size)
+    inputs = choose_inputs(wanted, options)
+    return load(inputs.weights, arch, inputs.image_size(wanted)), inputs
+
+
+def as_batches(images: object, arch: Architecture, preprocessing: Preprocessing | None) -> Batches:
+    """All of the images that a user gave, in order, prepared for ``arch``."""
+    if isinstance(images, Batches):
+        return images
+    return Batches.choose(as_source(images, arch, preprocessing))
+
+
+def _quiet(line: str) -> None:
+    """Says nothing."""

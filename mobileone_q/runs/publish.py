@@ -1,0 +1,62 @@
+"""Fills the folder of a new run: graphs, accuracy, report, manifest. `calibrate` and `qat` share it."""
+
+from __future__ import annotations
+
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.inputs import Inputs
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.progress import progress_if
+from mobileone_q.report.schema import ImageCounts, Manifest, Report
+from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.measure import measure_accuracy
+
+
+def publish(
+    folder: RunFolder,
+    fused: FusedModel,
+    quantized: QuantizedModel,
+    report: Report,
+    manifest: Manifest,
+    inputs: Inputs,
+    evaluation: Batches | None,
+    *,
+    progress: bool = False,
+) -> Report:
+    """Export both networks, measure them on ``evaluation``, and write the report and the manifest.
+
+    Without ``evaluation`` no accuracy is measured, and the report says so. ``report`` and
+    ``manifest`` hold what the caller knows; the image counts and the accuracy are filled in here.
+    The manifest comes last: it marks the run as finished.
+
+    Raises:
+        ExportError: a network that the ONNX contract cannot hold.
+        DataError: ``evaluation`` has no image, or a label that the network has no class for.
+        FileError: the folder cannot be written to.
+    """
+    transform = manifest.preprocessing.to_dict() if manifest.preprocessing else None
+    export_onnx(fused, folder.onnx("fp32"), preprocessing=transform)
+    export_onnx(quantized, folder.onnx("int8"), preprocessing=transform)
+    if evaluation is not None:
+        with progress_if(progress, "evaluating", len(evaluation)) as advance:
+            measured = measure_accuracy(folder, quantized, evaluation, advance)
+        report = report.with_sections(accuracy=measured.accuracy, simulation=measured.simulation)
+    report = report.model_copy(update={"images": image_counts(inputs, evaluation)})
+    folder.write_report(report)
+    folder.write_manifest(manifest)
+    return report
+
+
+def image_counts(inputs: Inputs, evaluation: Batches | None) -> ImageCounts:
+    """How many inputs were used for what, and which could not be read."""
+    calibration = inputs.calibration
+    evaluated_on = None
+    if evaluation is not None:
+        evaluated_on = "calibration" if evaluation is calibration else "evaluation"
+    return ImageCounts(
+        calibration=len(calibration),
+        evaluation=len(evaluation) if evaluation is not None else 0,
+        evaluated_on=evaluated_on,  # type: ignore[arg-type]
+        skipped=calibration.skipped | (evaluation.skipped if evaluation is not None else {}),
+    )

@@ -1,0 +1,133 @@
+"""Fine-tuning a run: from its codes and its images to a new run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mobileone_q.checkpoints.load import fill_model, read_checkpoint
+from mobileone_q.data.inputs import Inputs
+from mobileone_q.errors import TrainingError
+from mobileone_q.files import write_atomically
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.report.schema import FineTuning, ImagesRecord, Report, Seconds, installed_versions, utc_now
+from mobileone_q.runs.folder import RUNS, RunFolder
+from mobileone_q.runs.inputs import inputs_of
+from mobileone_q.runs.publish import image_counts, publish
+from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
+from mobileone_q.training.distributed import agree, make_accelerator
+from mobileone_q.training.finetune import fine_tune
+from mobileone_q.training.loop import Outcome
+from mobileone_q.training.settings import (
+    FINE_TUNING,
+    FINE_TUNING_AUGMENTATION,
+    Augmentation,
+    FineTuneSettings,
+    TrainingSettings,
+)
+
+
+def fine_tune_run(
+    run: RunFolder,
+    output: Path | None,
+    *,
+    data: Path | None = None,
+    eval_data: Path | None = None,
+    images: int | None = None,
+    tuning: FineTuneSettings | None = None,
+    settings: TrainingSettings = FINE_TUNING,
+    augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
+    resume: bool = False,
+    progress: bool = False,
+) -> RunFolder | None:
+    """Train, export and measure; gives the new run, or None in any process but the first.
+
+    The new run appears whole or not at all. A training run that was interrupted after a checkpoint
+    stays in a hidden folder, for ``resume``.
+
+    Raises:
+        TrainingError: nothing to resume, or see :func:`fine_tune`.
+    """
+    tuning = tuning or FineTuneSettings()
+    accelerator = make_accelerator(settings)
+    fused, quantized = FusedModel.load(run.fused), QuantizedModel.load(run.quantized)
+    inputs = inputs_of(run, fused.arch, data, eval_data, images)
+    original = None
+    if tuning.branches == "live":
+        original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
+    name = f"{run.path.resolve().name}-qat"
+    staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
+    try:
+        tuned = fine_tune(
+            fused,
+            quantized,
+            inputs.calibration,
+            folder=staged / CHECKPOINT.parent,
+            original=original,
+            tuning=tuning,
+            settings=settings,
+            augmentation=augmentation,
+            accelerator=accelerator,
+            resume=resume,
+        )
+        if tuned is None:
+            return None
+        settled = {**tuning.to_dict(), **settings.to_dict(), "augmentation": augmentation.to_dict()}
+        _write(run, RunFolder(staged), fused, *tuned, inputs, settled, progress)
+        return RunFolder(publish_folder(staged, output, name))
+    finally:
+        if accelerator.is_main_process:
+            discard(staged)
+
+
+def _unfinished(output: Path | None, name: str) -> Path:
+    found = resumable(output, name)
+    if found is None:
+        place = output or RUNS / name
+        raise TrainingError(f"nothing to resume for {place}; pass another --output, or leave out --resume")
+    return found
+
+
+def _write(
+    run: RunFolder,
+    made: RunFolder,
+    fused: FusedModel,
+    quantized: QuantizedModel,
+    outcome: Outcome,
+    inputs: Inputs,
+    settings: dict[str, Any],
+    progress: bool,
+) -> None:
+    manifest, before = run.read_manifest(), run.read_report()
+    write_atomically(made.fused, lambda temporary: shutil.copyfile(run.fused, temporary))
+    quantized.save(made.quantized, recipe=dict(manifest.recipe), qat=settings)
+    report = Report(
+        arch=before.arch,
+        model=before.model,
+        target=before.target,
+        fusion=before.fusion,
+        images=image_counts(inputs, None),
+        seconds=Seconds(before.seconds.fuse, before.seconds.calibrate, outcome.seconds),
+        float_blocks=before.float_blocks,
+        qat=FineTuning(
+            steps=outcome.steps,
+            kept_step=outcome.kept_step,
+            seconds=outcome.seconds,
+            metrics=outcome.metrics,
+            start=outcome.start,
+            before=before.accuracy,
+        ),
+    )
+    changed = {
+        "made": utc_now(),
+        "versions": installed_versions(),
+        "images": ImagesRecord(**inputs.identify()),
+        "qat": settings,
+        "tuned_from": str(run.path),
+    }
+    publish(
+        made, fused, quantized, report, manifest.model_copy(update=changed), inputs, inputs.evaluated,
+        progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""A run as an object: everything that can be done with it from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from mobileone_q import engines
+from mobileone_q.engines import BuildOptions, Engine
+from mobileone_q.errors import EngineError, TrainingError
+from mobileone_q.evaluation.latency import Latency
+from mobileone_q.evaluation.metrics import MeasuredAccuracy
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import BackendName, Precision
+from mobileone_q.progress import progress_if
+from mobileone_q.runs.build import build_engines
+from mobileone_q.runs.bundle import write_bundle
+from mobileone_q.runs.folder import RunFolder, find_run
+from mobileone_q.runs.graphs import load_engine
+from mobileone_q.runs.inputs import prepared
+from mobileone_q.runs.measure import measure_accuracy, measure_latency
+from mobileone_q.runs.predict import Prediction, load_predictor
+from mobileone_q.runs.qat import fine_tune_run
+from mobileone_q.training.settings import (
+    FINE_TUNING,
+    FINE_TUNING_AUGMENTATION,
+    FineTuneSettings,
+    filled,
+    refuse_unknown,
+)
+
+
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """A finished run: build engines, measure them, classify images, fine-tune.
+
+    ``path`` is its folder. Get one from :meth:`Result.save` or :func:`open_run`.
+    """
+
+    def build(
+        self,
+        precision: Precision = "int8",
+        backend: Literal["auto"] | BackendName = "auto",
+        *,
+        progress: bool = False,
+        **options: Any,
+    ) -> Engine:
+        """Build an engine and load it; ``engine(batch)`` then gives logits.
+
+        Args:
+            precision: ``int8``, ``fp16`` or ``fp32``.
+            backend: ``auto`` is TensorRT where it and a GPU are, else ONNX Runtime.
+            progress: whether to show progress on standard error.
+            options: fields of :class:`BuildOptions`, such as ``batch=(1, 1, 8)``.
+
+        Raises:
+            EngineError: the backend must not run this run's graph, refuses it, or cannot run here.
+            MissingDependency: the backend's library is not installed.
+        """
+        chosen = engines.backend(resolve_backend(backend))
+        wanted = BuildOptions(precision=precision, **_known(BuildOptions, options))
+        for _ in build_engines(self, chosen, [precision], wanted, progress=progress):
+            pass
+        return load_engine(self, precision, chosen.name, wanted.threads)
+
+    def evaluate(self, images: object, *, progress: bool = False) -> MeasuredAccuracy:
+        """Accuracy of the exported graphs on labelled images.
+
+        ``images`` is a folder with a folder per class, an ``.npz``, a sequence of PIL images or
+        arrays, the last two with labels as a pair.
+
+        Raises:
+            DataError: images of another kind or shape than the run was calibrated on.
+        """
+        quantized = QuantizedModel.load(self.quantized)
+        batches = prepared(images, quantized.arch, self.read_manifest())
+        with progress_if(progress, "evaluating", len(batches)) as advance:
+            return measure_accuracy(self, quantized, batches, advance).accuracy
+
+    def profile(
+        self,
+        backend: Literal["auto"] | BackendName = "auto",
+        *,
+        runs: int = 50,
+        batch: int = 1,
+        threads: int = 1,
+        progress: bool = False,
+    ) -> Latency:
+        """Latency of the built FP32 and INT8 engines, interleaved, in milliseconds, block by block.
+
+        Raises:
+            EngineError: an engine is missing or stale, or cannot run here.
+        """
+        with progress_if(progress, "profiling", 2 * runs) as advance:
+            return measure_latency(
+                self,
+                FusedModel.load(self.fused).arch,
+                self.read_manifest().target,
+                resolve_backend(backend),
+                threads=threads,
+                runs=runs,
+                batch=batch,
+                advance=advance,
+            )
+
+    def predict(
+        self,
+        images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
+        *,
+        precision: Precision = "int8",
+        backend: Literal["auto"] | BackendName = "auto",
+        top: int = 5,
+    ) -> list[Prediction]:
+        """The best ``top`` classes of each image, from the run's engine.
+
+        Raises:
+            DataError: an image cannot be read, or the run was calibrated on arrays.
+            EngineError: the engine is missing or stale.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            images = [images]
+        with load_predictor(self, precision, resolve_backend(backend)) as predictor:
+            return [predictor(image, top) for image in images]
+
+    def qat(self, images: str | Path | None = None, path: str | Path | None = None, **settings: Any) -> Run:
+        """Fine-tune the INT8 network to the FP32 network's answers; gives a new run.
+
+        Args:
+            images: a folder of images, labelled or not; by default the run's own.
+            path: the new run's folder; by default ``runs/<name>-qat``, numbered.
+            settings: fields of the training settings, such as ``epochs=10``.
+
+        Raises:
+            TrainingError: settings that cannot be used.
+            MissingDependency: Accelerate is not installed.
+        """
+        refuse_unknown(settings, FINE_TUNING, FINE_TUNING_AUGMENTATION, FineTuneSettings())
+        made = fine_tune_run(
+            self,
+            None if path is None else Path(path),
+            data=None if images is None else Path(images),
+            tuning=filled(FineTuneSettings(), settings),
+            settings=filled(FINE_TUNING, settings),
+            augmentation=filled(FINE_TUNING_AUGMENTATION, settings),
+        )
+        if made is None:
+            raise TrainingError("only the first of several processes gets the fine-tuned run")
+        return Run(made.path)
+
+    def bundle(self, path: str | Path, precision: Precision = "int8", **options: Any) -> Path:
+        """Write a deployment folder for a device with TensorRT and NumPy; see `build-engine --bundle`."""
+        folder = Path(path)
+        write_bundle(self, folder, precision, BuildOptions(**_known(BuildOptions, options)))
+        return folder
+
+
+def open_run(path: str | Path | None = None) -> Run:
+    """A finished run, checked; by default the newest one under ``runs/``.
+
+    Raises:
+        RunError: there is none.
+        FileError: its report or manifest is damaged.
+    """
+    run = Run(find_run(None if path is None else Path(path)).path)
+    run.read_manifest()
+    run.read_report()
+    return run
+
+
+def resolve_backend(name: Literal["auto"] | BackendName) -> BackendName:
+    """The backend that ``auto`` stands for here; any other name as it is."""
+    return engines.best_backend() if name == "auto" else name
+
+
+def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:
+    known = {field.name for field in fields(cls)}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise EngineError(
+            f"unknown build options {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+        )
+    return options

@@ -1,0 +1,112 @@
+"""Training by paths: from labelled inputs on disk to a file of weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.checkpoints.load import load_model, save_model
+from mobileone_q.data.inputs import labelled
+from mobileone_q.errors import FileError, TrainingError
+from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.runs.folder import RUNS
+from mobileone_q.runs.staging import CHECKPOINT, final_place
+from mobileone_q.training.distributed import agree, make_accelerator
+from mobileone_q.training.loop import Outcome
+from mobileone_q.training.settings import (
+    TRAINING,
+    TRAINING_AUGMENTATION,
+    Augmentation,
+    EpochSettings,
+    TrainingSettings,
+)
+from mobileone_q.training.shards import is_shards
+from mobileone_q.training.train import train_classifier
+
+WEIGHTS = "weights.safetensors"
+
+
+def train_run(
+    arch: str,
+    weights: Path | None,
+    data: str,
+    eval_data: Path,
+    image_size: int | None,
+    output: Path | None,
+    *,
+    epochs: EpochSettings | None = None,
+    settings: TrainingSettings = TRAINING,
+    augmentation: Augmentation = TRAINING_AUGMENTATION,
+    resume: bool = False,
+) -> tuple[Path, Outcome] | None:
+    """Train and write the averaged weights: (their file, how the run ended).
+
+    None in any process but the first. A new folder is ``output``, or the first free
+    ``runs/train-ARCH``, numbered; to resume, it is ``output``, or the newest of those.
+
+    Raises:
+        TrainingError: nothing to resume, or see :func:`train_classifier`.
+        DataError: inputs without labels.
+    """
+    accelerator = make_accelerator(settings)
+    evaluation = labelled(eval_data, "test", image_size)
+    preprocessing = evaluation.source.preprocessing
+    size = preprocessing.crop if preprocessing else None
+    model = _begin(arch, weights, evaluation.num_classes(), size, settings.seed)
+    inputs = data if is_shards(data) else labelled(Path(data), "train", image_size)
+    name = f"train-{model.arch.name}"
+    folder = _unfinished(output, name) if resume else agree(accelerator, lambda: _new(output, name))
+    try:
+        outcome = train_classifier(
+            model,
+            inputs,
+            evaluation,
+            folder=folder / CHECKPOINT.parent,
+            epochs=epochs,
+            settings=settings,
+            augmentation=augmentation,
+            accelerator=accelerator,
+            resume=resume,
+        )
+    finally:
+        if accelerator.is_main_process and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # nothing was begun, and the same command must work again
+    if outcome is None:
+        return None
+    save_model(model, folder / WEIGHTS)
+    return folder / WEIGHTS, outcome
+
+
+def _new(output: Path | None, name: str) -> Path:
+    place = final_place(output, name)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot write to {place}: {error.strerror}; choose another --output") from error
+    return place
+
+
+def _unfinished(output: Path | None, name: str) -> Path:
+    if output is not None:
+        return output
+    found = [
+        path
+        for path in RUNS.glob(f"{name}*/{CHECKPOINT}")
+        if path.parts[-3].removeprefix(name).strip("-0123456789") == ""
+    ]
+    if not found:
+        raise TrainingError(f"nothing to resume under {RUNS}/{name}; pass --output, or leave out --resume")
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def _begin(arch: str, weights: Path | None, classes: int, size: int | None, seed: int) -> MobileOne:
+    """The network to train: new, or with the weights of a checkpoint that has branches."""
+    if weights is None:
+        torch.manual_seed(seed)
+        return MobileOne(resolve_architecture(arch, num_classes=classes, image_size=size))
+    model, _ = load_model(weights, arch, size)
+    if not isinstance(model, MobileOne):
+        raise TrainingError(f"{weights} has no branches to train; pass a checkpoint with branches")
+    return model

@@ -1,0 +1,115 @@
+"""`mobileone-q qat` on runs of the bundled sample."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from calibrate.images import load_all
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.data.inputs import choose_inputs
+from mobileone_q.data.settings import InputOptions
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.runs.folder import Run
+from tests.helpers.cli import invoke, refused
+
+QUICK = ("--images", 64, "--epochs", 2, "--batch", 16, "--device", "cpu", "--log-every", 1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A calibrated run of the sample."""
+    path = tmp_path_factory.mktemp("finetune") / "s0"
+    invoke("calibrate", "--arch", "s0", "--target", "tensorrt", "--images", 32, "--output", path)
+    return path
+
+
+@pytest.mark.slow
+def test_a_poor_start_is_mended(run, tmp_path):
+    """Minmax ranges, no equalization, no correction: three quarters of the answers are lost at first."""
+    poor = Run(shutil.copytree(run, tmp_path / "poor"))
+    inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions(images=200))
+    fused = FusedModel.load(poor.fused)
+    recipe = Recipe(target="tensorrt", method="minmax", equalise=False, correct=False)
+    quantized = calibrate(fused, inputs.calibration, recipe)
+    x, _ = load_all(inputs.calibration)
+    assert (quantized(x).argmax(1) == fused(x).argmax(1)).float().mean() < 0.5
+    quantized.save(poor.quantized, recipe=recipe.to_dict())
+    words = ["--images", 200, "--epochs", 30, "--batch", 25, "--lr", 0.05, "--crop", 1, "--jitter", 0]
+    invoke("qat", "--run", poor.path, "--output", tmp_path / "tuned", "--device", "cpu", *words)
+    accuracy = json.loads((tmp_path / "tuned" / "report.json").read_text())["accuracy"]
+    assert accuracy["int8"]["top1"] > 0.8
+
+
+@pytest.mark.parametrize("branches", ["fused", "live"])
+def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
+    made = tmp_path / "tuned"
+    extra = ["--labels", 0.1, "--bn-epochs", 1] if branches == "live" else ["--lr", 0.1, "--held-out", 0.25]
+    output = invoke("qat", "--run", run, "--branches", branches, "--output", made, *QUICK, *extra)
+    assert "KL(FP32‖INT8)" in output
+    assert f"build-engine --int8 --run {made}" in output
+    report, before = (json.loads((path / "report.json").read_text()) for path in (made, run))
+    assert report["qat"]["before"] == before["accuracy"]
+    assert f"KL {before['accuracy']['kl']:.4f}." in (made / "report.html").read_text()
+    assert report["qat"]["steps"] == 2 * (64 if branches == "live" else 48) // 16
+    assert report["accuracy"]["images"] == 2000
+    assert report["accuracy"]["fp32"] == before["accuracy"]["fp32"]
+    assert report["accuracy"]["int8"]["top1"] > 0.85
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["qat"]["branches"] == branches
+    assert manifest["tuned_from"] == str(run)
+    tuned, start = (QuantizedModel.load(path / "quantized.safetensors") for path in (made, run))
+    if branches == "live":  # the last weights are kept; held-out images may choose the start
+        assert not torch.equal(tuned.block("stage2.0.pw").bias, start.block("stage2.0.pw").bias)
+    ours, theirs = (FusedModel.load(path / "fused.safetensors").state_dict() for path in (made, run))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    invoke("build-engine", "--int8", "--backend", "onnxruntime", "--run", made)
+
+
+def test_the_newest_unfinished_run_is_resumed(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "nothing to resume under runs/s0-qat" in refused("qat", "--run", run, "--resume", *QUICK)
+    invoke("qat", "--run", run, *QUICK)
+    whole = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
+    invoke("qat", "--run", run, "--resume", *QUICK)
+    again = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in whole.items())
+
+
+def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):
+    random = np.random.default_rng(0)
+    for k in range(24):
+        pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    words = ["qat", "--run", run, "--data", tmp_path, "--images", 16, "--epochs", 1, "--batch", 8]
+    invoke(*words, "--output", tmp_path / "tuned", "--device", "cpu")
+    report = json.loads((tmp_path / "tuned" / "report.json").read_text())
+    assert report["accuracy"]["int8"] is None
+    assert report["images"]["evaluated_on"] == "evaluation"
+    line = refused(*words, "--labels", 0.5, "--output", tmp_path / "none")
+    assert "--labels needs labels" in line
+
+
+def test_what_cannot_be_tuned_is_refused(run, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    manifest = json.loads((broken / "manifest.json").read_text())
+    fused = tmp_path / "fused.safetensors"
+    shutil.copyfile(run / "fused.safetensors", fused)
+    manifest["weights"]["path"] = str(fused)
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    report = json.loads((broken / "report.json").read_text())
+    (broken / "report.json").write_text(json.dumps(report | {"model": "mine"}))
+    for k in range(16):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), (k, 0, 0)).save(tmp_path / "images" / f"{k}.png")
+    words = ["qat", "--run", broken, "--data", tmp_path / "images", "--images", 8, "--output", tmp_path / "x"]
+    assert "has no branches to train; use --branches fused" in refused(*words, "--branches", "live")
+    assert "fewer inputs than one batch of 16" in refused(*words)
+    assert not (tmp_path / "x").exists()

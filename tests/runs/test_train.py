@@ -1,0 +1,64 @@
+"""`mobileone-q train`, from a recipe to weights that `calibrate` and `qat` take."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from mobileone_q.files import read_safetensors
+from tests.helpers.cli import invoke, refused
+from tests.helpers.tiny import recipe, write_tiny
+from tests.helpers.training import ROOT, environment, losses, same
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tiny(tmp_path)
+
+
+def test_kill_9_costs_at_most_one_interval(folder, tmp_path):
+    options = ["train", recipe(folder), "--epochs", "30", "--checkpoint-every", "5", "--device", "cpu"]
+    invoke(*options, "--output", tmp_path / "whole")
+    words = [str(word) for word in [sys.executable, "-m", "cli", *options, "--output", tmp_path / "killed"]]
+    killed = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "training" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and '"step": 40' in log.read_text()):
+        time.sleep(0.02)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    checkpoint = torch.load(log.with_name("checkpoint.pt"), weights_only=True)
+    assert 40 - 5 <= checkpoint["progress"]["step"] < 180
+    invoke(*options, "--output", tmp_path / "killed", "--resume")
+    files = (tmp_path / name / "weights.safetensors" for name in ("whole", "killed"))
+    whole, resumed = (read_safetensors(path)[0] for path in files)
+    assert same(whole, resumed)
+    assert losses(tmp_path / "whole" / "training") == losses(log.parent)
+
+
+def test_trained_weights_go_on_to_calibrate(folder, tmp_path):
+    """A 1-D network, from a recipe to INT8."""
+    output = invoke("train", recipe(tmp_path), "--epochs", 8, "--output", tmp_path / "out", "--device", "cpu")
+    assert "FP32 top-1" in output
+    weights = tmp_path / "out" / "weights.safetensors"
+    data = ["--data", tmp_path / "signals.npz", "--eval-data", tmp_path / "test.npz"]
+    invoke(
+        "calibrate", "--arch", folder / "tiny.yaml", "--weights", weights, *data, "--output", tmp_path / "run"
+    )
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["accuracy"]["fp32"]["top1"] > 0.9
+    made = tmp_path / "tuned"
+    words = ["--epochs", 2, "--batch", 16, "--shift", 0.2, "--output", made, "--device", "cpu"]
+    invoke("qat", "--run", tmp_path / "run", "--branches", "live", *words)
+    tuned = json.loads((made / "report.json").read_text())
+    assert tuned["accuracy"]["int8"]["top1"] > 0.9
+
+
+def test_a_refused_run_leaves_no_folder(folder):
+    words = ["train", recipe(folder), "--batch", 200, "--output", folder / "none", "--device", "cpu"]
+    assert "fewer inputs than one batch" in refused(*words)
+    assert not (folder / "none").exists()

@@ -1,0 +1,225 @@
+"""Answers that used to be wrong because several places answered the same question.
+
+Every test here goes through the command line, and most cross two features: what one command wrote,
+another reads.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from cli import main
+from tests.helpers.cli import invoke, refused
+
+SAMPLE_FOR = {}  # runs of the bundled sample, by target
+
+SIGNAL = """
+model_name: signal
+input_channels: 2
+input_size: [64]
+num_classes: 3
+input_filters: 8
+input_padding: 1
+blocks:
+  - {filters: 16, strides: 2, padding: 1}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A function that gives the folder in which the only run is the sample's, for a target."""
+
+    def run_for(target):
+        if target not in SAMPLE_FOR:
+            folder = tmp_path_factory.mktemp(target)
+            with working_in(folder):
+                invoke("calibrate", "--arch", "s0", "--target", target, "--images", 32)
+            SAMPLE_FOR[target] = folder
+        return SAMPLE_FOR[target]
+
+    return run_for
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory):
+    """The folder of a run that was calibrated on arrays, beside the arrays."""
+    folder = tmp_path_factory.mktemp("arrays")
+    (folder / "signal.yaml").write_text(SIGNAL)
+    random = np.random.default_rng(0)
+    np.savez(
+        folder / "signals.npz",
+        x=random.standard_normal((40, 2, 64)).astype(np.float32),
+        y=np.arange(40) % 3,
+    )
+    with working_in(folder):
+        invoke("train", write_recipe(folder), "--epochs", 1, "--device", "cpu", "--output", "trained")
+        invoke(
+            "calibrate", "--arch", "signal.yaml", "--weights", "trained/weights.safetensors",
+            "--data", "signals.npz", "--target", "tensorrt",
+        )  # fmt: skip
+    return folder
+
+
+def write_recipe(folder):
+    path = folder / "recipe.yaml"
+    path.write_text("arch: signal.yaml\ndata: signals.npz\neval-data: signals.npz\nbatch: 8\n")
+    return path
+
+
+class working_in:
+    """Enter a folder for a while; the newest run of a command is then the one below it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        self.before = Path.cwd()
+        os.chdir(self.folder)
+
+    def __exit__(self, *_):
+        os.chdir(self.before)
+
+
+def flag_if_required(command, flag):
+    """``--engines`` once had to be given to ``evaluate``, and said nothing."""
+    return [flag] if any(flag in p.opts and p.required for p in main.commands[command].params) else []
+
+
+# A graph for ONNX Runtime holds uint8 codes, which TensorRT reads as int8.
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_graph_for_onnx_runtime_is_not_built_for_tensorrt(runs, monkeypatch, backend):
+    monkeypatch.chdir(runs("onnxruntime"))
+    message = refused(
+        "build-engine",
+        "--int8",
+        "--backend",
+        backend,
+        *["--compute-capability", 86] * (backend != "tensorrt"),
+    )
+    assert "onnxruntime" in message
+    assert "--target tensorrt" in message
+
+
+def test_a_graph_for_onnx_runtime_is_not_bundled_for_tensorrt(runs, monkeypatch, tmp_path):
+    monkeypatch.chdir(runs("onnxruntime"))
+    message = refused("build-engine", "--int8", "--bundle", tmp_path / "bundle")
+    assert "--target tensorrt" in message
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_an_engine_of_a_foreign_graph_is_refused_by_whatever_opens_it(runs, monkeypatch, tmp_path):
+    """The graph says whose grids it has: an engine file under another backend's name is not opened."""
+    monkeypatch.chdir(runs("dla"))
+    image = tmp_path / "image.png"
+    Image.new("RGB", (28, 28)).save(image)
+    invoke("build-engine", "--fp32", "--backend", "onnxruntime")
+    for words in (["build-engine", "--int8", "--backend", "onnxruntime"], ["predict", image]):
+        message = refused(*words)
+        assert "dla" in message
+        assert "--target" in message
+
+
+def test_a_graph_says_its_target_and_precision(runs):
+    for target in ("tensorrt", "onnxruntime", "dla"):
+        run = runs(target) / "runs" / "s0"
+        facts = {p.key: p.value for p in onnx.load(run / "int8.onnx").metadata_props}
+        assert facts["target"] == target
+        assert facts["precision"] == "int8"
+        assert {p.key: p.value for p in onnx.load(run / "fp32.onnx").metadata_props}["precision"] == "fp32"
+
+
+def test_figures_from_another_backend_than_the_targets_are_labelled(runs, monkeypatch):
+    monkeypatch.chdir(runs("tensorrt"))
+    assert "not its target" in invoke("build-engine", "--int8", "--backend", "onnxruntime")
+    assert "not its target" in invoke("profile", "--runs", 3)
+    monkeypatch.chdir(runs("onnxruntime"))
+    assert "not its target" not in invoke("build-engine", "--int8", "--backend", "onnxruntime")
+
+
+# Runs that were calibrated on arrays have no image preprocessing.
+
+
+def test_a_run_of_arrays_is_bundled(arrays, monkeypatch, tmp_path):
+    monkeypatch.chdir(arrays)
+    invoke("build-engine", "--int8", "--bundle", tmp_path / "bundle")
+    settings = json.loads((tmp_path / "bundle" / "preprocessing.json").read_text())
+    assert settings["shape"] == [2, 1, 64]
+
+
+def test_engines_are_compared_on_arrays(arrays, monkeypatch):
+    monkeypatch.chdir(arrays)
+    invoke("build-engine", "--int8", "--backend", "onnxruntime")
+    output = invoke("evaluate", *flag_if_required("evaluate", "--engines"), "--data", "signals.npz")
+    assert "int8 onnxruntime" in output
+
+
+def test_a_bundle_names_the_classes_that_the_run_knows(monkeypatch, tmp_path):
+    """Labels come from the manifest, whatever the title of the model."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    (tmp_path / "pets.yaml").write_text(
+        "model_name: pets\ninput_size: 32\nnum_classes: 2\ninput_filters: 8\n"
+        "blocks:\n  - {filters: 8, padding: 1}\n"
+    )
+    invoke("train", write_pets_recipe(tmp_path), "--epochs", 1, "--device", "cpu", "--output", "trained")
+    invoke(
+        "calibrate", "--arch", "pets.yaml", "--weights", "trained/weights.safetensors", "--data", "images",
+        "--target", "tensorrt",
+    )  # fmt: skip
+    invoke("build-engine", "--int8", "--bundle", tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "labels.txt").read_text().splitlines() == ["cat", "dog"]
+
+
+def write_pets_recipe(folder):
+    path = folder / "recipe.yaml"
+    path.write_text("arch: pets.yaml\ndata: images\neval-data: images\nimage-size: 32\nbatch: 2\n")
+    return path
+
+
+# A run appears whole or not at all.
+
+
+def test_a_failed_calibration_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("onnx.checker.check_model", fail)
+    invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine", code=1)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine")
+    assert (tmp_path / "mine" / "manifest.json").is_file()
+
+
+def fail(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_what_a_killed_calibration_left_is_gone_after_the_next(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-m", "cli", "calibrate", "--arch", "s0", "--images", "64", "--output", "mine"]
+    root = Path(__file__).resolve().parents[1]
+    killed = subprocess.Popen(
+        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.rglob("fused.safetensors")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    assert not (tmp_path / "mine").exists()
+    invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]

@@ -1,0 +1,36 @@
+import pytest
+import torch
+
+from mobileone_q.training.optim import cosine, make_optimizer, parameter_groups, set_rates
+from mobileone_q.training.settings import TrainingSettings
+
+
+def test_rates_rise_and_fall_along_cosines():
+    settings = TrainingSettings(
+        lr=1.0, final_lr=0.1, warmup_steps=4, weight_decay=0.2, final_weight_decay=0.02
+    )
+    parameters = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    groups = [
+        {"params": [p], "lr_scale": s, "decays": d} for p, s, d in zip(parameters, (1, 0.5), (True, False))
+    ]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    rates = [set_rates(optimizer, settings, step, 100) for step in range(101)]
+    assert rates[:4] == sorted(rates[:4])
+    assert max(rates) < 1.0
+    assert rates[50] == pytest.approx(cosine(1.0, 0.1, 0.5)) == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(0.02), 0.0]
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.05)
+
+
+def test_only_kernels_decay_unless_the_model_says_otherwise():
+    plain = torch.nn.Linear(3, 2)
+    assert [(len(g["params"]), g["decays"]) for g in parameter_groups(plain)] == [(1, True), (1, False)]
+
+    class Grouped(torch.nn.Linear):
+        def parameter_groups(self):
+            return [{"params": list(self.parameters()), "lr_scale": 0.5, "decays": False}]
+
+    optimizer = make_optimizer(Grouped(3, 2), TrainingSettings(lr=1.0, warmup_steps=0, weight_decay=0.1))
+    set_rates(optimizer, TrainingSettings(lr=1.0, warmup_steps=0, weight_decay=0.1), 0, 10)
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.0)]
