@@ -165,7 +165,7 @@ def test_signals_from_arrays_through_the_command_line(tmp_path):
         tmp_path / "run",
     )
     assert "accuracy on 10 images" in output
-    assert "speed-up" in invoke("build-engine", "--run", tmp_path / "run", "--backend", "onnxruntime")
+    assert "speed-up" in invoke("build-engine", tmp_path / "run", "--backend", "onnxruntime")
     np.savez(tmp_path / "short.npz", x=x[:, :, :60])
     assert "(2, 1, 60), and tiny takes (2, 1, 64)" in refused(
         "calibrate", *options, "--data", tmp_path / "short.npz"
@@ -213,7 +213,7 @@ def test_random_architectures_fuse_exactly_and_run_in_int8():
 
 
 def test_the_certificate_would_notice_a_dropped_dilation():
-    """The property above can fail: a branch without its dilation is not what fusion gives."""
+    """The test above can fail: a branch without its dilation differs from the fused convolution."""
     arch = build(input_filters=8, input_size=32, blocks=[{"filters": 8, "dilation": 2, "padding": 2}])
     model = random_model(arch)
     for branch in model.block("stage1.0.dw").kxk:
