@@ -20,7 +20,7 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import MobileOneQError
 from mobileone_q.jetpack import JETSON_MODULES
-from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS
+from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
     ARCH,
     ARCH_HELP,

@@ -125,7 +125,7 @@ def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, b
     proto = to_onnx(shipped)
     names = with_codes(proto, shipped)
     x = next(tensors(images))[:16]
-    engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimise=False)[1:]]
+    engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimize=False)[1:]]
     blocks = [block for _, block in trainable.blocks()]
     shifts = [128 if target == "tensorrt" and block.grid == UINT8 else 0 for block in blocks]
     apart = total = 0
