@@ -16,11 +16,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mobileone_q", "calibrate")
 # Tests of more than one module; every other file is named after the module that it tests.
 OF_MANY_MODULES = {
-    "models/test_fuse_properties.py": "fusion of architectures drawn at random",
+    "calibrate/test_properties.py": "what holds of any input, drawn at random",
+    "models/test_import_order.py": "which module is imported first must not matter",
+    "runs/test_array_runs.py": "runs calibrated on arrays, through every command",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
     "test_floors.py": "the floors",
     "test_packaging.py": "wheel and sdist",
     "test_real.py": "real weights and images, of the developers' folder",
+    "test_wrong_answers.py": "questions that one place must answer",
 }
 
 
