@@ -159,7 +159,7 @@ def test_a_run_of_arrays_is_bundled(arrays, monkeypatch, tmp_path):
 def test_engines_are_compared_on_arrays(arrays, monkeypatch):
     monkeypatch.chdir(arrays)
     invoke("build-engine", "--int8", "--backend", "onnxruntime")
-    output = invoke("evaluate", *flag_if_required("evaluate"), "--data", "signals.npz")
+    output = invoke("evaluate", *flag_if_required("evaluate", "--engines"), "--data", "signals.npz")
     assert "int8 onnxruntime" in output
 
 

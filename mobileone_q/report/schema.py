@@ -251,9 +251,25 @@ def json_schemas() -> dict[str, str]:
     models: dict[str, type[Document]] = {"report": Report, "manifest": Manifest}
     texts = {}
     for name, model in models.items():
-        schema = {"$schema": DIALECT, **model.model_json_schema(mode="serialization")}
+        schema = {"$schema": DIALECT, **_plain(model.model_json_schema(mode="serialization"))}
         texts[f"{name}.schema.json"] = json.dumps(schema, indent=2) + "\n"
     return texts
+
+
+def _plain(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON Schema without what differs between versions of pydantic, or repeats a key's name."""
+    plain: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in ("$defs", "properties"):
+            plain[key] = {name: _plain(inner) for name, inner in value.items()}
+        elif key == "anyOf":
+            plain[key] = [_plain(inner) for inner in value]
+        elif not (key == "title" or (key == "enum" and "const" in schema)):
+            plain[key] = value
+    for definition in plain.get("$defs", {}).values():
+        definition.pop("description", None)
+        definition["additionalProperties"] = False
+    return plain
 
 
 def main() -> None:

@@ -118,6 +118,10 @@ def test_parts_may_be_files_and_errors_name_them(tmp_path):
         recording["engines"]["int8"] = {"profile": wrong}
         path.write_text(json.dumps(recording))
         assert "is not in the form of trtexec's exports" in refused("profile", "--from", path)
+    whole = json.loads(RECORDED[0].read_text())
+    for key, value in {"device": 7, "batch": "many"}.items():
+        path.write_text(json.dumps(whole | {key: value}))
+        assert f"{path} is not a recording: {key}:" in refused("profile", "--from", path)
     recording["engines"]["int8"]["profile"] = {}
     path.write_text(json.dumps(recording))
     assert "--exportProfile wrote, a list" in refused("profile", "--from", path)
