@@ -56,6 +56,7 @@ def test_latency_on_one_thread(run):
         assert 0.3 * total < sum(row[column] for row in latency["layers"]) < 1.15 * total
 
 
+@pytest.mark.long
 def test_distillation_on_the_calibration_images(run, tmp_path):
     """A quarter of the default's steps: for ``tensorrt`` too few to win anything, and none to lose much."""
     invoke("qat", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")

@@ -14,24 +14,21 @@ from mobileone_q.engines.tensorrt.calibration_cache import DEFAULT_VERSION, head
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
+from tests.helpers.calibrated import calibrated_network
+from tests.helpers.networks import random_images, relative_error, relu6_network, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4", "relu6"])
 def quantized(request):
-    is_variant = request.param != "relu6"
-    fused = fuse_branches(random_model(small(request.param))) if is_variant else relu6_network()
+    if request.param != "relu6":
+        return calibrated_network(small(request.param), Recipe(target="dla"))
+    fused = relu6_network()
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="dla"))
 
 
 def test_the_cache_byte_by_byte(tmp_path):
     """Against the form published in NVIDIA's sampleINT8: its scales 3c008912 and 3c88edfc."""
-    quantized = calibrate(
-        fuse_branches(random_model(small())),
-        [(random_images(small(), 4).numpy(), None)],
-        Recipe(target="dla"),
-    )
+    quantized = calibrated_network(small(), Recipe(target="dla"))
     for number, (_, block) in enumerate(quantized.blocks()):
         bits = 0x3C008912 if number % 2 == 0 else 0x3C88EDFC
         block.input_scale.copy_(torch.tensor(struct.unpack(">f", bits.to_bytes(4, "big"))[0]))
@@ -103,7 +100,6 @@ def test_the_graph_computes_the_weights_rounded(quantized, tmp_path):
 
 
 def test_only_symmetric_grids_go_into_a_cache():
-    fused = fuse_branches(random_model(small()))
-    images = [(random_images(fused.arch, 4).numpy(), None)]
+    quantized = calibrated_network(small(), Recipe(target="tensorrt"))
     with pytest.raises(ExportError, match="plain symmetric grids, not those of tensorrt"):
-        dla.without_grids(calibrate(fused, images, Recipe(target="tensorrt")))
+        dla.without_grids(quantized)

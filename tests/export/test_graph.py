@@ -14,13 +14,14 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import INT8, UINT8, input_grids
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
+from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.graphs import power_of_two, run, with_codes
 from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4"])
 def fused(request):
-    return fuse_branches(random_model(small(request.param)))
+    return fused_network(small(request.param))
 
 
 def metadata(proto):
@@ -28,7 +29,7 @@ def metadata(proto):
 
 
 def quantized_for(fused, target):
-    return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=target))
+    return calibrated_network(fused.arch, Recipe(target=target))
 
 
 def test_fp32_graph_computes_the_fused_model(fused):
@@ -242,8 +243,7 @@ MIXED = ("stem", "stage1.0.pw", "stage2.1.dw", "head")
 @pytest.mark.parametrize("floats", ["fp32", "fp16"])
 def test_blocks_kept_in_floating_point(fused, target, floats):
     """Kept blocks have no Q/DQ, and real weights in the graph's floating-point type; others stay INT8."""
-    recipe = Recipe(target=target, keep_float=MIXED)
-    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
+    quantized = calibrated_network(fused.arch, Recipe(target=target, keep_float=MIXED))
     assert quantized.keep_float == MIXED
     proto = to_onnx(quantized, float_precision=floats)
     types = {c.name: c.data_type for c in proto.graph.initializer}
@@ -262,8 +262,7 @@ def test_blocks_kept_in_floating_point(fused, target, floats):
 
 
 def test_mixed_model_survives_its_file(fused, tmp_path):
-    recipe = Recipe(keep_float=MIXED)
-    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], recipe)
+    quantized = calibrated_network(fused.arch, Recipe(keep_float=MIXED))
     quantized.save(tmp_path / "mixed.safetensors")
     loaded = QuantizedModel.load(tmp_path / "mixed.safetensors")
     x = random_images(fused.arch, 2)

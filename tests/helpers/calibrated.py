@@ -1,6 +1,6 @@
-"""Small networks, fused and calibrated: each is made once and copied for every test that asks.
+"""Small networks, fused and calibrated: a process makes each once and copies it for every test that asks.
 
-Fusing S4 at 32×32 takes a second and calibrating it six, which is most of what a test of it costs.
+Calibrating S4 at 32×32 takes six seconds, which is most of what a test of its graph costs.
 """
 
 from __future__ import annotations
@@ -10,30 +10,28 @@ import functools
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
+from mobileone_q.architecture.spec import Architecture
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model
 
 
 @functools.cache
-def _fused(name: str) -> FusedModel:
-    return fuse_branches(random_model(small(name)))
+def _fused(arch: Architecture) -> FusedModel:
+    return fuse_branches(random_model(arch))
 
 
-@functools.cache
-def _calibrated(name: str, recipe: Recipe, images: int) -> QuantizedModel:
-    fused = fused_network(name)
-    return calibrate(fused, [(random_images(fused.arch, images).numpy(), None)], recipe)
+@functools.lru_cache(maxsize=24)
+def _calibrated(arch: Architecture, recipe: Recipe, images: int) -> QuantizedModel:
+    return calibrate(fused_network(arch), [(random_images(arch, images).numpy(), None)], recipe)
 
 
-def fused_network(name: str = "s0") -> FusedModel:
-    """A variant at 32×32 with random weights, fused; a copy, which a test may change."""
-    return copy.deepcopy(_fused(name))
+def fused_network(arch: Architecture) -> FusedModel:
+    """``random_model(arch)``, fused; a copy, which a test may change."""
+    return copy.deepcopy(_fused(arch))
 
 
-def calibrated_network(
-    name: str = "s0", target: str = "tensorrt", images: int = 4, **settings: object
-) -> QuantizedModel:
-    """:func:`fused_network` calibrated on random images; ``settings`` are fields of Recipe. A copy."""
-    return copy.deepcopy(_calibrated(name, Recipe(target=target, **settings), images))
+def calibrated_network(arch: Architecture, recipe: Recipe, images: int = 8) -> QuantizedModel:
+    """:func:`fused_network`, calibrated on one batch of random images; a copy, which a test may change."""
+    return copy.deepcopy(_calibrated(arch, recipe, images))

@@ -11,13 +11,13 @@ from mobileone_q.data.inputs import sample_images
 from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import INT8, UINT8
-from tests.helpers.networks import block_codes, disturb, random_images, random_model, small
+from tests.helpers.calibrated import calibrated_network
+from tests.helpers.networks import block_codes, disturb, random_images, small
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
 def quantized(request):
-    fused = fuse_branches(random_model(small()))
-    return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target=request.param))
+    return calibrated_network(small(), Recipe(target=request.param))
 
 
 def test_it_starts_at_the_quantized_model(quantized):
