@@ -18,6 +18,7 @@ PACKAGES = ("mobileone_q", "calibrate")
 OF_MANY_MODULES = {
     "models/test_fuse_properties.py": "fusion of architectures drawn at random",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
+    "test_docs.py": "the pages and the script in docs/",
     "test_floors.py": "the floors",
     "test_packaging.py": "wheel and sdist",
     "test_real.py": "real weights and images, of the developers' folder",
