@@ -20,7 +20,7 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import MobileOneQError
 from mobileone_q.jetpack import JETSON_MODULES
-from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS
+from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
     ARCH,
     ARCH_HELP,
@@ -254,18 +254,21 @@ def qat(
 @main.command()
 @CONFIG_ARGUMENT
 @takes(TrainOptions, "options")
-@takes(EpochSettings, "epochs")
+@takes(EpochSettings, "epoch_settings")
 @takes(TrainingSettings, "settings", defaults=TRAINING)
 @takes(Augmentation, "augmentation", defaults=TRAINING_AUGMENTATION)
 def train(
-    options: TrainOptions, epochs: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
+    options: TrainOptions,
+    epoch_settings: EpochSettings,
+    settings: TrainingSettings,
+    augmentation: Augmentation,
 ) -> None:
     """Train MobileOne on labelled inputs, as the recipe CONFIG says, such as configs/sample.yaml."""
     from mobileone_q.runs.train import train_run
 
     made = train_run(
         options.arch, options.weights, options.data, options.eval_data, options.image_size, options.output,
-        epochs=epochs, settings=settings, augmentation=augmentation, resume=options.resume,
+        epochs=epoch_settings, settings=settings, augmentation=augmentation, resume=options.resume,
     )  # fmt: skip
     if made is not None:
         path, outcome = made

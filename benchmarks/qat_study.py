@@ -34,7 +34,7 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.measure import measure_accuracy
 
 COMMAND = [sys.executable, "-m", "cli"]
@@ -68,11 +68,11 @@ def reported(run: Path) -> Measured:
 
 def test(path: Path, images: Batches) -> dict[str, Any]:
     """A run's accuracy on other images than its own."""
-    run = Run(path)
+    run = RunFolder(path)
     return asdict(measure_accuracy(run, QuantizedModel.load(run.quantized), images).accuracy)
 
 
-def spoil(run: Run) -> None:
+def spoil(run: RunFolder) -> None:
     """Put the poor recipe's network in place of a run's."""
     fused = FusedModel.load(run.fused)
     inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions())
@@ -111,7 +111,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
         run, more = folder / start, STARTS[start]
         command("calibrate", "--arch", "s0", "--target", "tensorrt", "--output", run)
         if start == "poor":
-            spoil(Run(run))
+            spoil(RunFolder(run))
         for branches in BRANCHES:
             runs = made[start, branches] = [folder / f"{start}-{branches}-{seed}" for seed in args.seeds]
             for seed, output in zip(args.seeds, runs):

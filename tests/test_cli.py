@@ -151,7 +151,8 @@ def test_a_run_for_dla(tmp_path):
     report = json.loads((run / "report.json").read_text())
     assert report["accuracy"]["kl"] > 1e-4
     output = invoke("evaluate", run, "--images", 50)
-    assert "pass --dla 0" in refused("build-engine", run)
+    assert "--target onnxruntime" in refused("build-engine", run, "--backend", "onnxruntime")
+    assert "pass --dla 0" in refused("build-engine", run, "--backend", "tensorrt")
     assert "int8 onnxruntime" not in output
 
 

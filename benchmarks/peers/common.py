@@ -1,7 +1,7 @@
 """The protocol between ``benchmarks/peers.py`` and a tool's script, in the tool's own environment.
 
 A script is called with SETTING FP32_ONNX IMAGES_NPY OUTPUT_ONNX. The images are float32
-(N, 3, H, W), normalised. It writes the quantized graph (input ``input``) and prints, last, one line
+(N, 3, H, W), normalized. It writes the quantized graph (input ``input``) and prints, last, one line
 of JSON: the seconds from the FP32 file and images in memory to the written INT8 graph. Importing
 libraries and reading images are left out; ``OMP_NUM_THREADS`` threads compute.
 """

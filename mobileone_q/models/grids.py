@@ -92,14 +92,14 @@ def mixed_grids(arch: Architecture, target: str, keep_float: Collection[str]) ->
 def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
     """How a uint8 grid between two blocks becomes an int8 one with zero-point 0, if it can.
 
-    Either way the tensor loses 128 s before it is quantized, so that codes 0..255 become
-    -128..127, and the consumer's bias takes back 128 s times the sum of its weights. That is
-    exact only where every output sees all inputs: not at a zero-padded border.
+    Either way 128 s is subtracted from the tensor before it is quantized, where s is its scale, so that
+    codes 0..255 become -128..127. The consumer's bias takes back 128 s times the sum of its weights. That
+    is exact only where every output sees all inputs, which it does not at a zero-padded border.
 
-    ``saturate``: the producer's bias loses 128 s and its ReLU goes, since what it would have cut
-    saturates at -128. Of a ReLU6 the upper cut stays, at 6 - 128 s, unless the grid ends below it.
-    ``offset``: after pooling, where a ReLU cannot be deferred, an Add does it.
-    Behind an SE gate there is no bias to take from, and an Add on a whole map is not worth it.
+    ``saturate``: the producer's bias loses 128 s and its ReLU is left out, since what it would have cut
+    saturates at -128. The upper cut of a ReLU6 stays, at 6 - 128 s, unless the grid ends below it.
+    ``offset``: after pooling, where a ReLU cannot be deferred, an Add subtracts 128 s.
+    Behind an SE gate there is no bias to subtract from, and an Add on a whole map is not worth its time.
     """
     if consumer.pool:
         return "offset"
@@ -113,7 +113,6 @@ def weight_scales(weight: Tensor) -> Tensor:
 
 
 def quantize_weight(weight: Tensor, scale: Tensor) -> Tensor:
-    """Round to the nearest code, ties to even: float (C_out, ...), (C_out,) to int8."""
-    return (
-        (weight / per_output_channel(scale, weight)).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8)
-    )
+    """int8 codes of ``weight`` (C_out, ...) on ``scale`` (C_out,), each the nearest one, ties to even."""
+    step = per_output_channel(scale, weight)
+    return (weight / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS).to(torch.int8)

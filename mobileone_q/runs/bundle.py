@@ -18,13 +18,13 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.deploy import run_image
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE, trtexec_line
-from mobileone_q.errors import EngineError, FileError
+from mobileone_q.errors import FileError
 from mobileone_q.files import write_json, write_text
 from mobileone_q.models.fused import FusedModel
-from mobileone_q.names import Precision, pairing
+from mobileone_q.names import Precision
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
-from mobileone_q.runs.graphs import build_options, write_graph
+from mobileone_q.runs.graphs import build_options, refuse_foreign_target, write_graph
 from mobileone_q.runs.staging import new_folder
 
 ENGINE = "model.plan"
@@ -67,9 +67,7 @@ def write_bundle(run: RunFolder, folder: Path, precision: Precision, options: Bu
     """
     manifest, arch = run.read_manifest(), FusedModel.load(run.fused).arch
     if precision == "int8":
-        refusal = pairing(manifest.target, "tensorrt", options.dla_core).refusal
-        if refusal:
-            raise EngineError(f"{run.path}: {refusal}")
+        refuse_foreign_target(run, "tensorrt", options.dla_core)
     options = build_options(run, precision, options)
     with new_folder(folder, folder.name) as place:
         _fill(run, manifest, arch, place.path, precision, options)

@@ -22,8 +22,9 @@ from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.checkpoints.download import fetch, is_name
 from mobileone_q.checkpoints.load import Checkpoint, load_model, save_fused, stored_image_size
+from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.inputs import Inputs, as_source, certificate_images, choose_inputs, draw
+from mobileone_q.data.inputs import Inputs, as_source, certificate_images, choose_inputs, draw, sample_images
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.errors import RunError
@@ -103,7 +104,7 @@ def load(weights: str | Path, arch: str, image_size: int | Pair | None = None) -
 
     Example:
         >>> import mobileone_q as mq
-        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0")
+        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0", image_size=32)
         >>> model.title, model.is_fused, model.arch.num_classes
         ('MobileOne-S0', False, 10)
     """
@@ -242,7 +243,7 @@ def calibrate(
 
     Example:
         >>> import mobileone_q as mq
-        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0")
+        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0", image_size=32)
         >>> result = mq.calibrate(model, mq.sample_images("calibration"), target="tensorrt", count=16)
         >>> result.quantized.target, len(result.inputs.calibration)
         ('tensorrt', 16)
@@ -253,7 +254,12 @@ def calibrate(
     else:
         calibration = draw(as_source(images, model.arch, preprocessing), count, seed)
     classes = calibration.source.classes
-    inputs = Inputs(model.title, model.checkpoint.path, calibration, None, classes)
+    is_sample = (
+        model.checkpoint.path == sample.WEIGHTS
+        and calibration.source.name == sample_images("calibration").name
+    )
+    title = sample.NAME if is_sample else model.title
+    inputs = Inputs(title, model.checkpoint.path, calibration, None, classes, is_sample)
     settled = settled or Recipe(target=settled_target(target))
     return calibrate_inputs(model, inputs, settled, seed, progress=progress)
 

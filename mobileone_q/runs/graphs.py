@@ -11,7 +11,7 @@ from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import BackendName, FloatPrecision, Precision
+from mobileone_q.names import BackendName, FloatPrecision, Precision, pairing
 from mobileone_q.runs.folder import RunFolder
 
 
@@ -54,18 +54,23 @@ def graph_name(
     return "int8" if run.read_manifest().target == "dla" or backend_name == "onnxruntime" else "int8-fp16"
 
 
-def build_options(run: RunFolder, precision: Precision, options: BuildOptions) -> BuildOptions:
-    """The options for one precision of a run: FP32 never goes to the DLA, which computes in none,
-    and a DLA gets one batch size, the typical one.
+def refuse_foreign_target(run: RunFolder, backend_name: BackendName, dla_core: int | None) -> None:
+    """Check that a backend may run the run's INT8 graph, before anything is built or written.
 
     Raises:
-        EngineError: INT8 and DLA, and a run that was calibrated for another target, or the reverse.
+        EngineError: it would compute something else; the message says what to do.
     """
-    target = run.read_manifest().target
-    if precision == "int8" and options.dla_core is not None and target != "dla":
-        raise EngineError(f"{run.path} is for target {target}, not DLA; calibrate it with --target dla")
-    if precision == "int8" and options.dla_core is None and target == "dla":
-        raise EngineError(f"{run.path} is for DLA; pass --dla 0, or calibrate it with --target tensorrt")
+    verdict = pairing(run.read_manifest().target, backend_name, dla_core)
+    if verdict.is_refused:
+        raise EngineError(f"{run.path}: {verdict.refusal}")
+
+
+def build_options(run: RunFolder, precision: Precision, options: BuildOptions) -> BuildOptions:
+    """The options for one precision of a run.
+
+    FP32 never goes to the DLA, which does not compute in it. A DLA takes one batch size: the typical
+    one.
+    """
     dla_core = None if precision == "fp32" else options.dla_core
     cache = str(run.calibration_cache) if precision == "int8" and dla_core is not None else None
     # What a DLA cannot do in INT8 it does in FP16.

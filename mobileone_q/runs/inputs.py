@@ -29,6 +29,10 @@ def inputs_of(
     seen = manifest.images
     if eval_data is None and data is None and seen.evaluation not in (None, seen.source):
         eval_data = Path(seen.evaluation)
+    if data is None and not Path(seen.source).exists():
+        raise DataError(
+            f"the inputs that {run.path} was calibrated on are not on disk ({seen.source}); pass --data"
+        )
     options = InputOptions(
         weights=Path(manifest.weights.path),
         data=data or Path(seen.source),
@@ -63,6 +67,8 @@ def prepared(images: object, arch: Architecture, manifest: Manifest, count: int 
     Raises:
         DataError: inputs of another kind or shape than the run was calibrated on.
     """
+    if isinstance(images, Batches):
+        return images
     source = as_source(images, arch, manifest.preprocessing)
     if manifest.preprocessing is None and source.preprocessing is not None:
         raise DataError(

@@ -66,7 +66,7 @@ def stage(output: Path | None, name: str) -> Path:
         prefix = f".{output.name if output else name}.partial-{os.getpid()}-"
         return Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
     except OSError as error:
-        raise FileError(f"cannot write to {place}: {error.strerror}; choose another --output") from error
+        raise FileError(f"cannot write to {place}: {error.strerror}; choose another folder") from error
 
 
 def final_place(output: Path | None, name: str) -> Path:
@@ -79,7 +79,7 @@ def final_place(output: Path | None, name: str) -> Path:
         names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
         return next(path for path in map(RUNS.joinpath, names) if not path.exists())
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(f"{output} is not empty; choose another --output, so that nothing in it is lost")
+        raise RunError(f"{output} is not empty; choose another folder, so that nothing in it is lost")
     return output
 
 

@@ -213,7 +213,7 @@ def test_random_architectures_fuse_exactly_and_run_in_int8():
 
 
 def test_the_certificate_would_notice_a_dropped_dilation():
-    """The property above can fail: a branch without its dilation is not what fusion gives."""
+    """The test above can fail: a branch without its dilation differs from the fused convolution."""
     arch = build(input_filters=8, input_size=32, blocks=[{"filters": 8, "dilation": 2, "padding": 2}])
     model = random_model(arch)
     for branch in model.block("stage1.0.dw").kxk:

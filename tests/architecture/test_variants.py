@@ -1,3 +1,5 @@
+"""The table of S0 to S4, and architectures through JSON."""
+
 import json
 
 import pytest

@@ -30,7 +30,7 @@ def statistics_of(model: FusedModel, count: int = IMAGES) -> tuple[Statistics, l
 
 
 def sources(model: FusedModel, after: FusedModel) -> dict[int, int]:
-    """Which channel each dead one has become a copy of."""
+    """For each dead channel, the channel that it has become a copy of."""
     before, now = (m.block(BEFORE).weight.flatten(1) for m in (model, after))
     return {k: int((before == now[k]).all(1).nonzero()[0]) for k in DEAD}
 

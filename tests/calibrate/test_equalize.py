@@ -117,7 +117,7 @@ def test_dead_channels_into_a_depthwise_block_do_not_keep_huge_weights():
 
 
 def test_expected_error_is_what_rounding_does():
-    """Against the error measured when inputs and weights are really rounded, each to the nearest code."""
+    """The reference is the error measured when inputs and weights are rounded, each to the nearest code."""
     torch.manual_seed(0)
     block = FusedBlock(BlockSpec("b", 256, 32)).requires_grad_(False)
     block.weight.normal_()
@@ -138,7 +138,7 @@ def test_expected_error_is_what_rounding_does():
 
 
 def test_channels_get_more_even_where_rounding_of_weights_is_made_good():
-    """What matters less on the side of the weights is given away there."""
+    """Errors of weights matter less then, so the channels get more of the freedom."""
     model = uneven("s0")
     statistics = collect(model, [random_images(model.arch, 32)])
 
@@ -153,7 +153,7 @@ def test_channels_get_more_even_where_rounding_of_weights_is_made_good():
 
 
 def test_the_classifier_s_alpha_is_the_one_with_the_least_kl():
-    """Features with a few wide channels that decide, and weights that even out what alpha leaves."""
+    """The features have a few wide channels that decide, and the weights even out what alpha leaves."""
     torch.manual_seed(0)
     head = FusedBlock(BlockSpec("head", 64, 10, activation="none", pool=True)).requires_grad_(False)
     head.weight.normal_()

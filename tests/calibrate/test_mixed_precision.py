@@ -17,7 +17,7 @@ RANKING = list("abcdefghij")
 
 
 def search(needs: set[str], max_drop_pts: float = 0.5, cost=None):
-    """(names kept, sets tried) where a drop of 1 is left until all of ``needs`` are kept."""
+    """(names kept in floating point, sets tried), where only all of ``needs`` together remove a drop of 1."""
     tried = []
 
     def drop_pts(kept):
@@ -36,7 +36,7 @@ def test_keeps_what_is_needed_and_gives_the_rest_back(needs):
 
 
 def test_of_two_that_would_do_the_cheaper_stays():
-    """Either of a and b is enough beside c: the dear one goes back to INT8."""
+    """Either of a and b is enough beside c: the costly one goes back to INT8."""
 
     def drop_pts(kept):
         return 0.0 if "c" in kept and {"a", "b"} & set(kept) else 1.0
@@ -54,7 +54,7 @@ def test_what_int8_saves_is_never_negative_and_largest_where_most_is_moved():
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory):
-    """A checkpoint with one block that INT8 cannot follow, and images labelled by its own FP32."""
+    """A checkpoint with one block that INT8 cannot follow, and images labeled by its own FP32 answers."""
     folder = tmp_path_factory.mktemp("spoilt")
     fused = fuse_branches(load_model(sample.WEIGHTS, "s0")[0])
     # Two equal channels whose huge weights cancel: INT8 has no codes left for all the others.

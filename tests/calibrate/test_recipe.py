@@ -8,7 +8,7 @@ import torch
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.errors import CalibrationError
-from mobileone_q.models.fuse import fuse
+from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import random_images, random_model, small
 
 SWITCHES = [field.name for field in fields(Recipe) if isinstance(field.default, bool)]
@@ -47,7 +47,7 @@ def network():
 
     Some channels are dead, one position is massive, and one stem weight reads an input that never varies.
     """
-    fused = fuse(random_model(small()))
+    fused = fuse_branches(random_model(small()))
     fused.block("stem").bias[[3, 17]] = -100
     for name in ("stem", "stage1.0.pw"):
         fused.block(name).weight[8] *= 10

@@ -100,7 +100,7 @@ def test_codes_stay_on_the_grid():
 
 
 def test_a_huge_weight_of_an_input_that_hardly_varies_is_clipped():
-    """It would take all resolution from its row; what clipping costs is a constant, for the bias."""
+    """It would take all resolution from its row. Clipping costs a constant, which the bias takes."""
     torch.manual_seed(0)
     x = torch.randn(2000, 16).double()
     x[:, 3] = 1 + 1e-5 * x[:, 3]

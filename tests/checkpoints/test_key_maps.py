@@ -1,4 +1,4 @@
-"""Key maps: golden keys of other codebases, and one set of weights under all of their names."""
+"""Key maps, through files: golden keys and outputs, wrappers, and one set of weights under all names."""
 
 import json
 from typing import get_args

@@ -1,3 +1,5 @@
+"""Checkpoints load from good files, and bad files are refused in one line."""
+
 import os
 import pickle
 

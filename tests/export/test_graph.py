@@ -108,7 +108,7 @@ def test_saturating_relu_gives_the_uint8_codes_less_128(exact):
     unshifted = to_onnx(quantized)
     with_codes(unshifted, quantized)
     x = (random_images(fused.arch, 4) * 16).round() / 16
-    int8, uint8 = (run(p, x, *names, optimise=False)[1:] for p in (plain, unshifted))
+    int8, uint8 = (run(p, x, *names, optimize=False)[1:] for p in (plain, unshifted))
     for name, a, b in zip(names, int8, uint8):
         shift = 128 if quantized.block(name.split("/")[0]).grid == UINT8 else 0
         difference = a.astype(int) + shift - b.astype(int)
@@ -137,7 +137,7 @@ def test_saturating_relu6_gives_the_uint8_codes_less_128(stretch):
     unshifted = to_onnx(quantized)
     with_codes(unshifted, quantized)
     assert ("Min" in {node.op_type for node in plain.graph.node}) == (stretch == 1)
-    int8, uint8 = (run(p, images, *names, optimise=False)[1:] for p in (plain, unshifted))
+    int8, uint8 = (run(p, images, *names, optimize=False)[1:] for p in (plain, unshifted))
     shifted = 0
     for name, a, b in zip(names, int8, uint8):
         block = quantized.block(name.split("/")[0])
@@ -150,13 +150,13 @@ def test_saturating_relu6_gives_the_uint8_codes_less_128(stretch):
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
-@pytest.mark.parametrize("optimise", [True, False])
-def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
+@pytest.mark.parametrize("optimize", [True, False])
+def test_engine_and_simulation_agree_block_by_block(fused, target, optimize):
     """Given the engine's own codes, the simulated block gives the engine's next codes."""
     quantized = quantized_for(fused, target)
     proto = to_onnx(quantized)
     names = with_codes(proto, quantized)
-    codes = run(proto, random_images(fused.arch, 4), *names, optimise=optimise)[1:]
+    codes = run(proto, random_images(fused.arch, 4), *names, optimize=optimize)[1:]
     blocks = [block for _, block in quantized.blocks()]
     wrong = total = 0
     for block, consumer, given, expected in zip(blocks, blocks[1:], codes, codes[1:]):
@@ -168,10 +168,10 @@ def test_engine_and_simulation_agree_block_by_block(fused, target, optimise):
         difference = np.abs(ours - (expected.reshape(ours.shape).astype(np.float32) + next_shift))
         # ONNX Runtime's integer kernels round the float bias to steps of their int32 sums.
         bias_step = (block.input_scale * block.weight_scale).max() / consumer.input_scale
-        assert difference.max() <= (1 + bias_step / 2 if optimise else 1), consumer.spec.name
+        assert difference.max() <= (1 + bias_step / 2 if optimize else 1), consumer.spec.name
         wrong += int((difference > 0).sum())
         total += difference.size
-    assert wrong / total < (5e-3 if optimise else 1e-4)
+    assert wrong / total < (5e-3 if optimize else 1e-4)
 
 
 def test_metadata_says_what_the_file_is(fused, tmp_path):
@@ -256,7 +256,7 @@ def test_blocks_kept_in_floating_point(fused, target, floats):
             floating if is_kept else onnx.TensorProto.INT8
         )
     x = random_images(fused.arch, 4)
-    engine = torch.from_numpy(run(proto, x, optimise=False)[0])
+    engine = torch.from_numpy(run(proto, x, optimize=False)[0])
     assert relative_error(quantized(x), engine) < 0.02
     assert relative_error(fused(x), quantized(x)) < 0.12
 

@@ -10,7 +10,7 @@ def build(**fields):
     return ArchitectureConfig.model_validate(fields).build()
 
 
-# Small enough that 200 of them take seconds; sizes that differ by axis, and padding beside "same".
+# Small, so that 200 of them take seconds. Sizes may differ by axis, and padding is not always "same".
 ODD = st.sampled_from([1, 3, 5])
 sizes = st.one_of(ODD, st.tuples(ODD, ODD))
 steps = st.one_of(st.integers(1, 2), st.tuples(st.integers(1, 2), st.integers(1, 2)))
@@ -55,7 +55,7 @@ def architectures(draw):
                 block[key] = block[key] if isinstance(block[key], int) else block[key][1]
     try:
         return build(**fields)
-    except ArchitectureError:  # nothing left of the input: as good as another draw
+    except ArchitectureError:  # nothing is left of the input: make a larger one of it
         for block in fields["blocks"]:
             block |= {"strides": 1, "padding": 4, "dilation": 1}
         return build(**fields)

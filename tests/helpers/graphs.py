@@ -9,9 +9,9 @@ from onnx import TensorProto, helper
 from mobileone_q.models.quantized import QuantizedModel
 
 
-def run(proto, x, *extra, optimise=True):
+def run(proto, x, *extra, optimize=True):
     options = onnxruntime.SessionOptions()
-    if not optimise:
+    if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
     return session.run(["logits", *extra], {"input": x.numpy()})

@@ -30,7 +30,7 @@ def bundled():
 
 
 def trained(quantized, fused, model, branches, images):
-    """A step of distillation on each batch."""
+    """A trainable model after one step of distillation on each batch."""
     trainable = FakeQuantModel(quantized) if branches == "fused" else with_branches(quantized, model)
     update_statistics(trainable.train(), True)
     rate = 0.6 if branches == "fused" else 0.01  # few steps must change codes
@@ -59,7 +59,7 @@ def test_it_starts_at_the_quantized_model_and_ships_what_it_trains(arch, target)
 
 
 def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
-    """To first order in nothing: with weights far from rounding, the chain follows the fold."""
+    """The biases, which are not rounded, change exactly as those of the folded network do."""
     model, fused, images = bundled
     changed = copy.deepcopy(model)
     for norm in batch_norms(changed):
@@ -113,8 +113,10 @@ def test_batch_statistics_move_until_they_are_frozen(bundled):
 @pytest.mark.parametrize("branches", ["fused", "live"])
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, branches):
-    """Each trained block, fed the engine's codes, gives the engine's next ones: at most 1 LSB apart,
-    on at most 0.1 % of activations."""
+    """Each trained block, fed the engine's codes, gives the engine's next codes.
+
+    They are at most 1 apart, on at most 0.1 % of activations.
+    """
     model, fused, images = bundled
     quantized = calibrate(fused, images, Recipe(target=target))
     trainable = trained(quantized, fused, model, branches, images)
@@ -123,7 +125,7 @@ def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, b
     proto = to_onnx(shipped)
     names = with_codes(proto, shipped)
     x = next(tensors(images))[:16]
-    engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimise=False)[1:]]
+    engine = [torch.from_numpy(codes).float() for codes in run(proto, x, *names, optimize=False)[1:]]
     blocks = [block for _, block in trainable.blocks()]
     shifts = [128 if target == "tensorrt" and block.grid == UINT8 else 0 for block in blocks]
     apart = total = 0

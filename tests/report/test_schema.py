@@ -15,7 +15,7 @@ from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report, json_schemas
 from mobileone_q.report.terminal import print_parity, print_report
 from mobileone_q.runs.bundle import input_facts, labels
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import small
 from tests.helpers.records import ACCURACY, make_manifest, make_report
@@ -157,7 +157,7 @@ def broken(bundled, tmp_path_factory):
     """A copy of the sample's run in which one file at a time is damaged."""
     import shutil
 
-    return Run(shutil.copytree(bundled[0], tmp_path_factory.mktemp("broken") / "run"))
+    return RunFolder(shutil.copytree(bundled[0], tmp_path_factory.mktemp("broken") / "run"))
 
 
 @pytest.mark.parametrize(

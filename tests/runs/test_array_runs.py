@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobileone_q.architecture.registry import choose_architecture
+from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.checkpoints.load import save_model
 from mobileone_q.deploy.run_image import read_array
 from tests.helpers.cli import invoke, refused
@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
     """A run on signals, and beside it the signals and an image."""
     folder = tmp_path_factory.mktemp("arrays")
     arch = write_architecture(folder)
-    save_model(random_model(choose_architecture(str(arch))), folder / "weights.safetensors")
+    save_model(random_model(resolve_architecture(str(arch))), folder / "weights.safetensors")
     data = write_signals(folder)
     write_signals(folder, 20, "others.npz", seed=1)
     (folder / "images").mkdir()

@@ -21,7 +21,7 @@ from mobileone_q.errors import EngineError, RunError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.runs.bundle import write_bundle
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from tests.helpers.networks import random_images, random_model, small
 from tests.helpers.records import make_manifest
 
@@ -66,7 +66,7 @@ int cudaDeviceSynchronize(void) { return 0; }
 
 
 def make_run(folder, target):
-    run = Run(folder)
+    run = RunFolder(folder)
     folder.mkdir()
     fused = fuse_branches(random_model(small()))
     quantized = calibrate(fused, [(random_images(small(), 4).numpy(), None)], Recipe(target=target))
@@ -226,7 +226,7 @@ def test_grids_and_device_must_fit(runs, tmp_path):
 
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_failure_leaves_the_folder_as_it_was(runs, tmp_path, is_there):
-    run = Run(shutil.copytree(runs["tensorrt"].path, tmp_path / "run"))
+    run = RunFolder(shutil.copytree(runs["tensorrt"].path, tmp_path / "run"))
     run.onnx("int8").unlink()
     folder = tmp_path / "bundle"
     if is_there:

@@ -6,7 +6,7 @@ from mobileone_q.engines.base import EngineInfo
 from mobileone_q.evaluation.metrics import SimulationFidelity
 from mobileone_q.names import TARGETS
 from mobileone_q.runs import measure
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from tests.helpers.networks import small
 from tests.helpers.records import ACCURACY, LATENCY, make_report
 
@@ -26,7 +26,7 @@ def latency_of(monkeypatch, tmp_path):
 
     monkeypatch.setattr(measure, "load_engine", lambda *_: Loaded())
     monkeypatch.setattr(measure, "profile_engines", lambda *_, **__: LATENCY)
-    run = Run(tmp_path)
+    run = RunFolder(tmp_path)
     return lambda target, backend: measure.measure_latency(run, small(), target, backend, threads=1, runs=1)
 
 

@@ -16,7 +16,7 @@ from mobileone_q.data.inputs import choose_inputs
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.runs.folder import Run
+from mobileone_q.runs.folder import RunFolder
 from tests.helpers.cli import invoke, refused
 
 QUICK = ("--images", 64, "--epochs", 2, "--batch", 16, "--device", "cpu", "--log-every", 1)
@@ -33,7 +33,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_a_poor_start_is_mended(run, tmp_path):
     """Minmax ranges, no equalization, no correction: three quarters of the answers are lost at first."""
-    poor = Run(shutil.copytree(run, tmp_path / "poor"))
+    poor = RunFolder(shutil.copytree(run, tmp_path / "poor"))
     inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions(images=200))
     fused = FusedModel.load(poor.fused)
     recipe = Recipe.bare(target="tensorrt", range_method="minmax")

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
+from mobileone_q.errors import CheckpointError
+from mobileone_q.files import save_tensors
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.quantized import QuantizedModel
+from tests.helpers.networks import random_images, random_model, small
+
+
+@pytest.fixture(scope="module")
+def fused():
+    return fuse_branches(random_model(small()))
+
+
+def test_quantized_models_round_trip(fused, tmp_path):
+    quantized = calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe())
+    quantized.save(tmp_path / "q.safetensors")
+    loaded = QuantizedModel.load(tmp_path / "q.safetensors")
+    x = random_images(fused.arch)
+    assert loaded.target == "tensorrt"
+    assert torch.equal(loaded(x), quantized(x))
+
+
+def test_a_file_of_an_earlier_version_is_refused(fused, tmp_path):
+    tensors = QuantizedModel(fused.arch, "tensorrt").state_dict()
+    del tensors["stem.scale_factor"]
+    facts = {"architecture": fused.arch.to_dict(), "target": "tensorrt"}
+    save_tensors(tmp_path / "old.safetensors", tensors, "quantized", facts)
+    with pytest.raises(CheckpointError, match=r"old.safetensors .* run `mobileone-q calibrate` again"):
+        QuantizedModel.load(tmp_path / "old.safetensors")
