@@ -115,7 +115,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
         for branches in BRANCHES:
             runs = made[start, branches] = [folder / f"{start}-{branches}-{seed}" for seed in args.seeds]
             for seed, output in zip(args.seeds, runs):
-                words = ["--run", run, "--branches", branches, "--seed", seed, "--output", output]
+                words = [run, "--branches", branches, "--seed", seed, "--output", output]
                 command("qat", *SAMPLE, *more, *words)
             row(start, branches, [reported(output) for output in runs], spread=True)
     if args.test is None or "default" not in args.starts:
@@ -167,7 +167,7 @@ def distilled(start: Path, args: argparse.Namespace, images: int, seed: int) -> 
     made = start.with_name(f"{start.name}-{seed}")
     epochs = max(1, args.steps // max(1, images // args.batch))
     settings = ["--epochs", epochs, "--batch", args.batch, "--seed", seed]
-    command("qat", "--run", start, *settings, "--output", made)
+    command("qat", start, *settings, "--output", made)
     return reported(made)
 
 
