@@ -17,7 +17,7 @@ from mobileone_q.data import sample
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.engines import BuildOptions
-from mobileone_q.errors import EngineError, RunError
+from mobileone_q.errors import EngineError, FileError, RunError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.runs.bundle import write_bundle
@@ -207,7 +207,7 @@ def test_a_bundle_for_dla_brings_its_cache(runs, tmp_path, version, number):
     assert "--maxShapes=input:1x3x32x32" in line  # a DLA takes no range of batch sizes
     first, rest = (folder / "model.calib").read_text().split("\n", 1)
     assert first == f"TRT-{number}-EntropyCalibration2"
-    assert rest == runs["dla"].calibration.read_text().split("\n", 1)[1]
+    assert rest == runs["dla"].calibration_cache.read_text().split("\n", 1)[1]
     refused = build_line(folder, tmp_path, "11.4.1")
     assert refused.returncode == 1
     assert "use JetPack 5 or 6" in refused.stderr
@@ -231,7 +231,7 @@ def test_a_failure_leaves_the_folder_as_it_was(runs, tmp_path, is_there):
     folder = tmp_path / "bundle"
     if is_there:
         folder.mkdir()
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(FileError, match="cannot write"):
         write_bundle(run, folder, "int8", BuildOptions())
     assert folder.exists() == is_there
     assert not is_there or not any(folder.iterdir())
