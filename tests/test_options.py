@@ -3,7 +3,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from mobileone_q.config import read_config
 
 from cli import main
 from mobileone_q.architecture.config import read_architecture
