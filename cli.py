@@ -437,9 +437,8 @@ def _show_latency(run: RunFolder, backend: Any, threads: int, runs: int, batch: 
     from mobileone_q.runs.run import Run
 
     latency = Run(run.path).profile(backend, runs=runs, batch=batch, threads=threads, progress=True)
-    made = run.write_report(run.read_report().with_sections(latency=latency))
     print_latency(latency)
-    print_accuracy(made)
+    print_accuracy(run.read_report())
     click.echo(f"as HTML         {run.html}")
 
 

@@ -4,7 +4,7 @@
 
 Prints Markdown tables for MobileOne-S0: an ablation, a study over seeds and numbers of calibration
 images, scale tuning, and the other target. Every figure is measured on the exported graph in
-ONNX Runtime. Seconds are of calibration alone, with the images already in memory.
+ONNX Runtime. Seconds are those of calibration alone, with the images already in memory.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Study:
         self.comparison = Comparison(self.fused, evaluation, folder)
 
     def measure(self, recipe: Recipe, images: int = 200, seed: int = 0) -> tuple[Accuracy, float]:
-        """(accuracy, seconds of calibration once the images are read)."""
+        """Calibrate and evaluate: (accuracy, seconds of calibration once the images are read)."""
         batches = Batches.choose(self.source, images, seed)
         list(batches)
         started = time.perf_counter()
@@ -104,7 +104,7 @@ def heading(first: str) -> None:
 
 
 def ablation(study: Study) -> None:
-    """Print what each step adds on one draw; the other tables have the last two rows over five draws."""
+    """Print what each step adds, on one draw; the other tables repeat the last two rows on five draws."""
     heading("recipe, target tensorrt")
     for title, recipe in ablation_recipes():
         study.row(title, recipe, SEEDS[:1])

@@ -3,12 +3,14 @@
     apt-get install dataset-fashion-mnist
     python benchmarks/make_sample.py
 
-Reads Fashion-MNIST (MIT licence, github.com/zalandoresearch/fashion-mnist), trains as
-``configs/sample.yaml`` says, unless ``--weights`` brings what `mobileone-q train` wrote, prints FP32
-top-1 on the 10,000 test images, and writes ``mobileone_q/data/sample/weights.safetensors`` (convolutions
-in half precision, which the printed accuracy includes) and ``mobileone_q/data/sample/images.npz`` (500
-calibration images from the training split, 2,000 evaluation images from the test split). About half
-an hour on one core.
+Reads Fashion-MNIST (MIT licence, github.com/zalandoresearch/fashion-mnist). Trains as
+``configs/sample.yaml`` says, or takes with ``--weights`` what `mobileone-q train` wrote before. Prints
+FP32 top-1 on the 10,000 test images, and writes two files in ``mobileone_q/data/sample``:
+
+weights.safetensors   convolutions in half precision, with which the printed accuracy is measured
+images.npz            500 calibration images of the training split, 2,000 evaluation images of the test split
+
+Takes about half an hour on one core.
 """
 
 from __future__ import annotations

@@ -2,16 +2,17 @@
 
     python benchmarks/peers.py --weights mobileone_s0_fused.pth --data calib/ --eval-data val/
 
-Same weights, calibration images, evaluation images and scorer (ONNX Runtime on the CPU) for all.
-Each peer runs in its own environment, made under ``--cache`` from the pins in
-``benchmarks/peers/TOOL.txt`` (Python 3.11 or 3.12); ``PIP_EXTRA_INDEX_URL`` set to PyTorch's index
-of CPU wheels spares CUDA's packages. Prints a Markdown table; ``--output`` keeps it, with a JSON
-file beside it. A peer that fails has a row that says why.
+All have the same weights, calibration images, evaluation images and scorer (ONNX Runtime on the CPU).
+Each peer runs in its own environment, which is made under ``--cache`` from the pins in
+``benchmarks/peers/TOOL.txt`` (Python 3.11 or 3.12). Set ``PIP_EXTRA_INDEX_URL`` to PyTorch's index of
+CPU wheels to do without CUDA's packages. Prints a Markdown table. ``--output`` also writes it to a
+file, with a JSON file beside it. A peer that fails has a row that says why.
 
-Seconds run from the FP32 model's file and images in memory to the written INT8 graph, on
-``--threads`` threads, one tool at a time; reading images and importing libraries are left out.
+Seconds are counted from the FP32 model's file and images in memory to the written INT8 graph, on
+``--threads`` threads, one tool at a time. Reading images and importing libraries are left out.
 "TensorRT form" is read from the graph, see :func:`tensorrt_form`. "RTX builds it" says only that
-TensorRT for RTX accepts the graph: it reads unsigned codes as signed ones.
+TensorRT for RTX accepts the graph. It reads unsigned codes as signed ones, and computes convolutions
+in floating point.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def execute(command: list[str], environment: dict[str, str], timeout_s: int) -> 
 
 
 def variables(own: bool, threads: int) -> dict[str, str]:
-    """The process's environment on ``threads`` threads; only this project's tools get its import path."""
+    """The environment variables of a tool on ``threads`` threads; only ours gets its import path."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     values = {**os.environ, **dict.fromkeys(names, str(threads))}
     values.pop("PYTHONPATH", None)
@@ -117,7 +118,7 @@ def variables(own: bool, threads: int) -> dict[str, str]:
 
 
 def environment(tool: str, cache: Path) -> Path:
-    """Python of the tool's own environment, made again when its requirements change."""
+    """The Python of the tool's own environment, which is made again when its requirements change."""
     if tool == OWN:
         return Path(sys.executable)
     requirements = SCRIPTS / f"{tool}.txt"
@@ -172,7 +173,7 @@ class Graph:
 
 
 def tensorrt_form(path: Path) -> str:
-    """``yes``, or ``no`` and the first thing that TensorRT would not take as it is meant.
+    """``yes``, or ``no`` and the first thing in the graph that TensorRT would refuse or misread.
 
     The form: int8 codes with zero-point 0 throughout, one scale per activation tensor, both inputs
     of every convolution and matrix product quantized, and biases in float.
@@ -224,7 +225,7 @@ class Benchmark:
         return values, labels
 
     def run(self, tool: str, setting: str) -> tuple[Path, float]:
-        """(quantized graph, seconds)."""
+        """Run one tool: (quantized graph, seconds)."""
         python, output = environment(tool, self.args.cache), self.folder / f"{tool}-{setting}.onnx"
         paths = [SCRIPTS / f"{tool}_peer.py", setting, self.graph, self.folder / "images.npy", output]
         command = [str(python), *map(str, paths)]

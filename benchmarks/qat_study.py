@@ -1,12 +1,12 @@
-"""What quantization-aware training wins back: the README's tables, through the command line.
+"""What quantization-aware training wins back: tables of docs/results.md, through the command line.
 
     python benchmarks/qat_study.py sample --test /usr/share/datasets/fashion-mnist
     python benchmarks/qat_study.py imagenet --weights mobileone_s0_fused.pth --data calib/ --eval-data val/
 
 ``sample`` fine-tunes the bundled sample from the default calibration and from a deliberately poor one
-(minmax ranges, no equalization, no correction), with its branches fused and live. ``imagenet``
-distils Apple's MobileOne-S0 on unlabelled images, over the targets and the number of images. Each
-figure is read from a run's report.json, so it is measured on the exported graph. Prints Markdown tables.
+(minmax ranges, no equalization, no correction), with its branches fused and live. ``imagenet`` distils
+Apple's MobileOne-S0 on unlabelled images, for each target and number of images. Each figure is read
+from a run's report.json, so it is measured on the exported graph. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def command(*words: Any) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """A fine-tuned run: the accuracy of its start and its own, as in report.json, and how long it took."""
+    """A fine-tuned run: accuracy before and after, as in report.json, and how long training took."""
 
     before: dict[str, Any]
     after: dict[str, Any]
@@ -84,7 +84,7 @@ def spoil(run: RunFolder) -> None:
 
 
 def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:
-    """One line of the table: means over fine-tuned runs; ``spread``: with extremes."""
+    """Print one line of the table: means over fine-tuned runs, with ``spread`` also the extremes."""
     pairs = [(one.before, one.after) for one in measured]
     shares = [fmean(after["fp32"]["top1"] for _, after in pairs)]
     shares += [fmean(pair[k]["int8"]["top1"] for pair in pairs) for k in (0, 1)]
@@ -104,7 +104,7 @@ def table() -> None:
 
 
 def sample(folder: Path, args: argparse.Namespace) -> None:
-    """Default and poor start, branches fused and live; then the default's runs on all test images."""
+    """Both starts, branches fused and live; then the runs of the default start on all test images."""
     made: dict[tuple[str, str], list[Path]] = {}
     table()
     for start in args.starts:
@@ -115,7 +115,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
         for branches in BRANCHES:
             runs = made[start, branches] = [folder / f"{start}-{branches}-{seed}" for seed in args.seeds]
             for seed, output in zip(args.seeds, runs):
-                words = ["--run", run, "--branches", branches, "--seed", seed, "--output", output]
+                words = [run, "--branches", branches, "--seed", seed, "--output", output]
                 command("qat", *SAMPLE, *more, *words)
             row(start, branches, [reported(output) for output in runs], spread=True)
     if args.test is None or "default" not in args.starts:
@@ -132,7 +132,7 @@ def sample(folder: Path, args: argparse.Namespace) -> None:
 
 
 def imagenet(folder: Path, args: argparse.Namespace) -> None:
-    """S0 over targets and the number of images, each calibrated and distilled on the same ones."""
+    """S0 for each target and number of images, calibrated and distilled on the same images."""
     folds = halves(args.data, args.eval_data, folder / "folds") if args.folds else []
     table()
     for target in args.targets:
@@ -155,7 +155,7 @@ def imagenet(folder: Path, args: argparse.Namespace) -> None:
 def calibrated(
     run: Path, args: argparse.Namespace, target: str, data: Path, eval_data: Path, images: int
 ) -> Path:
-    """A run that was calibrated on the images."""
+    """Calibrate a run on the images."""
     seen = ["--data", data, "--eval-data", eval_data, "--images", images]
     words = ["--arch", "s0", "--weights", args.weights, "--target", target, *seen]
     command("calibrate", *words, "--output", run)
@@ -163,11 +163,11 @@ def calibrated(
 
 
 def distilled(start: Path, args: argparse.Namespace, images: int, seed: int) -> Measured:
-    """The run fine-tuned on the images that it was calibrated on, without labels."""
+    """Fine-tune the run on the images that it was calibrated on, without labels."""
     made = start.with_name(f"{start.name}-{seed}")
     epochs = max(1, args.steps // max(1, images // args.batch))
     settings = ["--epochs", epochs, "--batch", args.batch, "--seed", seed]
-    command("qat", "--run", start, *settings, "--output", made)
+    command("qat", start, *settings, "--output", made)
     return reported(made)
 
 
@@ -194,7 +194,7 @@ def halves(data: Path, eval_data: Path, folder: Path) -> list[tuple[Path, Path]]
 
 
 def flat(place: Path) -> str:
-    """One file name, outside any class folder, since nothing is labelled."""
+    """A path as one file name, which is in no class folder, so that the image has no label."""
     return "-".join(place.parts)
 
 

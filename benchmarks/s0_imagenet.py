@@ -1,8 +1,9 @@
-"""The README's table: Apple's MobileOne-S0 in INT8, for both targets, through the command line.
+"""The first table of docs/results.md: Apple's MobileOne-S0 in INT8, for both targets.
 
     python benchmarks/s0_imagenet.py --weights mobileone_s0_fused.pth --data calib/ --eval-data val/
 
-Needs Apple's weights and a folder of ImageNet images each for calibration and evaluation.
+Needs Apple's weights and two folders of ImageNet images, for calibration and for evaluation. Goes
+through the command line.
 Prints a Markdown table; each figure is read from the run's report.json.
 """
 
@@ -24,7 +25,7 @@ ROUNDS = 5
 
 
 def calibrate(args: argparse.Namespace, target: str, output: Path) -> tuple[dict[str, Any], float]:
-    """(report, seconds of the whole command)."""
+    """Run `calibrate`: (report, seconds of the whole command)."""
     options = {"weights": args.weights, "data": args.data, "eval-data": args.eval_data, "target": target}
     words = [str(word) for key, value in options.items() for word in (f"--{key}", value)]
     started = time.perf_counter()
@@ -37,12 +38,10 @@ def calibrate(args: argparse.Namespace, target: str, output: Path) -> tuple[dict
 
 
 def speedup(output: Path) -> float:
-    """Median over rounds of FP32 / INT8 latency, each round interleaved in itself."""
+    """Median over rounds of FP32 / INT8 latency; the runs of each round are interleaved."""
     ratios = []
     for _ in range(ROUNDS):
-        subprocess.run(
-            [*COMMAND, "build-engine", "--int8", "--run", str(output)], check=True, stdout=sys.stderr
-        )
+        subprocess.run([*COMMAND, "build-engine", "--int8", str(output)], check=True, stdout=sys.stderr)
         ratios.append(json.loads((output / "report.json").read_text())["latency"]["speedup"])
     return statistics.median(ratios)
 

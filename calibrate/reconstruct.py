@@ -171,7 +171,7 @@ def _linear(block: FusedBlock) -> Step:
 
 
 def _multiply(block: QuantizedBlock) -> Step:
-    """From a quantized block's input codes to its output ahead of the activation."""
+    """Computes a quantized block's output, before the activation, from its input codes."""
     return lambda codes: block.multiply(_decode(block, codes))
 
 
@@ -186,5 +186,5 @@ def _shift(error: Tensor) -> Step:
 
 
 def _pass_on(block: QuantizedBlock, following: QuantizedBlock) -> Step:
-    """From a block's output ahead of the activation to the input codes of the one that follows."""
+    """Computes the next block's input codes from a block's output before the activation."""
     return lambda y: _encode(following, following.gather(block.activate(y)))

@@ -91,7 +91,7 @@ def round_compensated(W: Tensor, scale: Tensor, H: Tensor, keep_largest: bool = 
 
 
 def round_rows_together(W: Tensor, scale: Tensor, H: Tensor, fisher: Tensor) -> Tensor:
-    """int8 codes (R, K) as those of :func:`round_compensated`, whose rows make up for each other too.
+    """Round to int8 codes (R, K) as :func:`round_compensated` does; rows make up for each other too.
 
     ``fisher`` (R, R) is the second derivative of a loss by the outputs. The loss of an error E of the
     weights is then nearly trace(E H E^T fisher). What one row has got wrong moves the rows not yet

@@ -84,8 +84,8 @@ def tune_scales(
 def _set_bias_units(model: FakeQuantModel, x: Tensor) -> None:
     """Let a step change a bias as a scale's step changes its outputs: by as large a share of their spread.
 
-    Training's own unit, a share of the bias, is no measure here: one huge bias says nothing of a
-    channel's outputs.
+    The unit that training uses, a share of the bias, does not fit here: a huge bias says nothing
+    about how far a channel's outputs spread.
     """
     for _, block in model.blocks():
         y = block.linear(block.gather(x))

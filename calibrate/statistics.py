@@ -117,7 +117,7 @@ class ChannelHistogram:
 
 
 def position_weights(sample: Tensor, power: int = 2) -> Tensor:
-    """How much each position of a batch (N, C, P) counts in statistics: (N, P), at most 1.
+    """Weights (N, P), at most 1, by which the positions of a batch (N, C, P) count in statistics.
 
     A few positions of a few images carry activations tens of times as large as usual in nearly every
     channel (Sun et al., "Massive Activations", arXiv:2402.17762). A position's energy is the mean over

@@ -46,14 +46,16 @@ class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
         self._outputs = self.arch.ends_of_stages(out_indices)
 
     @classmethod
-    def from_checkpoint(cls, path: Path, arch_name: str, out_indices: Sequence[int] = (1, 2, 3)) -> Backbone:
+    def from_checkpoint(
+        cls, path: str | Path, arch_name: str, out_indices: Sequence[int] = (1, 2, 3)
+    ) -> Backbone:
         """Build a backbone from the checkpoint of a whole network; it is fused if the checkpoint is.
 
         Raises:
             ArchitectureError: there is no such architecture or stage.
             CheckpointError: the file cannot be used, as in :func:`mobileone_q.checkpoints.load.load_model`.
         """
-        model, checkpoint = load_model(path, arch_name)
+        model, checkpoint = load_model(Path(path), arch_name)
         backbone = cls(model.arch, out_indices, fused=checkpoint.is_fused)
         names = backbone.state_dict().keys()
         backbone.load_state_dict({key: value for key, value in model.state_dict().items() if key in names})

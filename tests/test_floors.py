@@ -16,14 +16,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mobileone_q", "calibrate")
 # Tests of more than one module; every other file is named after the module that it tests.
 OF_MANY_MODULES = {
-    "calibrate/test_properties.py": "what holds of any input, drawn at random",
-    "models/test_import_order.py": "which module is imported first must not matter",
-    "runs/test_array_runs.py": "runs calibrated on arrays, through every command",
+    "calibrate/test_properties.py": "calibration of architectures drawn at random",
+    "models/test_import_order.py": "modules of the room import in any order",
+    "runs/test_array_runs.py": "every command on a run that was calibrated on arrays",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
+    "test_docs.py": "the pages and the script in docs/",
     "test_floors.py": "the floors",
     "test_packaging.py": "wheel and sdist",
+    "test_public_face.py": "what the package offers, and what importing it costs",
     "test_real.py": "real weights and images, of the developers' folder",
-    "test_wrong_answers.py": "questions that one place must answer",
+    "test_wrong_answers.py": "what several places once answered differently",
 }
 
 

@@ -27,7 +27,7 @@ def batches(images: np.ndarray, size: int = BATCH) -> list[np.ndarray]:
 
 
 def pin_onnxruntime(threads: int) -> None:
-    """Give ``threads`` to every session that a tool opens; unlike torch, it heeds no variable."""
+    """Give every ONNX Runtime session that a tool opens ``threads`` threads; no variable sets them."""
     import onnxruntime
 
     class Pinned(onnxruntime.InferenceSession):

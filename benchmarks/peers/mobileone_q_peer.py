@@ -1,4 +1,4 @@
-"""This project at its default settings; the setting is the target. The FP32 model lies beside the graph."""
+"""This project with its default recipe; the setting is the target. The FP32 model is beside the graph."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """NNCF on the ONNX graph with full bias correction, its most accurate post-training setting.
 
-It writes unsigned codes after ReLU, and no option of it forces signed ones. For TensorRT's form
-(setting ``rescaled-by-hand``) its activations are quantized per tensor, and then this script, not NNCF,
-lays each unsigned grid's range on the 127 positive codes of a signed one.
+NNCF writes unsigned codes after ReLU, and has no option for signed ones. For TensorRT's form (setting
+``rescaled-by-hand``) activations are quantized per tensor. Then this script, not NNCF, maps the range of
+each unsigned grid onto the 127 positive codes of a signed one.
 """
 
 from __future__ import annotations

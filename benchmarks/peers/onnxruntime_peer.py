@@ -1,4 +1,4 @@
-"""ONNX Runtime's static quantization: stock MinMax, and the best of 18 settings that were tried."""
+"""ONNX Runtime's static quantization: stock MinMax, and the best of the 18 settings that were tried."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ def as_source(images: object, arch: Architecture, preprocessing: Preprocessing |
         DataError: none of these, empty, unreadable, or of a size that the architecture does not take.
     """
     if isinstance(images, Source):
-        return images
+        return _of_size(images, arch)
     labels = None
     if isinstance(images, tuple) and len(images) == 2 and not isinstance(images[0], Image.Image):
         images, labels = images
@@ -218,6 +218,17 @@ def _fitting(source: Arrays, arch: Architecture) -> Arrays:
         raise DataError(
             f"{source.name} has inputs of shape {source.x.shape[1:]}, and {arch.name} takes {wanted}; "
             "give inputs of that shape"
+        )
+    return source
+
+
+def _of_size(source: Source, arch: Architecture) -> Source:
+    transform = source.preprocessing
+    size = (transform.crop, transform.crop) if transform else source.read(0).shape[1:]
+    if size != arch.image_size:
+        raise DataError(
+            f"{source.name} has inputs of size {tuple(size)}, and {arch.name} takes {arch.image_size}; "
+            "pass image_size where the weights are loaded, or inputs of that size"
         )
     return source
 

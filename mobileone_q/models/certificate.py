@@ -32,7 +32,7 @@ class FusionErrors:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Proof that a fusion changed nothing, on random input and, where given, on real images."""
+    """How little a fusion changed, measured on random input and, where given, on real images."""
 
     random: FusionErrors
     real: FusionErrors | None

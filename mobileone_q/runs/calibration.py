@@ -79,7 +79,7 @@ class Model:
 
     @property
     def description(self) -> str:
-        """Whose layout the weights had, with branches or fused, and how many classes there are."""
+        """The checkpoint in words: layout, with branches or fused, number of classes."""
         return self.checkpoint.description
 
     @property

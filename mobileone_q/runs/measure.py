@@ -106,7 +106,7 @@ def measure_accuracy(
 
 
 def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> str | None:
-    """What to say beside accuracy that was not measured in the target's own backend; else None."""
+    """A note for accuracy that was measured in another backend than the target's own; else None."""
     if not pairing(target, backend_name).label:
         return None
     return f"measured in {runtime}, which is not {target}; its accuracy there may differ a little"

@@ -1,6 +1,6 @@
-"""Whether every engine at hand gives the same answers: their logits on the same images.
+"""Compares the answers of all engines at hand: their logits on the same images.
 
-Compared are the float32 model, the simulation of its INT8 form, and each engine of the run that can
+These are the float32 model, the simulation of its INT8 form, and each engine of the run that can
 be loaded here. An engine that cannot be loaded is listed with the reason.
 """
 

@@ -91,13 +91,15 @@ class Run(RunFolder):
         threads: int = 1,
         progress: bool = False,
     ) -> Latency:
-        """Latency of the built FP32 and INT8 engines, interleaved, in milliseconds, block by block.
+        """Time the built FP32 and INT8 engines, interleaved, in milliseconds, block by block.
+
+        The figures also go into the run's report.
 
         Raises:
             EngineError: an engine is missing or stale, or cannot run here.
         """
         with progress_if(progress, "profiling", 2 * runs) as advance:
-            return measure_latency(
+            latency = measure_latency(
                 self,
                 FusedModel.load(self.fused).arch,
                 self.read_manifest().target,
@@ -107,6 +109,8 @@ class Run(RunFolder):
                 batch=batch,
                 advance=advance,
             )
+        self.write_report(self.read_report().with_sections(latency=latency))
+        return latency
 
     def predict(
         self,

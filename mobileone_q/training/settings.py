@@ -117,7 +117,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class FineTuneSettings:
-    """What fine-tuning a quantized network asks for beside :class:`TrainingSettings`.
+    """Settings of fine-tuning a quantized network, beside :class:`TrainingSettings`.
 
     ``labels`` is the labels' share of the loss; the rest is the KL divergence from the FP32 network.
     The share ``held_out`` of the inputs chooses which weights are kept; without it the last ones are.

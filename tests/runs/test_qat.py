@@ -53,7 +53,7 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     extra = ["--labels", 0.1, "--bn-epochs", 1] if branches == "live" else ["--lr", 0.1, "--held-out", 0.25]
     output = invoke("qat", run, "--branches", branches, "--output", made, *QUICK, *extra)
     assert "KL(FP32‖INT8)" in output
-    assert f"build-engine --int8 --run {made}" in output
+    assert f"build-engine --int8 {made}" in output
     report, before = (json.loads((path / "report.json").read_text()) for path in (made, run))
     assert report["qat"]["before"] == before["accuracy"]
     assert f"KL {before['accuracy']['kl']:.4f}." in (made / "report.html").read_text()
@@ -72,14 +72,25 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     invoke("build-engine", "--int8", "--backend", "onnxruntime", made)
 
 
-def test_the_newest_unfinished_run_is_resumed(run, tmp_path, monkeypatch):
+def test_an_interrupted_run_is_resumed(run, tmp_path, monkeypatch):
+    """It waits in a hidden folder, and the run appears when all is done."""
     monkeypatch.chdir(tmp_path)
-    assert "nothing to resume under runs/s0-qat" in refused("qat", run, "--resume", *QUICK)
+    assert "nothing to resume for runs/s0-qat" in refused("qat", run, "--resume", *QUICK)
     invoke("qat", run, *QUICK)
     whole = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
-    invoke("qat", run, "--resume", *QUICK)
-    again = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
+    with monkeypatch.context() as patch:
+        patch.setattr("mobileone_q.runs.qat.publish", interrupt)
+        invoke("qat", run, "--output", "again", *QUICK, code=1)
+    assert not (tmp_path / "again").exists()
+    assert "nothing to resume for other" in refused("qat", run, "--resume", "--output", "other", *QUICK)
+    invoke("qat", run, "--resume", "--output", "again", *QUICK)
+    again = QuantizedModel.load(tmp_path / "again" / "quantized.safetensors").state_dict()
     assert all(torch.equal(value, again[key]) for key, value in whole.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "runs"]
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
 
 def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):

@@ -31,7 +31,7 @@ def header(version: str) -> str:
 def for_version(path: Path, version: str) -> bytes:
     """A cache's bytes, with the first line that ``version`` wants.
 
-    TensorRT calibrates anew where the first line is not that of its own version.
+    TensorRT calibrates again where the first line is not that of its own version.
 
     Raises:
         ExportError: the file is missing or is not a calibration cache.

@@ -19,7 +19,7 @@ from mobileone_q.files import cache_folder, write_atomically
 
 
 def cache_path(runtime: str, device: str) -> Path:
-    """Where the cache of a runtime, such as ``tensorrt 10.3.0``, on a device stands."""
+    """The path of the cache of a runtime, such as ``tensorrt 10.3.0``, on a device."""
     key = f"{runtime} {device}"
     words = re.sub(r"[^A-Za-z0-9.]+", "-", key).strip("-")
     return cache_folder() / "timing" / f"{words}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.cache"
