@@ -18,8 +18,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("mobileone_q", "calibrate", "configs", "tests", "benchmarks", "docs", ".ci")
 PACKAGES = {"mobileone_q": "mobileone_q", "calibrate": "calibrate", "configs": "mobileone_q/configs"}
-# Some that use the package's data, the command line and configs/, in seconds.
-QUICK_TESTS = ("tests/test_options.py", "tests/architecture/test_variants.py", "tests/test_packaging.py")
+# Some that are quick, and read files of the sdist.
+QUICK_TESTS = (
+    "tests/architecture/test_variants.py",
+    "tests/data/test_sources.py",
+    "tests/test_yaml_files.py",
+)
 
 
 def setup_cfg() -> configparser.ConfigParser:

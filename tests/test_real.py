@@ -1,6 +1,7 @@
 """The claims of the README, on Apple's real MobileOne-S0 and real images."""
 
 import json
+import shutil
 
 import onnx
 import pytest
@@ -11,14 +12,17 @@ pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
-def run(request, shared, tmp_path_factory):
-    output = tmp_path_factory.mktemp("real") / request.param
-    invoke(
-        "calibrate", "--arch", "s0", "--weights", shared / "weights" / "mobileone_s0_fused.pth",
-        "--data", shared / "imagenet-sample" / "calib", "--eval-data", shared / "imagenet-sample" / "val",
-        "--target", request.param, "--output", output,
+def run(request, shared, once, tmp_path_factory):
+    """(target, run folder): calibrated once for all processes; each has a copy to build engines in."""
+    made = once(
+        f"real-{request.param}",
+        lambda folder: invoke(
+            "calibrate", "--arch", "s0", "--weights", shared / "weights" / "mobileone_s0_fused.pth",
+            "--data", shared / "imagenet-sample" / "calib", "--eval-data", shared / "imagenet-sample" / "val",
+            "--target", request.param, "--output", folder / "run",
+        ),
     )  # fmt: skip
-    return request.param, output
+    return request.param, shutil.copytree(made / "run", tmp_path_factory.mktemp("real") / request.param)
 
 
 def report_of(run):

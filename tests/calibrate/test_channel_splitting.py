@@ -9,7 +9,7 @@ from calibrate.statistics import Statistics, collect
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import random_images, random_model, relative_error, same_state, small
 
 BLOCK, BEFORE, READER = "stage1.0.dw", "stem", "stage1.0.pw"
 DEAD = [3, 17, 30]
@@ -106,7 +106,7 @@ def test_where_nothing_is_worth_a_copy_all_stays():
     model.block("head").weight.zero_()
     statistics, batches = statistics_of(model)
     after, _ = split_channels(model, statistics, batches, "tensorrt")
-    assert all(torch.equal(value, after.state_dict()[key]) for key, value in model.state_dict().items())
+    assert same_state(after, model)
 
 
 def test_few_images_or_no_dead_channel_change_nothing():

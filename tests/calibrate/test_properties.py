@@ -152,8 +152,9 @@ def test_correction_mends_the_mean_of_the_last_block_and_touches_no_scale(arch, 
     quantized = quantize(fused, collect(fused, images), target, "mse")
     scales = {key: value.clone() for key, value in quantized.state_dict().items() if "scale" in key}
     reconstruct_blocks(fused, quantized, images, Recipe(target=target, rounding="nearest"))
-    assert all(torch.equal(quantized.state_dict()[key], value) for key, value in scales.items())
-    assert all(value.isfinite().all() for value in quantized.state_dict().values())
+    after = quantized.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in scales.items())
+    assert all(value.isfinite().all() for value in after.values())
     x, last = torch.cat(images), quantized.block(arch.blocks[-1].name)
     if last.spec.activation == "none":
         error = (fused(x) - quantized(x)).mean(0)

@@ -15,7 +15,7 @@ from mobileone_q.errors import CheckpointError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.names import WRITABLE_LAYOUTS, KeyMapName
-from tests.helpers.networks import fill, random_images, random_model, relative_error, small
+from tests.helpers.networks import fill, random_images, random_model, relative_error, same_state, small
 
 GOLDEN = [
     f"{layout}_{variant}"
@@ -119,10 +119,11 @@ def test_wrappers_prefixes_and_precision(tmp_path, layout, wrap, said):
     torch.save(wrap(carried(model, layout)), tmp_path / "w.pt")
     loaded, checkpoint = load_model(tmp_path / "w.pt", "s0", 32)
     assert ("EMA" in checkpoint.description) == bool(said)
+    expected = model.state_dict()
     for key, value in loaded.state_dict().items():
         if value.is_floating_point():
             assert value.dtype == torch.float32
-            assert torch.allclose(value, model.state_dict()[key], rtol=1e-2, atol=1e-6), key
+            assert torch.allclose(value, expected[key], rtol=1e-2, atol=1e-6), key
 
 
 def test_safetensors_of_another_layout(tmp_path):
@@ -146,7 +147,7 @@ def test_exports_come_back_equal(tmp_path, layout, variant):
         save_fused(fused, tmp_path / name, layout)
         loaded, checkpoint = load_model(tmp_path / name, variant, 32)
         assert (checkpoint.layout, checkpoint.is_fused) == (layout, True)
-        assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in fused.state_dict().items())
+        assert same_state(loaded, fused)
 
 
 def test_export_names_are_the_fused_ones(tmp_path):

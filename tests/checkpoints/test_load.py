@@ -11,7 +11,7 @@ from mobileone_q.errors import CheckpointError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
-from tests.helpers.networks import random_model, small
+from tests.helpers.networks import random_model, same_state, small
 
 
 def apple_state(model: MobileOne) -> dict[str, torch.Tensor]:
@@ -35,7 +35,7 @@ def test_apple_s_names_are_understood(tmp_path, name, wrap):
     torch.save(wrap(apple_state(model)), tmp_path / "w.pth.tar")
     loaded, checkpoint = load_model(tmp_path / "w.pth.tar", name, image_size=32)
     assert checkpoint.layout == "apple"
-    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
+    assert same_state(loaded, model)
 
 
 def test_half_precision_and_data_parallel_prefix(tmp_path):

@@ -17,7 +17,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.networks import random_images, random_model
 
 
-@functools.cache
+@functools.lru_cache(maxsize=8)
 def _fused(arch: Architecture) -> FusedModel:
     return fuse_branches(random_model(arch))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import zlib
 
 import numpy as np
@@ -33,12 +35,17 @@ def fill(key: str, shape: list[int]) -> torch.Tensor:
     return torch.from_numpy(np.asarray(value, np.float32))
 
 
-def random_model(arch: Architecture) -> MobileOne:
-    """All branches filled by the golden rule, batch statistics included."""
+@functools.lru_cache(maxsize=8)
+def _random_model(arch: Architecture) -> MobileOne:
     model = MobileOne(arch).eval().requires_grad_(False)
     state = {key: fill(key, list(value.shape)) for key, value in model.state_dict().items()}
     model.load_state_dict(state)
     return model
+
+
+def random_model(arch: Architecture) -> MobileOne:
+    """All branches filled by the golden rule, batch statistics included; a copy, which a test may change."""
+    return copy.deepcopy(_random_model(arch))
 
 
 def random_images(arch: Architecture, count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -67,6 +74,12 @@ def relu6_network() -> FusedModel:
 
 def relative_error(reference: torch.Tensor, value: torch.Tensor) -> float:
     return ((reference - value).abs().max() / reference.abs().max()).item()
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two modules hold the same tensors under the same names."""
+    left, right = one.state_dict(), other.state_dict()  # slow: not to be called for each tensor
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
 def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -13,7 +13,15 @@ from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fold_branches, fuse_branches
 from mobileone_q.models.fused import FusedModel, apply_kernel
-from tests.helpers.networks import batch_norms, fill, random_images, random_model, relative_error, small
+from tests.helpers.networks import (
+    batch_norms,
+    fill,
+    random_images,
+    random_model,
+    relative_error,
+    same_state,
+    small,
+)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -37,7 +45,7 @@ def test_fusing_twice_is_harmless():
     once = fuse_branches(random_model(small("s4")))
     twice = fuse_branches(once)
     assert twice is not once
-    assert all(torch.equal(value, once.state_dict()[key]) for key, value in twice.state_dict().items())
+    assert same_state(once, twice)
 
 
 def filled_block(spec: BlockSpec) -> MultiBranchBlock:

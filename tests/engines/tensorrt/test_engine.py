@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines import BuildOptions, backend
@@ -16,18 +15,17 @@ from mobileone_q.engines.tensorrt import versions
 from mobileone_q.engines.tensorrt.build import log_path, make_logger, parse
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.calibrated import calibrated_network, fused_network
+from tests.helpers.networks import small
 
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 GRAPHS = ("fp32", "fp16", "int8", "int8-fp16")
 BATCHES = {"fixed": (4, 4, 4), "dynamic": (1, 2, 8)}
 
 
-def write_graphs(arch, folder):
-    fused = fuse_branches(random_model(arch))
-    quantized = calibrate(fused, [(random_images(arch, 4).numpy(), None)], Recipe(target="tensorrt"))
-    for name, model in (("fp", fused), ("int8", quantized)):
+def write_graphs(arch, folder, images=8):
+    quantized = calibrated_network(arch, Recipe(target="tensorrt"), images)
+    for name, model in (("fp", fused_network(arch)), ("int8", quantized)):
         for floats, suffix in (("fp32", "32"), ("fp16", "16")):
             graph = {"fp32": "fp32", "fp16": "fp16", "int832": "int8", "int816": "int8-fp16"}[name + suffix]
             export_onnx(model, folder / f"{graph}.onnx", float_precision=floats)
@@ -72,9 +70,7 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, floats):
     kept = ("stem", "stage2.1.dw", "stage3.0.pw", "stage4.0.pw")
     recipe = Recipe(target="tensorrt", keep_float=kept)
     for each in (recipe, replace(recipe, keep_float=("stage1.0.dw", "stage2.1.pw", "head"))):
-        quantized = calibrate(
-            fuse_branches(random_model(arch)), [(random_images(arch, 4).numpy(), None)], each
-        )
+        quantized = calibrated_network(arch, each)
         export_onnx(quantized, tmp_path / "int8.onnx", float_precision=floats)
         options = BuildOptions("int8", float_precision=floats, compute_capabilities=(86,))
         backend("tensorrt-rtx").build(tmp_path / "int8.onnx", tmp_path / "engine", options)
@@ -88,7 +84,7 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, floats):
 def test_rtx_builds_s0_and_s4_at_full_size(rtx, tmp_path):
     for name in ("s0", "s4"):
         folder = tmp_path / name
-        write_graphs(build_variant(name), folder)
+        write_graphs(build_variant(name), folder, images=4)
         for graph in ("fp32", "fp16", "int8"):
             options = BuildOptions(graph, compute_capabilities=(86,))
             backend("tensorrt-rtx").build(folder / f"{graph}.onnx", folder / f"{graph}.plan", options)
