@@ -145,7 +145,7 @@ def build_engine(
     if "int8" in precisions and chosen.can_run():
         _show_latency(run, chosen.name, options.threads, runs=50)
     elif "int8" in precisions:
-        click.echo(f"no latency: a {chosen.name} engine runs on an NVIDIA GPU, and there is none here")
+        click.echo(f"no latency: running a {chosen.name} engine needs an NVIDIA GPU, and there is none here")
 
 
 @main.command()

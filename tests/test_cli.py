@@ -99,18 +99,18 @@ def test_a_second_run_does_not_touch_the_first(bundled, monkeypatch):
     assert "runs/s0-2" in invoke("build-engine", "--fp32")  # the newest run is the default
 
 
-def test_rtx_engine_from_the_command_line(bundled):
+def test_rtx_engine_from_the_command_line(sample_run):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    output = invoke("build-engine", bundled[0], "--backend", "tensorrt-rtx", "--compute-capability", 86)
+    run = sample_run("tensorrt")
+    output = invoke("build-engine", run, "--backend", "tensorrt-rtx", "--compute-capability", 86)
     assert "int8.tensorrt-rtx.plan" in output
     if not torch.cuda.is_available():
         assert "needs an NVIDIA GPU" in output
 
 
-def test_every_precision_and_its_graph_from_the_command_line(bundled, tmp_path):
+def test_every_precision_and_its_graph_from_the_command_line(sample_run):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]")
-    run = tmp_path / "run"
-    shutil.copytree(bundled[0], run, ignore=shutil.ignore_patterns("engines"))
+    run = sample_run("tensorrt")
     words = (run, "--backend", "tensorrt-rtx", "--compute-capability", 86, "--batch", "1:2:4")
     output = invoke("build-engine", "--fp16", *words)
     assert [Path(line.split()[1]).name[:4] for line in output.splitlines() if "built" in line] == [
@@ -121,7 +121,7 @@ def test_every_precision_and_its_graph_from_the_command_line(bundled, tmp_path):
     assert (facts["onnx"], facts["options"]["batch"]) == ("fp16.onnx", [1, 2, 4])
     assert "no version-compatible engines" in refused("build-engine", *words, "--version-compatible")
     assert "no DLA" in refused("build-engine", "--fp16", *words, "--dla", 0)
-    assert "not DLA; calibrate it with --target dla" in refused("build-engine", *words, "--dla", 0)
+    assert "not DLA; calibrate again with --target dla" in refused("build-engine", *words, "--dla", 0)
 
 
 @pytest.mark.parametrize("batch", ["0", "4:2:8", "1:2", "x"])

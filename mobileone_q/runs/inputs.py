@@ -69,9 +69,11 @@ def prepared(images: object, arch: Architecture, manifest: Manifest, count: int 
     """
     if isinstance(images, Batches):
         return images
+    if isinstance(images, str | Path):
+        is_array_file = Path(images).suffix == ARRAYS
+        if manifest.preprocessing is None and not is_array_file:
+            raise DataError(f"the run was calibrated on arrays; pass --data FILE{ARRAYS}, not {images}")
+        if manifest.preprocessing is not None and is_array_file:
+            raise DataError(f"the run was calibrated on images; pass --data FOLDER of images, not {images}")
     source = as_source(images, arch, manifest.preprocessing)
-    if manifest.preprocessing is None and source.preprocessing is not None:
-        raise DataError(
-            f"the run was calibrated on arrays, and {source.name} has images; pass arrays, or an {ARRAYS}"
-        )
     return Batches.choose(source, None if count is None else min(count, len(source)))

@@ -21,9 +21,10 @@ def test_it_is_light_to_import():
 
 
 def test_settings_are_refused_all_at_once():
-    pattern = r"target 'tpu'.*range_method 'max'.*rounding 'up'.*alpha 2.*tune_scales_seconds -1"
-    with pytest.raises(CalibrationError, match=pattern):
+    with pytest.raises(CalibrationError) as caught:
         Recipe(target="tpu", range_method="max", rounding="up", alpha=2, tune_scales_seconds=-1)
+    for wrong in ("target 'tpu'", "range_method 'max'", "rounding 'up'", "alpha 2", "tune_scales_seconds -1"):
+        assert wrong in str(caught.value)
     with pytest.raises(CalibrationError, match="floating point for target dla"):
         Recipe(target="dla", keep_float=("stem",))
 
@@ -33,12 +34,6 @@ def test_the_bare_recipe_has_no_step():
     assert bare.target == "onnxruntime"
     assert not any(getattr(bare, name) for name in SWITCHES)
     assert not any((bare.compensates, bare.compensates_rows, bare.reconstructs, bare.tunes_scales))
-
-
-def test_options_fill_the_fields_and_leave_the_rest():
-    options = {"range_method": "minmax", "images": 20}
-    assert Recipe.from_options(options, target="dla") == Recipe(target="dla", range_method="minmax")
-    assert options == {"images": 20}
 
 
 @pytest.fixture(scope="module")

@@ -168,8 +168,8 @@ def broken(bundled, tmp_path_factory):
         (("build-engine", "--int8", "--bundle", "bundle"), "manifest", "target"),
         (("profile",), "report", "model"),
         (("profile",), "manifest", "target"),
-        (("evaluate"), "manifest", "preprocessing"),
-        (("evaluate"), "report", "images"),
+        (("evaluate",), "manifest", "preprocessing"),
+        (("evaluate",), "report", "images"),
         (("predict", "image.png"), "manifest", "classes"),
         (("qat", "--device", "cpu"), "manifest", "seed"),
         (("qat", "--device", "cpu"), "report", "images"),
@@ -181,9 +181,10 @@ def test_commands_name_the_damaged_field(broken, tmp_path, monkeypatch, command,
     whole = path.read_text()
     try:
         path.write_text(json.dumps(json.loads(whole) | {key: {"no": "such thing"}}))
-        line = refused(*command, broken.path)
+        run = ("--run", broken.path) if command[0] == "predict" else (broken.path,)
+        line = refused(*command, *run)
         path.write_text(json.dumps(json.loads(whole) | {"schema": 1}))
-        older = refused(*command, broken.path)
+        older = refused(*command, *run)
     finally:
         path.write_text(whole)
     assert f"{path} is damaged: {key}" in line

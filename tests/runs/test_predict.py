@@ -107,7 +107,7 @@ def test_official_preprocessing_and_embeddings(tmp_path):
     path = tmp_path / "i.png"
     Image.fromarray(np.full((300, 500, 3), 128, np.uint8)).save(path)
     seen = Predictor(Fixed([3.0, 4.0]), Preprocessing(), None, "embed")(path)
-    assert seen == {"image": str(path), "embedding": [3.0, 4.0]}
+    assert seen.to_dict() == {"image": str(path), "embedding": [3.0, 4.0]}
     x = Preprocessing()(Image.open(path))
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     assert x[:, 0, 0] == pytest.approx((128 - mean) / std, abs=1e-5)
