@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mobileone_q import engines
@@ -44,11 +45,11 @@ class Simulation:
         self._model, self._left = model, images
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits of those of the batch's images that are among the first; perhaps none."""
-        import torch
-
+        """Outputs for those of the batch's images that are among the first; perhaps none."""
         few = batch[: int(min(self._left, len(batch)))]
         self._left -= len(few)
+        if not len(few):  # a pass over no images costs nearly as much as one over a few
+            return np.empty((0, *self._model.arch.output_shape), np.float32)
         with torch.no_grad():
             return self._model(torch.from_numpy(few)).numpy()
 

@@ -31,6 +31,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_poor_start_is_mended(run, tmp_path):
     """Minmax ranges, no equalization, no correction: three quarters of the answers are lost at first."""
     poor = RunFolder(shutil.copytree(run, tmp_path / "poor"))

@@ -81,6 +81,7 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, name, floats):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_rtx_builds_s0_and_s4_at_full_size(rtx, tmp_path):
     for name in ("s0", "s4"):
         folder = tmp_path / name
