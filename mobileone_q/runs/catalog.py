@@ -56,7 +56,8 @@ class RunSummary:
         if self.damage:
             return f"{self.name:{width}} {size}  damaged: {self.damage}"
         made = self.made[:16].replace("T", " ")
-        return f"{self.name:{width}} {size}  {self.arch:6} {self.target:12} {made:16} {self.cost():16} {self.title}"
+        facts = f"{self.arch:6} {self.target:12} {made:16} {self.cost():16}"
+        return f"{self.name:{width}} {size}  {facts} {self.title}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def summarize_run(path: Path) -> RunSummary:
         name, size, manifest.arch, manifest.target, manifest.title, manifest.made,
         accuracy.drop_pts if accuracy else None,
         accuracy.kl if accuracy else None,
-        accuracy.cosine if accuracy else None,
+        accuracy.cosine.mean if accuracy and accuracy.cosine else None,
     )  # fmt: skip
 
 
