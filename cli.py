@@ -18,7 +18,7 @@ from calibrate.recipe import Recipe
 from mobileone_q import __version__
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.errors import MobileOneQError
+from mobileone_q.errors import MobileOneQError, RunError
 from mobileone_q.jetpack import JETSON_MODULES
 from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
@@ -30,6 +30,7 @@ from mobileone_q.options import (
     CONFIG,
     CONFIG_ARGUMENT,
     FILE,
+    FOLDER,
     RUN,
     THREADS,
     ArchitectureParameter,
@@ -380,8 +381,73 @@ def evaluate(run_path: Path | None, data: Path | None, images: int, threads: int
 
     run = find_run(run_path)
     parity = compare_engines(run, data, images, threads, progress=True)
-    run.write_report(run.read_report().with_sections(parity=parity))
+    run.add_to_report(parity=parity)
     print_parity(parity)
+
+
+@main.command()
+@RUN
+def verify(run_path: Path | None) -> None:
+    """Check every file of RUN against what was recorded when it was written.
+
+    The exit code is 1 if a file has changed or is missing.
+    """
+    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.integrity import check_all
+
+    run, bad = find_run(run_path), 0
+    for file in check_all(run.path):
+        click.echo(f"{file.state:8} {file.name}{': ' * bool(file.why)}{file.why}")
+        bad += file.state != "ok"
+    if bad:
+        raise RunError(f"{run.path}: {bad} file{'s' * (bad > 1)} not as written; see the lines above")
+
+
+@main.group()
+def runs() -> None:
+    """List runs, and clean up after them."""
+
+
+@runs.command("list")
+@FOLDER
+@AS_JSON
+def list_runs(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER, by default runs/: architecture, target, cost, size."""
+    from mobileone_q.runs.catalog import finished_runs, summarize_run
+
+    rows = [summarize_run(path) for path in finished_runs(folder)]
+    if as_json:
+        _print_json([row.to_dict() for row in rows])
+        return
+    width = max((len(row.name) for row in rows), default=0)
+    for row in rows:
+        click.echo(row.line(width))
+    if not rows:
+        click.echo(f"no run in {folder}; make one with `mobileone-q calibrate --arch s0`")
+
+
+@runs.command()
+@FOLDER
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option("--checkpoints", is_flag=True, help="Also what `qat --resume` could go on from.")
+def clean(folder: Path, yes: bool, checkpoints: bool) -> None:
+    """Delete half-made folders and stale engines in FOLDER, by default runs/; asks first.
+
+    Nothing else of a finished run is deleted. The size of the cache folder is only said.
+    """
+    from mobileone_q.files import cache_folder
+    from mobileone_q.runs.catalog import leftovers, size_of
+
+    found = list(leftovers(folder, checkpoints))
+    for leftover in found:
+        click.echo(leftover.line())
+    removable = [leftover for leftover in found if leftover.is_removable]
+    cache = cache_folder()
+    click.echo(f"{size_of(cache) / 1e6:8.1f} MB  {cache}: downloads and timing caches  (kept)")
+    if removable and (yes or click.confirm(f"delete {len(removable)} of these?")):
+        for leftover in removable:
+            leftover.remove()
+        click.echo(f"deleted {len(removable)}")
 
 
 @main.command()

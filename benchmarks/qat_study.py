@@ -31,10 +31,9 @@ from mobileone_q.data.inputs import choose_inputs
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.data.sources import ImageFolder, class_listing
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
-from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.folder import RunFolder, UnfinishedRun
+from mobileone_q.runs.integrity import GRAPHS, hashes
 from mobileone_q.runs.measure import measure_accuracy
 
 COMMAND = [sys.executable, "-m", "cli"]
@@ -69,18 +68,21 @@ def reported(run: Path) -> Measured:
 def test(path: Path, images: Batches) -> dict[str, Any]:
     """A run's accuracy on other images than its own."""
     run = RunFolder(path)
-    return asdict(measure_accuracy(run, QuantizedModel.load(run.quantized), images).accuracy)
+    return asdict(measure_accuracy(run, run.load_quantized(), images).accuracy)
 
 
 def spoil(run: RunFolder) -> None:
     """Put the poor recipe's network in place of a run's."""
-    fused = FusedModel.load(run.fused)
+    fused = run.load_fused()
     inputs = choose_inputs(resolve_architecture("s0", image_size=32), InputOptions())
     quantized = run_recipe(fused, inputs.calibration, POOR)
+    before = run.read_report()
     quantized.save(run.quantized, recipe=POOR.to_dict())
     export_onnx(quantized, run.onnx("int8"), preprocessing=inputs.preprocessing.to_dict())
-    accuracy, simulation = measure_accuracy(run, quantized, inputs.evaluated)
-    run.write_report(run.read_report().with_sections(accuracy=accuracy, simulation=simulation))
+    accuracy, simulation = measure_accuracy(UnfinishedRun(run.path), quantized, inputs.evaluated)
+    report = before.with_sections(accuracy=accuracy, simulation=simulation)
+    run.write_report(report.model_copy(update={"graphs": hashes(run.path, GRAPHS)}))
+    run.write_manifest(run.read_manifest())
 
 
 def row(start: str, trained: str, measured: list[Measured], spread: bool = False) -> None:

@@ -6,13 +6,19 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from mobileone_q.errors import CheckpointError, FileError
 
 FORMAT = "mobileone-q"
+DIGEST = "digest"  # the field of a sealed JSON object that holds the hash of the others
+SETTLED_NS = 2_000_000_000  # a file changed within one tick of the clock may keep its times
+
+_hashes: dict[tuple[int, ...], str] = {}
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -77,17 +83,71 @@ def read_json(path: Path) -> Any:
 def sha256(path: Path) -> str:
     """Compute the hexadecimal SHA-256 of a file's bytes.
 
+    A process reads a file once: it remembers the hash for as long as the inode, the size and both
+    times (of content and of status) stay the same. It remembers none of a file that changed within
+    the last two seconds, since another change could leave the times as they are.
+
     Raises:
         FileError: the file cannot be read.
     """
     digest = hashlib.sha256()
+    now = time.time_ns()
     try:
         with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            if key in _hashes:
+                return _hashes[key]
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}; check the path") from error
+    if now - max(stat.st_mtime_ns, stat.st_ctime_ns) > SETTLED_NS:
+        _hashes[key] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with a last field ``digest``: the SHA-256 of its other fields.
+
+    The hash is over their JSON with sorted keys and without spaces, so that a file may be indented
+    anew. It finds damage and careless edits; it is no signature.
+    """
+    bare = {key: inner for key, inner in value.items() if key != DIGEST}
+    text = json.dumps(bare, sort_keys=True, separators=(",", ":"))
+    return bare | {DIGEST: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_sealed(value: Mapping[str, Any]) -> bool:
+    """Whether an object has the digest that :func:`sealed` gave it."""
+    return value.get(DIGEST) == sealed(value)[DIGEST]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for a moment, against other processes that ask for it in the same way.
+
+    The lock is on the folder itself: it leaves no file, and it ends with the process. Where the
+    system has no such locks, nothing is held.
+    """
+    handle = _lock(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        return None
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 def cache_folder() -> Path:

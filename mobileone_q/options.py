@@ -141,6 +141,9 @@ def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -
 
 
 RUN = click.argument("run_path", type=FILE, required=False, metavar="[RUN]")
+FOLDER = click.argument(
+    "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), metavar="[FOLDER]"
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."

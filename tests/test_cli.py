@@ -53,7 +53,7 @@ def test_bundled_run_folder_is_complete(bundled):
 
 def test_bundled_report_holds_the_contract(bundled):
     report = json.loads((bundled[0] / "report.json").read_text())
-    assert report["schema"] == 2
+    assert report["schema"] == 3
     assert report["images"]["calibration"] == 200
     assert report["images"]["evaluation"] == 2000
     accuracy = report["accuracy"]

@@ -17,7 +17,7 @@ from mobileone_q.engines.layer_map import Inspection
 from mobileone_q.engines.metadata import check_pairing, read_target
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError
-from mobileone_q.files import read_json, sha256, write_json
+from mobileone_q.files import DIGEST, is_sealed, locked, read_json, sealed, sha256, write_json
 from mobileone_q.names import BackendName, Precision, Target
 from mobileone_q.progress import Advance, silent
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+BUILD_AGAIN = "build it again with `mobileone-q build-engine`"
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order
 Closing = TypeVar("Closing", bound="_Closing")
 
@@ -39,6 +40,7 @@ class EngineInfo:
         device: the processor it was built for, in words.
         precision: what it computes in.
         onnx_sha256: hexadecimal SHA-256 of the graph's file.
+        engine_sha256: hexadecimal SHA-256 of the engine file.
         options: the fields of :class:`BuildOptions`, as JSON values.
         onnx: the graph's file name in its run folder.
         warnings: what the builder complained of, in one line; empty without complaints.
@@ -55,25 +57,50 @@ class EngineInfo:
     onnx: str = ""
     warnings: str = ""
     target: Target | None = None
+    engine_sha256: str = ""
 
     def save(self, engine: Path) -> None:
-        """Write the sidecar of an engine file."""
-        write_json(sidecar(engine), asdict(self))
+        """Write the sidecar of an engine file, sealed with a digest."""
+        write_json(sidecar(engine), sealed(asdict(self)))
 
     @classmethod
     def load(cls, engine: Path) -> EngineInfo:
         """Read the sidecar of an engine file.
 
         Raises:
-            EngineError: there is no such engine, or its sidecar does not describe one.
+            EngineError: there is no such engine, or its sidecar does not describe one or was edited.
             FileError: the sidecar cannot be read.
         """
         if not engine.is_file():
             raise EngineError(f"no engine at {engine}; build it with `mobileone-q build-engine`")
+        value = read_json(sidecar(engine))
         try:
-            return cls(**read_json(sidecar(engine)))
-        except TypeError:
-            raise EngineError(f"{sidecar(engine)} does not describe an engine; build it again") from None
+            info = cls(**{key: inner for key, inner in value.items() if key != DIGEST})
+        except (TypeError, AttributeError):
+            raise EngineError(f"{sidecar(engine)} does not describe an engine; {BUILD_AGAIN}") from None
+        if not is_sealed(value):
+            raise EngineError(
+                f"{sidecar(engine)} has changed since it was written (its digest does not fit); {BUILD_AGAIN}"
+            )
+        return info
+
+    def check_bytes(self, engine: Path) -> None:
+        """Check that an engine file is the one that this sidecar was written for.
+
+        Raises:
+            EngineError: it is another one, or it was edited.
+        """
+        if sha256(engine) != self.engine_sha256:
+            raise EngineError(f"{engine} is not the file that {sidecar(engine)} describes; {BUILD_AGAIN}")
+
+    def check_graph(self, engine: Path, onnx_sha256: str, name: str) -> None:
+        """Check that an engine was built from the graph of that hash; ``name`` is the graph's file.
+
+        Raises:
+            EngineError: it was built from another one.
+        """
+        if onnx_sha256 != self.onnx_sha256:
+            raise EngineError(f"{engine} was built from another {name}; {BUILD_AGAIN}")
 
 
 def sidecar(engine: Path) -> Path:
@@ -195,20 +222,22 @@ class Backend(ABC):
             raise EngineError(f"no ONNX file at {onnx_path}; make it with `mobileone-q calibrate`")
         target = read_target(onnx_path)
         check_pairing(onnx_path, target, self.name, options.dla_core)
-        runtime = self.runtime()
+        runtime, onnx_sha256 = self.runtime(), sha256(onnx_path)
         warnings = self._compile(onnx_path, engine_path, options, target, advance)
-        info = EngineInfo(
-            backend=self.name,
-            runtime=runtime,
-            device=self.device(),
-            precision=options.precision,
-            onnx_sha256=sha256(onnx_path),
-            options=asdict(options),
-            onnx=onnx_path.name,
-            warnings=warnings,
-            target=target,
-        )
-        info.save(engine_path)
+        with locked(engine_path.parent):  # of two builds at once, the last writes file and sidecar both
+            info = EngineInfo(
+                backend=self.name,
+                runtime=runtime,
+                device=self.device(),
+                precision=options.precision,
+                onnx_sha256=onnx_sha256,
+                options=asdict(options),
+                onnx=onnx_path.name,
+                warnings=warnings,
+                target=target,
+                engine_sha256=sha256(engine_path),
+            )
+            info.save(engine_path)
         return info
 
     def load(self, engine_path: Path, onnx_path: Path | None = None, threads: int = 1) -> Engine:
@@ -216,17 +245,17 @@ class Backend(ABC):
 
         Raises:
             MissingDependency: the library is not installed.
-            EngineError: the engine is missing, stale, built by another backend or version, or
-                built from a graph whose target this backend must not run.
+            EngineError: the engine or the graph is missing, the engine is stale, edited, built by
+                another backend or version, or from a graph whose target this backend must not run.
         """
         info = EngineInfo.load(engine_path)
-        has_graph = onnx_path is not None and onnx_path.is_file()
-        if onnx_path is not None and has_graph and sha256(onnx_path) != info.onnx_sha256:
-            raise EngineError(
-                f"{engine_path} was built from another {onnx_path.name}; "
-                "build it again with `mobileone-q build-engine`"
-            )
-        target = read_target(onnx_path) if onnx_path is not None and has_graph else None
+        info.check_bytes(engine_path)
+        target = None
+        if onnx_path is not None:
+            if not onnx_path.is_file():
+                raise EngineError(f"no ONNX file at {onnx_path}, which {engine_path} was built from")
+            info.check_graph(engine_path, sha256(onnx_path), onnx_path.name)
+            target = read_target(onnx_path)
         check_pairing(engine_path, target or info.target, self.name, info.options.get("dla_core"))
         runtime = self.runtime()
         if info.runtime != runtime and not self._accepts(info, runtime):

@@ -26,12 +26,13 @@ from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import FileError
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, SimulationFidelity
-from mobileone_q.files import read_json, write_json, write_text
+from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
 from mobileone_q.names import Target, Task
 
-SCHEMA: Literal[2] = 2
+SCHEMA: Literal[3] = 3
 REMEDY = "make the run again with `mobileone-q calibrate`"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+DIGEST_MEANING = "SHA-256 of the other fields, as JSON with sorted keys and without spaces."
 VERSIONED = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 # A setting that a user chose, recorded so that the run can be made again.
@@ -135,20 +136,21 @@ class ImagesRecord:
 class Document(BaseModel):
     """A file with a schema number, frozen, with no other fields than those declared.
 
-    Numbers are finite: NaN and infinity are refused.
+    Numbers are finite: NaN and infinity are refused. On disk the fields are sealed with a digest, so
+    that an edited file is refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
-    schema_number: Literal[2] = Field(default=SCHEMA, alias="schema")
+    schema_number: Literal[3] = Field(default=SCHEMA, alias="schema")
 
     @classmethod
     def load(cls: type[Self], path: Path) -> Self:
         """Read and check a file.
 
         Raises:
-            FileError: it is missing, it is not JSON, it has another schema number, or a field in it
-                is missing, unknown or wrong.
+            FileError: it is missing, it is not JSON, it has another schema number, a field in it is
+                missing, unknown or wrong, or it was edited.
         """
         value = read_json(path)
         if not isinstance(value, dict) or "schema" not in value:
@@ -156,7 +158,11 @@ class Document(BaseModel):
         number = value["schema"]
         if number != SCHEMA:
             raise FileError(f"{path} has schema {number!r}, and this version reads {SCHEMA}; {REMEDY}")
-        return cls._checked(value, f"{path} is damaged", REMEDY)
+        fields = {key: inner for key, inner in value.items() if key != DIGEST}
+        document = cls._checked(fields, f"{path} is damaged", REMEDY)
+        if not is_sealed(value):
+            raise FileError(f"{path} has changed since it was written (its digest does not fit); {REMEDY}")
+        return document
 
     def save(self, path: Path) -> None:
         """Check once more and write the file, whole or not at all.
@@ -166,7 +172,7 @@ class Document(BaseModel):
         """
         value = self.model_dump(by_alias=True)
         self._checked(value, f"cannot write {path}", "check the weights and the settings for such values")
-        write_json(path, value)
+        write_json(path, sealed(value))
 
     @classmethod
     def _checked(cls: type[Self], value: Any, problem: str, remedy: str) -> Self:
@@ -185,6 +191,7 @@ class Report(Document):
     model: str = Field(description="Title of the network, for people.")
     target: Target
     images: ImageCounts
+    graphs: Mapping[str, str] = Field(description="SHA-256 of the graphs that were measured, by file name.")
     seconds: Seconds = Seconds()
     fusion: FusionErrors | None = None
     float_blocks: FloatBlocks | None = None
@@ -228,6 +235,9 @@ class Manifest(Document):
     max_drop_pts: float | None = None
     qat: Settings | None = None
     tuned_from: str | None = Field(default=None, description="The run that was fine-tuned.")
+    artefacts: Mapping[str, str] = Field(
+        default={}, description="SHA-256 of the files that were made with the run, by name."
+    )
 
 
 def utc_now() -> str:
@@ -252,6 +262,8 @@ def json_schemas() -> dict[str, str]:
     texts = {}
     for name, model in models.items():
         schema = {"$schema": DIALECT, **_plain(model.model_json_schema(mode="serialization"))}
+        schema["properties"][DIGEST] = {"type": "string", "description": DIGEST_MEANING}
+        schema["required"] = [*schema["required"], DIGEST]
         texts[f"{name}.schema.json"] = json.dumps(schema, indent=2) + "\n"
     return texts
 

@@ -20,7 +20,6 @@ from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE, trtexec_line
 from mobileone_q.errors import FileError
 from mobileone_q.files import write_json, write_text
-from mobileone_q.models.fused import FusedModel
 from mobileone_q.names import Precision
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
@@ -61,11 +60,11 @@ def write_bundle(run: RunFolder, folder: Path, precision: Precision, options: Bu
     The folder appears whole or not at all.
 
     Raises:
-        RunError: the folder already holds something, or cannot be written to.
+        RunError: the folder already holds something, or a file of the run has changed.
         EngineError: TensorRT cannot run the run's INT8 graph, or cannot do so on what was asked for.
-        FileError: the run's manifest cannot be used.
+        FileError: the run's manifest cannot be used, or the folder cannot be written to.
     """
-    manifest, arch = run.read_manifest(), FusedModel.load(run.fused).arch
+    manifest, arch = run.read_manifest(), run.load_fused().arch
     if precision == "int8":
         refuse_foreign_target(run, "tensorrt", options.dla_core)
     options = build_options(run, precision, options)

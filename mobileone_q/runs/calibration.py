@@ -180,6 +180,7 @@ class Result:
             model=self.inputs.title,
             target=cast(Target, self.quantized.target),
             images=image_counts(self.inputs, None),
+            graphs={},
             seconds=self.seconds,
             fusion=FusionErrors(**self.certificate.summary()),
             float_blocks=FloatBlocks(chosen, tuple(self.quantized.keep_float)),

@@ -2,33 +2,42 @@
 
 fused.safetensors  quantized.safetensors  fp32.onnx  int8.onnx
 manifest.json  report.json  report.html  engines/
+
+Whoever reads one of these files takes it from :meth:`RunFolder.verified` or a method beside it, which
+refuse a file that has changed (:mod:`mobileone_q.runs.integrity`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mobileone_q.errors import RunError
+from mobileone_q.files import locked
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import Precision
 from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report
+from mobileone_q.runs import integrity
 
 RUNS = Path("runs")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths inside a run folder, and its manifest and report."""
+    """The paths inside a run folder, its files once they are verified, its manifest and report."""
 
     path: Path
 
     @property
     def fused(self) -> Path:
-        return self.path / "fused.safetensors"
+        return self.path / integrity.FUSED
 
     @property
     def quantized(self) -> Path:
-        return self.path / "quantized.safetensors"
+        return self.path / integrity.QUANTIZED
 
     @property
     def manifest(self) -> Path:
@@ -47,18 +56,51 @@ class RunFolder:
 
     @property
     def calibration_cache(self) -> Path:
-        return self.path / "int8.calib"
+        return self.path / integrity.CALIBRATION_CACHE
 
     def engine(self, precision: str, backend: str, suffix: str) -> Path:
         return self.path / "engines" / f"{precision}.{backend}{suffix}"
 
-    def read_report(self) -> Report:
-        """The run's report, checked.
+    def verified(self, name: str) -> Path:
+        """The path of a file, such as ``int8.onnx``, whose bytes are those that were written.
 
         Raises:
-            FileError: it cannot be read, is damaged, or has another schema number.
+            RunError: it is missing or has changed; the message names the command that makes it again.
+            FileError: the manifest cannot be used.
         """
-        return Report.load(self.report)
+        return integrity.verified(self.path, self.read_manifest(), name)
+
+    def load_fused(self) -> FusedModel:
+        """The FP32 network, from a verified file; see :meth:`verified` for the errors."""
+        return FusedModel.load(self.verified(integrity.FUSED))
+
+    def load_quantized(self) -> QuantizedModel:
+        """The INT8 network, from a verified file; see :meth:`verified` for the errors."""
+        return QuantizedModel.load(self.verified(integrity.QUANTIZED))
+
+    def graph(self, precision: Precision) -> Path:
+        """The graph of a precision, verified; see :meth:`verified` for the errors."""
+        return self.verified(f"{precision}.onnx")
+
+    def read_report(self) -> Report:
+        """The run's report, checked, of the graphs that are there.
+
+        Raises:
+            FileError: it cannot be read, is damaged, edited, or has another schema number.
+            RunError: it is the report of other graphs, or a graph has changed.
+        """
+        report = Report.load(self.report)
+        integrity.check_report(self.path, self.read_manifest(), report)
+        return report
+
+    def add_to_report(self, **sections: Any) -> Report:
+        """Put sections into the report, as :meth:`Report.with_sections`; two commands at once lose nothing.
+
+        Raises:
+            FileError, RunError: see :meth:`read_report` and :meth:`write_report`.
+        """
+        with locked(self.path):
+            return self.write_report(self.read_report().with_sections(**sections))
 
     def write_report(self, report: Report) -> Report:
         """Write a report as ``report.json`` and ``report.html``; returns it.
@@ -74,17 +116,26 @@ class RunFolder:
         """The run's manifest, checked.
 
         Raises:
-            FileError: it cannot be read, is damaged, or has another schema number.
+            FileError: it cannot be read, is damaged, edited, or has another schema number.
         """
         return Manifest.load(self.manifest)
 
     def write_manifest(self, manifest: Manifest) -> None:
-        """Write the manifest, last of all: it marks the run as finished.
+        """Write the manifest, last of all, with the hashes of the run's files: the run is finished.
 
         Raises:
             FileError: the folder cannot be written to.
         """
-        manifest.save(self.manifest)
+        artefacts = integrity.hashes(self.path)
+        manifest.model_copy(update={"artefacts": artefacts}).save(self.manifest)
+
+
+class UnfinishedRun(RunFolder):
+    """A run in the making: its files were just written by this process, and nothing is recorded yet."""
+
+    def verified(self, name: str) -> Path:
+        """The path of a file, as it is."""
+        return self.path / name
 
 
 def find_run(path: Path | None) -> RunFolder:

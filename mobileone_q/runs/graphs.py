@@ -9,10 +9,9 @@ from mobileone_q import engines
 from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BackendName, FloatPrecision, Precision, pairing
 from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.integrity import CALIBRATION_CACHE, record_graph
 
 
 def write_graph(
@@ -26,15 +25,18 @@ def write_graph(
 
     ``typed`` says that the graph's own types decide the precision (TensorRT 10 and later): FP16,
     and FP16 where INT8 has no integers, then need graphs of their own. Earlier versions take flags.
+
+    Raises:
+        RunError: the graph, or the weights that it is made from, have changed.
     """
     name = graph_name(run, precision, float_precision, backend_name, typed)
-    path = run.onnx(name)
     if name in ("fp32", "int8"):
-        return path
-    model = FusedModel.load(run.fused) if precision == "fp16" else QuantizedModel.load(run.quantized)
-    preprocessing = run.read_manifest().preprocessing
-    metadata = preprocessing.to_dict() if preprocessing else None
+        return run.verified(f"{name}.onnx")
+    manifest, path = run.read_manifest(), run.onnx(name)
+    model = run.load_fused() if precision == "fp16" else run.load_quantized()
+    metadata = manifest.preprocessing.to_dict() if manifest.preprocessing else None
     export_onnx(model, path, float_precision="fp16", preprocessing=metadata)
+    record_graph(run.path, path.name, manifest)
     return path
 
 
@@ -72,7 +74,8 @@ def build_options(run: RunFolder, precision: Precision, options: BuildOptions) -
     one.
     """
     dla_core = None if precision == "fp32" else options.dla_core
-    cache = str(run.calibration_cache) if precision == "int8" and dla_core is not None else None
+    needs_cache = precision == "int8" and dla_core is not None
+    cache = str(run.verified(CALIBRATION_CACHE)) if needs_cache else None
     # What a DLA cannot do in INT8 it does in FP16.
     float_precision: FloatPrecision = "fp16" if cache else options.float_precision
     batch = options.batch if dla_core is None else (options.batch[1],) * 3  # DLA has no ranges
@@ -90,9 +93,10 @@ def load_engine(run: RunFolder, precision: Precision, backend_name: BackendName,
     """A run's built engine, checked against the graph it says it was built from.
 
     Raises:
-        EngineError: missing or stale, or of another version, device or graph.
+        EngineError: missing, stale or edited, or of another version, device or graph.
+        RunError: the graph has changed.
     """
     backend = engines.backend(backend_name)
     path = run.engine(precision, backend_name, backend.suffix)
     info = EngineInfo.load(path)
-    return backend.load(path, run.path / (info.onnx or f"{precision}.onnx"), threads)
+    return backend.load(path, run.verified(info.onnx), threads)

@@ -82,14 +82,16 @@ def measure_accuracy(
     Raises:
         DataError: there are no images, or a label is beyond the network's classes.
         EngineError: a graph cannot be run.
+        RunError: a graph has changed.
     """
     backend, threads = engines.backend("onnxruntime"), os.cpu_count() or 1
     loaded: list[Runnable] = []
     is_dla = quantized.target == "dla"
     for precision in PRECISIONS[:1] if is_dla else PRECISIONS:
         path = run.engine(precision, backend.name, backend.suffix)
-        backend.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
-        loaded.append(backend.load(path, threads=threads))
+        graph = run.graph(precision)
+        backend.build(graph, path, BuildOptions(precision, threads=threads))
+        loaded.append(backend.load(path, graph, threads))
     simulation = Simulation(quantized, math.inf if is_dla else SIMULATED_IMAGES)
     (fp32, *rest, simulated), labels = collect_logits([*loaded, simulation], images, advance)
     int8 = rest[0] if rest else simulated
@@ -129,7 +131,8 @@ def measure_latency(
     ``advance(1)`` is called 2 * ``runs`` times.
 
     Raises:
-        EngineError: an engine is missing or stale, or cannot run here.
+        EngineError: an engine is missing, stale or edited, or cannot run here.
+        RunError: a graph has changed.
     """
     # On a CPU, ONNX Runtime computes a float16 graph in float32: there is nothing to time.
     has_kernels = backend_name != "onnxruntime"

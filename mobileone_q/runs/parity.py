@@ -14,8 +14,6 @@ from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.comparison import TorchModel
 from mobileone_q.evaluation.metrics import Parity, Runnable, collect_logits, engine_parity
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BACKENDS, PRECISIONS
 from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.folder import RunFolder
@@ -33,8 +31,8 @@ def engines_at_hand(
     ``stack`` closes the engines.
     """
     usable: dict[str, Runnable] = {
-        "fp32 torch": TorchModel(FusedModel.load(run.fused)),
-        "int8 simulation": TorchModel(QuantizedModel.load(run.quantized)),
+        "fp32 torch": TorchModel(run.load_fused()),
+        "int8 simulation": TorchModel(run.load_quantized()),
     }
     unusable = {}
     is_dla = run.read_manifest().target == "dla"
@@ -64,6 +62,7 @@ def measure_parity(
 
     Raises:
         DataError: there are no images, or a label is beyond the network's classes.
+        RunError: the weights or a graph have changed.
     """
     with ExitStack() as stack:
         usable, unusable = engines_at_hand(run, threads, stack)
@@ -85,6 +84,6 @@ def compare_engines(
     Raises:
         DataError: there are none, or they do not fit the run.
     """
-    chosen = comparison_inputs(run, FusedModel.load(run.fused).arch, data, images)
+    chosen = comparison_inputs(run, run.load_fused().arch, data, images)
     with progress_if(progress, "comparing", len(chosen)) as advance:
         return measure_parity(run, chosen, threads, advance)

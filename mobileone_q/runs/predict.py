@@ -133,13 +133,14 @@ def load_predictor(
     """The predictor of a run. Its ONNX Runtime engine is built where it is not there yet.
 
     Raises:
-        EngineError: the engine is missing, stale, or cannot run here.
+        EngineError: the engine is missing, stale or edited, or cannot run here.
+        RunError: its graph has changed.
         DataError: the run takes no images, or the file of class names cannot be read.
     """
     backend = engines.backend(backend_name)
     path = run.engine(precision, backend_name, backend.suffix)
     if backend_name == "onnxruntime" and not path.is_file():
-        backend.build(run.onnx(precision), path, BuildOptions(precision, threads=threads))
+        backend.build(run.graph(precision), path, BuildOptions(precision, threads=threads))
     return _predictor(run, load_engine(run, precision, backend_name, threads), classes)
 
 
@@ -149,8 +150,8 @@ def predictor_of_engine(path: Path, classes: Path | None = None, threads: int = 
     run = RunFolder(path.resolve().parent.parent)
     if not run.manifest.is_file():
         raise EngineError(f"{path} is not in a run folder, which says how to prepare images; use --run")
-    graph = run.path / (info.onnx or f"{info.precision}.onnx")
-    return _predictor(run, engines.backend(info.backend).load(path, graph, threads), classes)
+    engine = engines.backend(info.backend).load(path, run.verified(info.onnx), threads)
+    return _predictor(run, engine, classes)
 
 
 def _predictor(run: RunFolder, engine: Engine, classes: Path | None) -> Predictor:

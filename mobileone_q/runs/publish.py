@@ -9,7 +9,8 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import ImageCounts, Manifest, Report
-from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.folder import RunFolder, UnfinishedRun
+from mobileone_q.runs.integrity import GRAPHS, hashes
 from mobileone_q.runs.measure import measure_accuracy
 
 
@@ -27,7 +28,8 @@ def publish(
     """Export both networks, measure them on ``evaluation``, and write the report and the manifest.
 
     Without ``evaluation`` no accuracy is measured, and the report says so. ``report`` and
-    ``manifest`` hold what the caller knows; the image counts and the accuracy are filled in here.
+    ``manifest`` hold what the caller knows; the image counts, the accuracy and the hashes of the files
+    are filled in here.
     The manifest comes last: it marks the run as finished.
 
     Raises:
@@ -40,9 +42,10 @@ def publish(
     export_onnx(quantized, folder.onnx("int8"), preprocessing=transform)
     if evaluation is not None:
         with progress_if(progress, "evaluating", len(evaluation)) as advance:
-            measured = measure_accuracy(folder, quantized, evaluation, advance)
+            measured = measure_accuracy(UnfinishedRun(folder.path), quantized, evaluation, advance)
         report = report.with_sections(accuracy=measured.accuracy, simulation=measured.simulation)
-    report = report.model_copy(update={"images": image_counts(inputs, evaluation)})
+    graphs = hashes(folder.path, GRAPHS)
+    report = report.model_copy(update={"images": image_counts(inputs, evaluation), "graphs": graphs})
     folder.write_report(report)
     folder.write_manifest(manifest)
     return report

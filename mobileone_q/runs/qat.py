@@ -15,6 +15,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.report.schema import FineTuning, ImagesRecord, Report, Seconds, installed_versions, utc_now
 from mobileone_q.runs.folder import RUNS, RunFolder
 from mobileone_q.runs.inputs import inputs_of
+from mobileone_q.runs.integrity import FUSED, check_weights
 from mobileone_q.runs.publish import image_counts, publish
 from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
 from mobileone_q.training.distributed import agree, make_accelerator
@@ -49,13 +50,15 @@ def fine_tune_run(
 
     Raises:
         TrainingError: nothing to resume, or see :func:`fine_tune`.
+        RunError: the run's files, or for live branches its weights, have changed.
     """
     tuning = tuning or FineTuneSettings()
     accelerator = make_accelerator(settings)
-    fused, quantized = FusedModel.load(run.fused), QuantizedModel.load(run.quantized)
+    fused, quantized = run.load_fused(), run.load_quantized()
     inputs = inputs_of(run, fused.arch, data, eval_data, images)
     original = None
     if tuning.branches == "live":
+        check_weights(inputs.weights, run.read_manifest())
         original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
     name = f"{run.path.resolve().name}-qat"
     staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
@@ -101,7 +104,8 @@ def _write(
     progress: bool,
 ) -> None:
     manifest, before = run.read_manifest(), run.read_report()
-    write_atomically(made.fused, lambda temporary: shutil.copyfile(run.fused, temporary))
+    original = run.verified(FUSED)
+    write_atomically(made.fused, lambda temporary: shutil.copyfile(original, temporary))
     quantized.save(made.quantized, recipe=dict(manifest.recipe), qat=settings)
     report = Report(
         arch=before.arch,
@@ -109,6 +113,7 @@ def _write(
         target=before.target,
         fusion=before.fusion,
         images=image_counts(inputs, None),
+        graphs={},
         seconds=Seconds(before.seconds.fuse, before.seconds.calibrate, outcome.seconds),
         float_blocks=before.float_blocks,
         qat=FineTuning(

@@ -14,8 +14,6 @@ from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.errors import EngineError, TrainingError
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.build import build_engines
@@ -77,7 +75,7 @@ class Run(RunFolder):
         Raises:
             DataError: images of another kind or shape than the run was calibrated on.
         """
-        quantized = QuantizedModel.load(self.quantized)
+        quantized = self.load_quantized()
         batches = prepared(images, quantized.arch, self.read_manifest())
         with progress_if(progress, "evaluating", len(batches)) as advance:
             return measure_accuracy(self, quantized, batches, advance).accuracy
@@ -101,7 +99,7 @@ class Run(RunFolder):
         with progress_if(progress, "profiling", 2 * runs) as advance:
             latency = measure_latency(
                 self,
-                FusedModel.load(self.fused).arch,
+                self.load_fused().arch,
                 self.read_manifest().target,
                 resolve_backend(backend),
                 threads=threads,
@@ -109,7 +107,7 @@ class Run(RunFolder):
                 batch=batch,
                 advance=advance,
             )
-        self.write_report(self.read_report().with_sections(latency=latency))
+        self.add_to_report(latency=latency)
         return latency
 
     def predict(

@@ -123,11 +123,22 @@ def resumable(output: Path | None, name: str) -> Path | None:
     return max(found, key=lambda path: (path / CHECKPOINT).stat().st_mtime, default=None)
 
 
+def half_made(parent: Path) -> list[Path]:
+    """The hidden folders in ``parent`` of runs that are being made, or never were, by name."""
+    found = (path for path in parent.glob(".*.partial-*") if STAGED.fullmatch(path.name))
+    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
+
+
+def is_in_use(staged: Path) -> bool:
+    """Whether the process that made a hidden folder is still at work."""
+    match = STAGED.fullmatch(staged.name)
+    return match is not None and _is_running(int(match["pid"]))
+
+
 def _remove_abandoned(parent: Path) -> None:
     """Remove hidden folders whose process has died."""
-    for path in parent.glob(".*.partial-*"):
-        match = STAGED.fullmatch(path.name)
-        if match and not _is_running(int(match["pid"])):
+    for path in half_made(parent):
+        if not is_in_use(path):
             discard(path)
 
 

@@ -12,7 +12,7 @@ from mobileone_q.engines.base import sidecar
 from mobileone_q.engines.metadata import has_only_int8_grids, read_target
 from mobileone_q.engines.tensorrt import engine as module
 from mobileone_q.errors import EngineError
-from mobileone_q.files import sha256
+from mobileone_q.files import sealed, sha256
 from mobileone_q.names import BACKENDS, TARGETS
 from tests.helpers.graphs import mark, write_relu
 from tests.helpers.recorded_tensorrt import Recorded
@@ -113,7 +113,7 @@ def test_graphs_that_do_not_say_are_taken(tmp_path):
         assert backend("onnxruntime").build(graph, engine, BuildOptions()).target is None
         values = json.loads(sidecar(engine).read_text())
         del values["target"]  # the sidecar of an earlier version
-        sidecar(engine).write_text(json.dumps(values))
+        sidecar(engine).write_text(json.dumps(sealed(values)))
         backend("onnxruntime").load(engine, graph).close()
     (tmp_path / "rubbish.onnx").write_text("rubbish")
     assert read_target(tmp_path / "rubbish.onnx") is None

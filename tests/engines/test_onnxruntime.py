@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -6,12 +7,13 @@ import pytest
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
-from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.engines import BuildOptions, EngineInfo, backend
 from mobileone_q.engines.base import sidecar
 from mobileone_q.engines.layer_map import assign_blocks
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.files import sealed, sha256
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.names import BACKENDS
 from tests.helpers.graphs import mark
@@ -94,7 +96,7 @@ def test_a_stale_engine_is_refused(graphs, built):
 )
 def test_a_foreign_engine_is_refused(built, field, value, reason):
     facts = json.loads(sidecar(built).read_text())
-    sidecar(built).write_text(json.dumps(facts | {field: value}))
+    sidecar(built).write_text(json.dumps(sealed(facts | {field: value})))
     with pytest.raises(EngineError, match=reason):
         BACKEND.load(built)
 
@@ -103,8 +105,23 @@ def test_missing_and_damaged_engines(built, tmp_path):
     with pytest.raises(EngineError, match=r"no engine at .*none\.onnx"):
         BACKEND.load(tmp_path / "none.onnx")
     built.write_bytes(built.read_bytes()[:100])
+    with pytest.raises(EngineError, match=r"is not the file that .*\.onnx\.json describes; build it again"):
+        BACKEND.load(built)
+    replace(EngineInfo.load(built), engine_sha256=sha256(built)).save(built)
     with pytest.raises(EngineError, match="cannot load"):
         BACKEND.load(built)
+
+
+def test_an_edited_sidecar_is_refused(built):
+    text = sidecar(built).read_text()
+    sidecar(built).write_text(text.replace('"fp32"', '"int8"'))
+    with pytest.raises(EngineError, match=r"fp32\.onnxruntime\.onnx\.json has changed since it was written"):
+        BACKEND.load(built)
+
+
+def test_an_engine_is_not_loaded_without_the_graph_that_it_is_checked_against(built, tmp_path):
+    with pytest.raises(EngineError, match=r"no ONNX file at .*none\.onnx"):
+        BACKEND.load(built, tmp_path / "none.onnx")
 
 
 def test_building_from_nothing_and_from_rubbish(tmp_path):

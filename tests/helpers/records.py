@@ -59,6 +59,7 @@ def make_report(**changes: Any) -> Report:
         "model": "a network",
         "target": "tensorrt",
         "images": ImageCounts(8, 4, "evaluation", {"a.jpg": "truncated"}),
+        "graphs": {"fp32.onnx": "2" * 64, "int8.onnx": "3" * 64},
         "seconds": Seconds(0.5, 2.0, 3.0),
         "fusion": FusionErrors(1e-14, 1e-6),
         "float_blocks": FloatBlocks((ChosenBlock("stem", 0.1, 1.5),), ("stem", "head")),
@@ -92,5 +93,6 @@ def make_manifest(**changes: Any) -> Manifest:
         "max_drop_pts": 0.5,
         "qat": {"epochs": 30, "optimizer": "sgd", "augmentation": {"crop": 0.5}},
         "tuned_from": "runs/s0",
+        "artefacts": {"fp32.onnx": "2" * 64, "int8.onnx": "3" * 64},
     }
     return Manifest(**fields | changes)

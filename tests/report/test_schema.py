@@ -10,6 +10,7 @@ import pytest
 
 from calibrate.recipe import Recipe
 from mobileone_q.errors import FileError, MobileOneQError
+from mobileone_q.files import sealed
 from mobileone_q.report import schema
 from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report, json_schemas
@@ -35,7 +36,7 @@ def test_what_is_written_is_read_again(name, tmp_path):
     values = write(document, path)
     assert type(document).load(path) == document
     assert next(iter(values)) == "schema"
-    assert values["schema"] == 2
+    assert values["schema"] == 3
 
 
 def test_a_report_begins_without_sections(tmp_path):
@@ -61,7 +62,7 @@ def test_keys_that_scripts_rely_on(tmp_path):
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
-@pytest.mark.parametrize("number", [1, 3, "2", None])
+@pytest.mark.parametrize("number", [1, 2, "3", None])
 def test_another_schema_number_names_file_and_command(name, number, tmp_path):
     path = tmp_path / f"{name}.json"
     values = write(DOCUMENTS[name], path)
@@ -69,7 +70,7 @@ def test_another_schema_number_names_file_and_command(name, number, tmp_path):
     with pytest.raises(FileError) as caught:
         type(DOCUMENTS[name]).load(path)
     line = str(caught.value)
-    assert line.startswith(f"{path} has schema {number!r}, and this version reads 2")
+    assert line.startswith(f"{path} has schema {number!r}, and this version reads 3")
     assert "`mobileone-q calibrate`" in line
 
 
@@ -129,7 +130,7 @@ def test_damage_is_one_line_and_never_a_traceback(name, use, tmp_path):
     path = tmp_path / f"{name}.json"
     refusals = accepted = 0
     for what, values in damaged(write(DOCUMENTS[name], path)):
-        path.write_text(json.dumps(values))
+        path.write_text(json.dumps(sealed(values)))
         try:
             use(path, tmp_path)
             accepted += 1  # another value that is as good, such as a section that is not there
@@ -142,7 +143,7 @@ def test_damage_is_one_line_and_never_a_traceback(name, use, tmp_path):
     assert refusals > 2 * accepted > 0
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"report"', "{}", '{"schema": 2}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '"report"', "{}", '{"schema": 2}', '{"schema": 3}'])
 @pytest.mark.parametrize("document", [Report, Manifest])
 def test_what_is_no_document_is_one_line(document, text, tmp_path):
     path = tmp_path / "file.json"
@@ -170,7 +171,7 @@ def broken(bundled, tmp_path_factory):
         (("profile",), "manifest", "target"),
         (("evaluate",), "manifest", "preprocessing"),
         (("evaluate",), "report", "images"),
-        (("predict", "image.png"), "manifest", "classes"),
+        (("predict", "image.png", "--run"), "manifest", "classes"),
         (("qat", "--device", "cpu"), "manifest", "seed"),
         (("qat", "--device", "cpu"), "report", "images"),
     ],
@@ -181,15 +182,14 @@ def test_commands_name_the_damaged_field(broken, tmp_path, monkeypatch, command,
     whole = path.read_text()
     try:
         path.write_text(json.dumps(json.loads(whole) | {key: {"no": "such thing"}}))
-        run = ("--run", broken.path) if command[0] == "predict" else (broken.path,)
-        line = refused(*command, *run)
+        line = refused(*command, broken.path)
         path.write_text(json.dumps(json.loads(whole) | {"schema": 1}))
-        older = refused(*command, *run)
+        older = refused(*command, broken.path)
     finally:
         path.write_text(whole)
     assert f"{path} is damaged: {key}" in line
     assert "run again with `mobileone-q calibrate`" in line
-    assert f"{path} has schema 1, and this version reads 2" in older
+    assert f"{path} has schema 1, and this version reads 3" in older
     assert not (tmp_path / "bundle").exists()
 
 
@@ -223,3 +223,16 @@ def test_every_recipe_can_be_recorded(tmp_path):
     make_manifest(recipe=recipe.to_dict()).save(tmp_path / "manifest.json")
     recorded = Manifest.load(tmp_path / "manifest.json").recipe
     assert recorded == json.loads(json.dumps(recipe.to_dict())) | {"keep_float": ("stem", "head")}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_an_edit_that_still_makes_sense_is_refused(name, tmp_path):
+    path = tmp_path / f"{name}.json"
+    values = write(DOCUMENTS[name], path)
+    path.write_text(json.dumps(values))  # other spaces are no edit
+    assert type(DOCUMENTS[name]).load(path) == DOCUMENTS[name]
+    path.write_text(json.dumps(values | {"arch": "s1"}))
+    with pytest.raises(FileError, match="has changed since it was written") as caught:
+        type(DOCUMENTS[name]).load(path)
+    assert str(caught.value).startswith(f"{path} ")
+    assert "`mobileone-q calibrate`" in str(caught.value)

@@ -14,6 +14,7 @@ from calibrate.recipe import Recipe
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.data.inputs import choose_inputs
 from mobileone_q.data.settings import InputOptions
+from mobileone_q.files import sealed, sha256
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.runs.folder import RunFolder
@@ -42,6 +43,7 @@ def test_a_poor_start_is_mended(run, tmp_path):
     x, _ = load_all(inputs.calibration)
     assert (quantized(x).argmax(1) == fused(x).argmax(1)).float().mean() < 0.5
     quantized.save(poor.quantized, recipe=recipe.to_dict())
+    poor.write_manifest(poor.read_manifest())
     words = ["--images", 200, "--epochs", 30, "--batch", 25, "--lr", 0.05, "--crop", 1, "--jitter", 0]
     invoke("qat", poor.path, "--output", tmp_path / "tuned", "--device", "cpu", *words)
     accuracy = json.loads((tmp_path / "tuned" / "report.json").read_text())["accuracy"]
@@ -115,9 +117,10 @@ def test_what_cannot_be_tuned_is_refused(run, tmp_path):
     fused = tmp_path / "fused.safetensors"
     shutil.copyfile(run / "fused.safetensors", fused)
     manifest["weights"]["path"] = str(fused)
-    (broken / "manifest.json").write_text(json.dumps(manifest))
+    manifest["weights"]["sha256"] = sha256(fused)
+    (broken / "manifest.json").write_text(json.dumps(sealed(manifest)))
     report = json.loads((broken / "report.json").read_text())
-    (broken / "report.json").write_text(json.dumps(report | {"model": "mine"}))
+    (broken / "report.json").write_text(json.dumps(sealed(report | {"model": "mine"})))
     for k in range(16):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.new("RGB", (40, 40), (k, 0, 0)).save(tmp_path / "images" / f"{k}.png")

@@ -1,13 +1,18 @@
 """A new folder appears whole or not at all."""
 
+import json
 import os
-import subprocess
-import sys
 
 import pytest
 
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.checkpoints.load import save_model
 from mobileone_q.errors import FileError, RunError
 from mobileone_q.runs.staging import CHECKPOINT, new_folder, resumable, stage
+from tests.helpers.cli import invoke
+from tests.helpers.networks import random_model
+from tests.helpers.processes import at_once, dead_pid
+from tests.helpers.tiny import write_tiny
 
 
 def test_a_filled_folder_appears_at_the_end(tmp_path):
@@ -90,10 +95,11 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         stage(tmp_path / "file" / "run", "s0")
 
 
-def dead_pid():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+def weights(folder):
+    """Random weights of the tiny architecture, as a checkpoint."""
+    arch = resolve_architecture(str(folder / "tiny.yaml"))
+    save_model(random_model(arch), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
 
 
 def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path):
@@ -120,3 +126,33 @@ def test_the_newest_unfinished_training_is_resumed(tmp_path):
         os.utime(checkpoint, (number, number))
     (tmp_path / ".run.partial-9-abc").mkdir()  # newer, and without a checkpoint
     assert resumable(tmp_path / "run", "s0") == tmp_path / ".run.partial-2-abc"
+
+
+@pytest.mark.slow
+def test_of_two_processes_on_one_output_one_works_and_the_other_is_told(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    folder = write_tiny(tmp_path / "tiny")
+    words = ("calibrate", "--arch", folder / "tiny.yaml", "--weights", weights(folder))
+    words += ("--data", folder / "signals.npz", "--output", "run")
+    results = at_once(tmp_path, (*words, "--seed", 1), (*words, "--seed", 2))
+    codes = sorted(code for code, _ in results)
+    assert codes == [0, 1], results
+    (told,) = (text for code, text in results if code)
+    assert "error: run is not empty; choose another folder" in told
+    assert "Traceback" not in told
+    winner = next(number for number, (code, _) in enumerate(results) if code == 0)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["seed"] == winner + 1
+    invoke("verify", tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "tiny"]
+
+
+@pytest.mark.slow
+def test_two_processes_that_build_at_once_lose_nothing(sample_run, tmp_path):
+    run = sample_run()
+    words = ("build-engine", "--backend", "onnxruntime", run)
+    results = at_once(tmp_path, (*words, "--int8"), (*words, "--fp32"), ("evaluate", run, "--images", 20))
+    assert [code for code, _ in results] == [0, 0, 0], results
+    invoke("verify", run)
+    report = json.loads((run / "report.json").read_text())
+    assert report["latency"] is not None
+    assert report["parity"] is not None

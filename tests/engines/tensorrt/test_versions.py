@@ -20,6 +20,7 @@ from mobileone_q.engines.tensorrt import engine as module
 from mobileone_q.engines.tensorrt import versions
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.files import sealed
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
@@ -257,7 +258,7 @@ def built(recorded, graphs, tmp_path, **facts):
     backend.build(graphs / "int8.onnx", path, BuildOptions())
     values = json.loads(sidecar(path).read_text())
     options = values["options"] | facts.pop("options", {})
-    sidecar(path).write_text(json.dumps(values | facts | {"options": options}))
+    sidecar(path).write_text(json.dumps(sealed(values | facts | {"options": options})))
     return backend, path
 
 

@@ -1,0 +1,179 @@
+"""The integrity of a run: which bytes each of its files must have, and whether it has them.
+
+The manifest holds the SHA-256 of every file that `calibrate` and `qat` write. A graph that
+`build-engine` adds later has a sidecar of its own, ``fp16.onnx.json``, and so does each engine; the
+manifest is never written again, so that two commands at once lose nothing. Manifest, report and
+sidecars are sealed: each holds a digest of its own fields (:func:`mobileone_q.files.sealed`).
+
+All of it finds damage, mix-ups and edits. It is no protection from somebody who means to deceive:
+who can write into a run can also write the hashes anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from mobileone_q.engines import EngineInfo
+from mobileone_q.engines.base import sidecar
+from mobileone_q.errors import MobileOneQError, RunError
+from mobileone_q.files import is_sealed, read_json, sealed, sha256, write_json
+from mobileone_q.report.schema import Manifest, Report
+
+FUSED, QUANTIZED = "fused.safetensors", "quantized.safetensors"
+GRAPHS = ("fp32.onnx", "int8.onnx")  # those that accuracy is measured on
+CALIBRATION_CACHE = "int8.calib"
+ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE)
+LATER_GRAPHS = {"fp16.onnx": FUSED, "int8-fp16.onnx": QUANTIZED}  # and what each is exported from
+EXPORT_AGAIN = "write it again with `mobileone-q build-engine --fp16`"
+
+State = Literal["ok", "changed", "missing"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A file of a run by its name in the folder, and how it was found; ``why`` is empty where it is ok."""
+
+    name: str
+    state: State
+    why: str = ""
+
+
+def hashes(folder: Path, names: tuple[str, ...] = ARTEFACTS) -> dict[str, str]:
+    """The SHA-256 of those of some files that a run's folder has, by name."""
+    return {name: sha256(folder / name) for name in names if (folder / name).is_file()}
+
+
+def record_graph(folder: Path, name: str, manifest: Manifest) -> None:
+    """Write the sidecar of a later graph, which has just been exported.
+
+    Raises:
+        FileError: the folder cannot be written to.
+    """
+    facts = {"sha256": sha256(folder / name), "made_from": manifest.artefacts.get(LATER_GRAPHS[name])}
+    write_json(sidecar(folder / name), sealed(facts))
+
+
+def recorded(folder: Path, manifest: Manifest, name: str) -> str:
+    """The SHA-256 that a file of a run, other than an engine, must have.
+
+    Raises:
+        RunError: nothing is recorded of such a file, or its sidecar is unusable or of other weights.
+    """
+    if name in manifest.artefacts:
+        return manifest.artefacts[name]
+    if name not in LATER_GRAPHS:
+        raise RunError(f"{folder} has no record of a file {name}; {remedy(manifest)}")
+    path = sidecar(folder / name)
+    if not path.is_file():
+        raise RunError(f"{folder / name} has no record of its bytes ({path.name}); {EXPORT_AGAIN}")
+    facts = read_json(path)
+    if not isinstance(facts, dict) or not is_sealed(facts):
+        raise RunError(f"{path} has changed since it was written; {EXPORT_AGAIN}")
+    if facts.get("made_from") != manifest.artefacts.get(LATER_GRAPHS[name]):
+        raise RunError(f"{folder / name} was made from another {LATER_GRAPHS[name]}; {EXPORT_AGAIN}")
+    return str(facts.get("sha256"))
+
+
+def verified(folder: Path, manifest: Manifest, name: str) -> Path:
+    """The path of a file of a run, whose bytes are those that were written.
+
+    Raises:
+        RunError: it is missing, it has changed, or nothing is recorded of it; the message names the
+            command that makes it again.
+    """
+    path, expected = folder / name, recorded(folder, manifest, name)
+    again = EXPORT_AGAIN if name in LATER_GRAPHS else remedy(manifest)
+    if not path.is_file():
+        raise RunError(f"{path} is missing; {again}")
+    if sha256(path) != expected:
+        raise RunError(f"{path} has changed since the run was made; {again}")
+    return path
+
+
+def check_report(folder: Path, manifest: Manifest, report: Report) -> None:
+    """Check that a report's figures are those of the graphs that are there.
+
+    Raises:
+        RunError: the report is of other graphs, or a graph has changed.
+    """
+    expected = {name: manifest.artefacts.get(name) for name in GRAPHS}
+    if dict(report.graphs) != expected:
+        raise RunError(f"{folder / 'report.json'} is the report of other graphs; {remedy(manifest)}")
+    for name in GRAPHS:
+        verified(folder, manifest, name)
+
+
+def check_weights(path: Path, manifest: Manifest) -> None:
+    """Check that a checkpoint is still the one that a run was made from; it may be missing.
+
+    Raises:
+        RunError: it has other bytes.
+    """
+    if path.is_file() and sha256(path) != manifest.weights.sha256:
+        raise RunError(
+            f"{path} has changed since the run was made from it; put the old file back, or {remedy(manifest)}"
+        )
+
+
+def remedy(manifest: Manifest) -> str:
+    """How to make a run again, in words that follow a semicolon."""
+    if manifest.tuned_from is not None:
+        return f"make the run again with `mobileone-q qat {manifest.tuned_from}`"
+    return f"make the run again with `mobileone-q calibrate --arch {manifest.arch}`"
+
+
+def check_engine(folder: Path, manifest: Manifest, engine: Path) -> EngineInfo:
+    """The sidecar of a run's engine whose file and graph are those that it describes.
+
+    Raises:
+        EngineError: the engine or its sidecar is missing or was edited, or it is of another graph.
+        RunError: nothing usable is recorded of its graph.
+    """
+    info = EngineInfo.load(engine)
+    info.check_bytes(engine)
+    info.check_graph(engine, recorded(folder, manifest, info.onnx), info.onnx)
+    return info
+
+
+def engine_files(folder: Path) -> list[Path]:
+    """The engine files of a run, by name, also those of which only the sidecar is there."""
+    found = {path for path in (folder / "engines").glob("[!.]*") if path.suffix not in (".json", ".log")}
+    found |= {path.with_suffix("") for path in (folder / "engines").glob("[!.]*.json")}
+    return sorted(found)
+
+
+def check_all(folder: Path) -> Iterator[Checked]:
+    """Every file of a run of which something is recorded, and how it was found.
+
+    Raises:
+        FileError: the manifest cannot be used, so that nothing can be said of the other files.
+    """
+    manifest = Manifest.load(folder / "manifest.json")
+    yield Checked("manifest.json", "ok")
+    later = [name for name in LATER_GRAPHS if any(is_there(folder / name))]
+    for name in (*manifest.artefacts, *later):
+        yield _checked(folder, name, partial(verified, folder, manifest, name))
+    yield _checked(folder, "report.json", partial(_check_report_file, folder, manifest))
+    for engine in engine_files(folder):
+        yield _checked(folder, f"engines/{engine.name}", partial(check_engine, folder, manifest, engine))
+
+
+def is_there(path: Path) -> tuple[bool, bool]:
+    """Whether a graph or engine is there, and whether its sidecar is."""
+    return path.is_file(), sidecar(path).is_file()
+
+
+def _check_report_file(folder: Path, manifest: Manifest) -> None:
+    check_report(folder, manifest, Report.load(folder / "report.json"))
+
+
+def _checked(folder: Path, name: str, check: Callable[[], object]) -> Checked:
+    try:
+        check()
+    except MobileOneQError as error:
+        return Checked(name, "changed" if (folder / name).is_file() else "missing", str(error))
+    return Checked(name, "ok")
