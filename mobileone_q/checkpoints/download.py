@@ -256,7 +256,7 @@ def _reason(error: Exception) -> str:
         return f"the server answers {error.response.status_code} {error.response.reason}"
     inner: Any = error
     while True:
-        if isinstance(inner, (requests.Timeout, urllib3.exceptions.TimeoutError)):
+        if isinstance(inner, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
             return f"no answer for {TIMEOUT_S:g} s"
         deeper = getattr(inner, "reason", None) or next(
             (each for each in reversed(inner.args) if isinstance(each, Exception)), None

@@ -285,7 +285,7 @@ def test_a_full_disk_is_not_called_a_network_fault(web, monkeypatch):
 
     put(web.root / APPLE_FILE, "apple")
     monkeypatch.setattr("pooch.core.shutil.move", no_space)
-    with pytest.raises(FileError, match="cannot write .*: No space left on device"):
+    with pytest.raises(FileError, match=r"cannot write .*: No space left on device"):
         fetch("apple:s0")
     assert not list(cache_folder().iterdir())
 
