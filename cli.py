@@ -38,6 +38,7 @@ from mobileone_q.options import (
     takes,
 )
 from mobileone_q.runs.settings import BackendChoice, CalibrationOptions, QatOptions, TrainOptions
+from mobileone_q.streams import abandon_output, prepare_streams
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -54,10 +55,21 @@ if TYPE_CHECKING:
     from mobileone_q.runs.folder import RunFolder
 
 SENSITIVITY_IMAGES = 100
+INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 
 
 class Group(click.Group):
-    """Turns the project's errors into one line and exit code 1."""
+    """Turns the project's errors into one line and exit code 1, and Ctrl-C into exit code 130."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        prepare_streams()
+        try:
+            return super().main(*args, **extra)
+        except OSError as error:  # printing raises it; files have names, and nearly all a FileError
+            abandon_output()
+            place = error.filename or "the output"
+            click.echo(f"error: cannot use {place}: {error.strerror or error}", err=True)
+            sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -65,6 +77,9 @@ class Group(click.Group):
         except MobileOneQError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(INTERRUPTED)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

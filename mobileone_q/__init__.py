@@ -14,13 +14,28 @@ so importing this package brings in no torch.
 Importing it before torch also makes waiting OpenMP threads sleep instead of spin, unless the
 environment variable ``OMP_WAIT_POLICY`` says otherwise. On a machine with other work to do, spinning
 threads slow torch down several times. OpenMP reads the variable once, when torch is imported.
+
+It also turns telemetry off. ONNX Runtime otherwise writes a device id under the user's cache folder and
+looks up a host of its maker; it reads ``ORT_DISABLE_TELEMETRY`` once, when it is imported. The Hugging
+Face hub's client, which ``accelerate`` brings, reads ``HF_HUB_DISABLE_TELEMETRY``. A value that the user
+has set is left alone.
 """
 
 import os
+import sys
+import warnings
 
 import lazy_loader
 
+if "onnxruntime" in sys.modules and "ORT_DISABLE_TELEMETRY" not in os.environ:
+    warnings.warn(
+        "onnxruntime was imported before mobileone_q, with its telemetry on; "
+        "import mobileone_q first, or set ORT_DISABLE_TELEMETRY=1",
+        stacklevel=2,
+    )
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

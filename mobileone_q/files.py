@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -54,6 +55,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as :func:`write_atomically` does."""
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write bytes as :func:`write_atomically` does."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+
+
+def save_pickled(path: Path, value: Any) -> None:
+    """Write what ``torch.save`` makes of ``value`` as :func:`write_atomically` does.
+
+    Python writes the bytes, since torch has an exception of its own for a full disk.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -22,6 +22,8 @@ OF_MANY_MODULES = {
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
     "test_docs.py": "the pages and the script in docs/",
     "test_floors.py": "the floors",
+    "test_faults.py": "full disks, closed and plain terminals, Ctrl-C",
+    "test_network.py": "commands are quiet on the network",
     "test_packaging.py": "wheel and sdist",
     "test_public_face.py": "what the package offers, and what importing it costs",
     "test_real.py": "real weights and images, of the developers' folder",

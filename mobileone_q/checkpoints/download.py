@@ -2,24 +2,36 @@
 
 A file is fetched once, into :func:`mobileone_q.files.cache_folder`, with its SHA-256 beside it. The
 hash that the publisher states is checked first: the Hugging Face hub states all of it, mmpretrain's
-file names state the first eight digits. Apple and jahongir7174 state none: there the hash of the first
-download is kept. A cached file that no longer has its hash is refused.
+file names state the first eight digits. Apple and jahongir7174 state none: there the first download is
+trusted, which is said, and its hash is kept. A cached file that no longer has its hash is refused.
+
+pooch transfers the files and tries again after a failure. Proxies come from the usual variables, such
+as ``HTTPS_PROXY``. With ``MOBILEONE_Q_OFFLINE=1`` nothing is downloaded.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import urllib.error
-import urllib.request
+import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.errors import CheckpointError
 from mobileone_q.files import cache_folder, sha256, write_atomically, write_text
+from mobileone_q.progress import Advance, progress
 
-TIMEOUT_S = 60
+OFFLINE = "MOBILEONE_Q_OFFLINE"
+TIMEOUT_S = 60  # without a byte from the server
+TRIES_AGAIN = 2  # after a transfer that failed
+MEBIBYTE = 1 << 20  # the unit of progress
+POINTER_SIZE = 4096  # a Git LFS pointer has some 130 bytes; no more than this is read of one
+# A connection that carries the file's own bytes, so that their number can be compared with Content-Length.
+HEADERS = {"Accept-Encoding": "identity"}
 APPLE = "https://docs-assets.developer.apple.com/ml-research/datasets/mobileone"
 HUB = "https://huggingface.co/timm"
 MMPRETRAIN = "https://download.openmmlab.com/mmclassification/v0/mobileone"
@@ -83,47 +95,179 @@ def fetch(name: str) -> Path:
     """Download the file of a public name unless it is in the cache; return its path there.
 
     Raises:
-        CheckpointError: the name is unknown, there is no network, or the hash is not what it should be.
+        CheckpointError: the name is unknown, the file cannot be downloaded, or its hash is not what it
+            should be.
         FileError: the cache cannot be read or written.
     """
     wanted = find_public_file(name)
     path = cache_folder() / wanted.file
     record = path.with_name(f"{path.name}.sha256")
     if path.is_file() and record.is_file():
-        if sha256(path) != record.read_text(encoding="utf-8").strip():
+        if sha256(path) != _read_record(record):
             raise CheckpointError(f"{path} has changed since it was downloaded; delete it and try again")
         return path
+    if os.environ.get(OFFLINE, "0") not in ("", "0"):
+        raise _unreachable(name, wanted.url, path, f"{OFFLINE} is set, and it is not in the cache")
     expected = wanted.sha256
     if wanted.pointer:
-        found = re.search(rb"sha256:([0-9a-f]{64})", _open(name, wanted.pointer, path).read(4096))
-        if found is None:
-            raise CheckpointError(f"{wanted.pointer} no longer says the file's hash; download it by hand")
-        expected = found[1].decode()
+        expected = _read_pointer(name, wanted.pointer, path)
 
     def write(temporary: Path) -> None:
-        with _open(name, wanted.url, path) as response, temporary.open("wb") as file:
-            try:
-                while chunk := response.read(1 << 20):
-                    file.write(chunk)
-            except (OSError, ValueError) as error:
-                raise _unreachable(name, wanted.url, path, str(error)) from error
+        temporary.unlink()  # pooch keeps a file that is there
+        _transfer(name, wanted.url, temporary, path, needs_length=not expected)
         digest = sha256(temporary)
         if not digest.startswith(expected):
             raise CheckpointError(
                 f"{wanted.url} has SHA-256 {digest}, and its publisher says {expected}; do not use it"
             )
+        if not expected:
+            _check_trustworthy(name, wanted.url, temporary, path)
+            _say(f"{name}: its publisher states no SHA-256; trusted as first downloaded, {digest}")
         write_text(record, f"{digest}\n")
 
     write_atomically(path, write)
     return path
 
 
-def _open(name: str, url: str, path: Path) -> Any:
-    """Open a connection that reads ``url``."""
+def _check_trustworthy(name: str, url: str, file: Path, path: Path) -> None:
+    """Refuse to trust a web page, such as a hotel's, that came in place of a file without a known hash."""
+    with file.open("rb") as opened:
+        if opened.read(64).lstrip().startswith(b"<"):
+            raise _unreachable(name, url, path, "the server sent a web page, not weights")
+
+
+def _read_record(record: Path) -> str:
+    """Read the hash that was kept beside a file; what cannot be read is no hash."""
     try:
-        return urllib.request.urlopen(url, timeout=TIMEOUT_S)
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise _unreachable(name, url, path, str(getattr(error, "reason", error))) from error
+        return record.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _read_pointer(name: str, url: str, path: Path) -> str:
+    """Read the hash from a Git LFS pointer."""
+    import requests
+
+    try:
+        with requests.get(url, timeout=TIMEOUT_S, stream=True, headers=HEADERS) as response:
+            response.raise_for_status()
+            text = b"".join(response.iter_content(POINTER_SIZE // 8))[:POINTER_SIZE]
+    except _failures() as error:
+        raise _unreachable(name, url, path, _reason(error)) from error
+    found = re.search(rb"sha256:([0-9a-f]{64})\b", text)
+    if found is None:
+        raise CheckpointError(f"{url} no longer says the file's hash; download it by hand")
+    return found[1].decode()
+
+
+def _transfer(name: str, url: str, target: Path, path: Path, needs_length: bool) -> None:
+    """Download ``url`` to ``target``, which must not be there; ``path`` is the place in the cache to name.
+
+    ``needs_length`` refuses a file whose length the server does not say: nothing else would tell that
+    the transfer was cut.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")  # it announces files in lines of its own
+    client = pooch.create(
+        target.parent,
+        base_url="",
+        registry={target.name: None},  # prefixes of hashes are known too, so fetch() compares them
+        urls={target.name: url},
+        retry_if_failed=TRIES_AGAIN,
+    )
+
+    def download(address: str, output: str, client: Any) -> None:
+        with TransferProgress(f"fetching {name} (MiB)") as shown:
+            transfer = pooch.HTTPDownloader(
+                progressbar=shown, chunk_size=MEBIBYTE, timeout=TIMEOUT_S, headers=HEADERS
+            )
+            try:
+                transfer(address, output, client)
+            except _failures() as error:
+                status = getattr(getattr(error, "response", None), "status_code", 0)
+                if 400 <= status < 500:  # the server will say the same again
+                    raise _unreachable(name, url, path, _reason(error)) from error
+                raise ValueError(_reason(error)) from error  # pooch tries again
+        size = Path(output).stat().st_size
+        if needs_length and not shown.total:
+            raise ValueError("the server does not say the file's length")
+        if shown.total and size != shown.total:
+            raise ValueError(f"the transfer was cut after {size:,} of {shown.total:,} bytes")
+
+    try:
+        client.fetch(target.name, downloader=download)
+    except ValueError as error:
+        raise _unreachable(name, url, path, _reason(error)) from error
+
+
+class TransferProgress:
+    """The bar that pooch fills, shown as the rest of this project shows progress.
+
+    ``total`` is the file's length in bytes, as the server says; 0 where it does not.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.total = 0
+        self._title = title
+        self._shown = ExitStack()
+        self._advance: Advance | None = None
+        self._is_over = False
+
+    def __enter__(self) -> TransferProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, count: int) -> None:
+        """Take note of ``count`` bytes more, or of all of them at the end."""
+        if self._is_over:
+            return
+        if self._advance is None and self.total:
+            steps = -(-self.total // MEBIBYTE)
+            self._advance = self._shown.enter_context(progress(self._title, steps))
+        if self._advance is not None:
+            self._advance(1)
+
+    def reset(self) -> None:
+        """Count no more: pooch calls this at the end, to fill the bar again."""
+        self._is_over = True
+
+    def close(self) -> None:
+        """Leave the line or the bar."""
+        self._shown.close()
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a transfer can end in. Disk errors are none of them: they are OSError, not a request's."""
+    import requests
+    import urllib3
+
+    return (requests.RequestException, urllib3.exceptions.HTTPError, HTTPException, ValueError)
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why a transfer failed; requests wraps the cause in several layers."""
+    import requests
+    import urllib3
+
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server answers {error.response.status_code} {error.response.reason}"
+    inner: Any = error
+    while True:
+        if isinstance(inner, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
+            return f"no answer for {TIMEOUT_S:g} s"
+        deeper = getattr(inner, "reason", None) or next(
+            (each for each in reversed(inner.args) if isinstance(each, Exception)), None
+        )
+        if not isinstance(deeper, Exception):
+            return str(inner)
+        inner = deeper
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _unreachable(name: str, url: str, path: Path, reason: str) -> CheckpointError:

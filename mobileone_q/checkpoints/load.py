@@ -27,7 +27,7 @@ from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.safe_pickle import UnsafePickle, module_state, read_zip
 from mobileone_q.errors import CheckpointError
-from mobileone_q.files import read_safetensors, save_tensors, write_atomically, write_safetensors
+from mobileone_q.files import read_safetensors, save_pickled, save_tensors, write_safetensors
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
@@ -210,7 +210,7 @@ def save_fused(model: FusedModel, path: Path, layout: WritableLayout, **descript
         write_safetensors(path, state, {"format": "pt"})
     elif path.suffix in (".pth", ".pt", ".tar"):
         value = {"state_dict": state, "meta": {}} if layout == "mmpretrain" else state
-        write_atomically(path, lambda temporary: torch.save(value, temporary))
+        save_pickled(path, value)
     else:
         raise CheckpointError(f"{path} must end in .pth, .pt, .pth.tar or .safetensors")
 

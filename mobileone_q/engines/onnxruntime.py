@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.metadata import has_only_int8_grids
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.errors import EngineError, FileError, MissingDependency
 from mobileone_q.files import write_atomically
 from mobileone_q.names import BackendName, Target
 from mobileone_q.progress import Advance
@@ -56,10 +56,21 @@ class OnnxRuntime(Backend):
     ) -> str:
         stands_in = target == "tensorrt" if target else has_only_int8_grids(onnx_path)
 
+        disabled = BIAS_ROUNDERS if stands_in else ()
+
         def write(temporary: Path) -> None:
             settings = _session_options(options.threads, optimize=True)
             settings.optimized_model_filepath = str(temporary)
-            _session(onnx_path, settings, BIAS_ROUNDERS if stands_in else ())
+            try:
+                _session(onnx_path, settings, disabled)
+            except EngineError:
+                # ONNX Runtime says neither which file was at fault nor why. If the graph loads where
+                # nothing is written, it was the engine that could not be written.
+                _session(onnx_path, _session_options(options.threads, optimize=True), disabled)
+                raise FileError(
+                    f"cannot write {engine_path}: ONNX Runtime could not write all of it; "
+                    "free space on the disk, or choose another folder"
+                ) from None
 
         write_atomically(engine_path, write)
         return ""
@@ -96,7 +107,12 @@ class OnnxRuntimeProfiler(LayerProfiler):
     """Profiles in a session of its own; the trace goes to a temporary folder, which is removed."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mobileone-q-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="mobileone-q-")
+        except OSError as error:
+            raise FileError(
+                f"cannot write to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR"
+            ) from error
         options = _session_options(threads, optimize=False)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "trace")
@@ -109,9 +125,16 @@ class OnnxRuntimeProfiler(LayerProfiler):
     def close(self) -> None:
         if self._session is None:
             return
-        events = json.loads(Path(self._session.end_profiling()).read_text())
+        trace = Path(self._session.end_profiling())
         self._session = None
-        self._folder.cleanup()
+        try:
+            events = json.loads(trace.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise FileError(
+                f"ONNX Runtime could not write all of its trace, {trace}; free space there"
+            ) from None
+        finally:
+            self._folder.cleanup()
         times: LayerTimes = {}
         for event in sorted(events, key=lambda e: e["ts"] + e["dur"]):
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):

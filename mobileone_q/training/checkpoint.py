@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from mobileone_q.errors import TrainingError
-from mobileone_q.files import write_atomically
+from mobileone_q.files import save_pickled
 
 NAME = "checkpoint.pt"
 
@@ -55,7 +55,11 @@ class TrainingState:
     best_weights: dict[str, torch.Tensor]
 
     def save(self, folder: Path) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all.
+
+        Raises:
+            FileError: it cannot be written.
+        """
         value = {
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
@@ -65,7 +69,7 @@ class TrainingState:
             "progress": asdict(self.progress),
             "best_weights": self.best_weights,
         }
-        write_atomically(folder / NAME, lambda temporary: torch.save(value, temporary))
+        save_pickled(folder / NAME, value)
 
     def load(self, folder: Path) -> None:
         """Take over the state of a checkpoint.

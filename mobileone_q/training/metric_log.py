@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from mobileone_q.errors import MissingDependency
+from mobileone_q.errors import FileError, MissingDependency
 from mobileone_q.files import write_text
 
 
@@ -43,11 +44,14 @@ class MetricLog:
         """Record the metrics of a step; those that are numbers go to TensorBoard too."""
         if self._file is None or self._events is None:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            if isinstance(value, (int, float)):
-                self._events.add_scalar(name, value, step)
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                if isinstance(value, (int, float)):
+                    self._events.add_scalar(name, value, step)
+        except OSError as error:
+            raise FileError(f"cannot write {self._file.name}: {error.strerror or error}") from error
 
     def __enter__(self) -> MetricLog:
         return self
@@ -55,10 +59,16 @@ class MetricLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None and self._events is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._events.close()
+        if self._file is None or self._events is None:
+            return
+        try:
+            with closing(self._events), self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+        except OSError as fault:
+            if error is None:
+                place, reason = self._file.name, fault.strerror or fault
+                raise FileError(f"cannot write {place}: {reason}") from fault
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

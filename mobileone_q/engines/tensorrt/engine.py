@@ -23,7 +23,7 @@ from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.engines.tensorrt.build import keep_log, make_logger, serialize
 from mobileone_q.engines.tensorrt.versions import is_strongly_typed
 from mobileone_q.errors import EngineError, MissingDependency
-from mobileone_q.files import write_atomically
+from mobileone_q.files import write_bytes
 from mobileone_q.names import BackendName, Target
 from mobileone_q.progress import Advance
 
@@ -75,7 +75,7 @@ class TensorRT(Backend):
         complaints = keep_log(logger, engine_path)
         if plan is None:
             raise EngineError(f"{self.title} cannot build {onnx_path}: {logger.summary()}")
-        write_atomically(engine_path, lambda temporary: temporary.write_bytes(bytes(plan)))
+        write_bytes(engine_path, bytes(plan))
         return complaints
 
     def _accepts(self, info: EngineInfo, runtime: str) -> bool:

@@ -1,0 +1,158 @@
+"""The project is quiet: no command asks the network for anything, or writes outside its run folder."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SILENCERS = ("CI", "ORT_RUNNING_UNIT_TESTS", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY")
+# Python imports a module of this name at its start. This one logs each use of the network and fails it.
+GUARD = """
+import os, socket
+
+def forbid(name, is_allowed):
+    real = getattr(socket.socket, name, None) or getattr(socket, name)
+    def guarded(*arguments, **options):
+        if is_allowed(arguments):
+            return real(*arguments, **options)
+        with open(os.environ["GUARD_LOG"], "a") as log:
+            log.write(f"{name} {arguments[-1:]}\\n")
+        raise OSError(f"the test forbids {name}")
+    setattr(socket.socket if hasattr(socket.socket, name) else socket, name, guarded)
+
+is_local = lambda arguments: arguments[0].family == socket.AF_UNIX
+for name in ("connect", "connect_ex", "sendto"):
+    forbid(name, is_local)
+for name in ("getaddrinfo", "gethostbyname"):
+    forbid(name, lambda arguments: False)
+"""
+WRITING = re.compile(
+    r'(?:openat\([^,]+, |open\(|creat\()"(?P<opened>[^"]+)", [^)]*(?:O_WRONLY|O_RDWR|O_CREAT)[^)]*\) = \d'
+    r'|(?:mkdir|mkdirat|rename|renameat|renameat2|unlink|unlinkat|symlink|link)\((?:[^"]*)"(?P<changed>[^"]+)"'
+    r".*\) = 0"
+)
+
+
+class Sandbox:
+    """A folder that stands for a user's whole machine: a home, a temporary folder, a place to work."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home, self.work, self.log = folder / "home", folder / "work", folder / "network.log"
+        for each in (self.home, self.work, folder / "tmp", folder / "guard"):
+            each.mkdir()
+        (folder / "guard" / "sitecustomize.py").write_text(GUARD)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        kept = {key: value for key, value in os.environ.items() if key not in SILENCERS}
+        return kept | {
+            "HOME": str(self.home),
+            "XDG_CACHE_HOME": str(self.home / ".cache"),
+            "TMPDIR": str(self.folder / "tmp"),
+            "PYTHONPATH": f"{self.folder / 'guard'}{os.pathsep}{ROOT}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "GUARD_LOG": str(self.log),
+        }
+
+    def run(self, *words: object, under: tuple[str, ...] = ()) -> str:
+        """Run a command of Python's in the place to work; returns what it printed."""
+        command = [*under, sys.executable, *map(str, words)]
+        ran = subprocess.run(
+            command, cwd=self.work, env=self.environment, capture_output=True, text=True, timeout=300
+        )
+        assert ran.returncode == 0, ran.stderr
+        return ran.stdout
+
+    def traces(self) -> list[str]:
+        """What is left in the home and in the log of the network."""
+        used = self.log.read_text().splitlines() if self.log.exists() else []
+        return used + [str(path) for path in self.home.rglob("*")]
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+    return Sandbox(tmp_path)
+
+
+def test_the_guard_notices(sandbox):
+    """Otherwise the tests below would prove nothing."""
+    code = """
+import socket, pathlib
+for act in (lambda: socket.getaddrinfo("localhost", 80), lambda: socket.socket().connect(("127.0.0.1", 9))):
+    try:
+        act()
+    except OSError as error:
+        print(error)
+pathlib.Path.home().joinpath("x").touch()
+"""
+    assert sandbox.run("-c", code).split("\n")[:2] == [
+        "the test forbids getaddrinfo",
+        "the test forbids connect",
+    ]
+    assert [trace.split()[0].rpartition("/")[2] for trace in sandbox.traces()] == [
+        "getaddrinfo",
+        "connect",
+        "x",
+    ]
+
+
+@pytest.mark.slow
+def test_commands_use_no_network_and_write_only_their_run_folder(sandbox):
+    run = sandbox.work / "run"
+    sandbox.run("-m", "cli", "calibrate", "--arch", "s0", "--images", 8, "--output", run)
+    sandbox.run("-m", "cli", "build-engine", run)
+    assert sandbox.traces() == []
+    assert [path.name for path in sandbox.work.iterdir()] == ["run"]
+    assert list((sandbox.folder / "tmp").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_native_code_uses_no_network_either(sandbox):
+    """The socket guard sees Python alone; strace also sees ONNX Runtime."""
+    run, log = sandbox.work / "run", sandbox.folder / "strace.log"
+    calls = "connect,sendto,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat"
+    tracer = ("strace", "-f", "-qq", "-s", "4096", "-o", str(log), "-e", f"trace={calls}")
+    try:
+        sandbox.run("-c", "", under=tracer)
+    except AssertionError:
+        pytest.skip("strace may not trace here")
+    sandbox.run("-m", "cli", "info", "--arch", "s0", "--runs", 2, "--image-size", 32, under=tracer)
+    sandbox.run("-m", "cli", "calibrate", "--arch", "s0", "--images", 8, "--output", run, under=tracer)
+    lines = log.read_text(errors="replace").splitlines()
+    assert not [line for line in lines if "AF_INET" in line]
+    written = [match["opened"] or match["changed"] for line in lines if (match := WRITING.search(line))]
+    allowed = (str(sandbox.folder), "/dev/", "/proc/self/", "/sys/")
+    assert written
+    assert not [path for path in written if path.startswith("/") and not path.startswith(allowed)]
+    assert sandbox.traces() == []
+
+
+def test_telemetry_is_off_before_onnxruntime_is_imported(sandbox):
+    shown = "print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules)"
+    for module in ("mobileone_q", "cli", "calibrate.recipe"):
+        code = f"import os, sys, {module}; {shown}"
+        assert sandbox.run("-W", "error", "-c", code).split() == ["1", "False"]
+
+
+def test_a_user_who_imported_onnxruntime_first_is_warned(sandbox):
+    code = """
+import sys, types, warnings
+sys.modules["onnxruntime"] = types.ModuleType("onnxruntime")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import mobileone_q
+print(*(each.message for each in caught), sep="\\n")
+"""
+    said = sandbox.run("-c", code)
+    assert said.startswith("onnxruntime was imported before mobileone_q")
+    assert "ORT_DISABLE_TELEMETRY=1" in said
+    assert len(said.splitlines()) == 1
+    code = "import os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'" + code
+    assert sandbox.run("-c", code).strip() == ""
