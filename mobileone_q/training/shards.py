@@ -2,9 +2,11 @@
 
 A sample is an image (``jpg``, ``jpeg``, ``png`` or ``webp``) and its label as text (``cls``). Shards
 are local files, or http(s) addresses where the user asks for them. They are opened here: webdataset's
-own opener runs a shell for names such as ``pipe:COMMAND``. In each epoch the shards are shuffled by the seed and the epoch and dealt to all workers of all processes;
-each worker shuffles its samples within a buffer, and begins its shards again when it runs out. A
-resumed run reads past the samples that it has seen, so that it goes on exactly.
+own opener runs a shell for names such as ``pipe:COMMAND``.
+
+In each epoch the shards are shuffled by the seed and the epoch and dealt to all workers of all
+processes; each worker shuffles its samples within a buffer, and begins its shards again when it runs
+out. A resumed run reads past the samples that it has seen, so that it goes on exactly.
 """
 
 from __future__ import annotations

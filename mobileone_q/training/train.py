@@ -49,6 +49,7 @@ def train_classifier(
 
     Raises:
         TrainingError: a network without classes, or inputs that do not fit the settings.
+        DataError: labels that the network has no class for.
         MissingDependency: shards without webdataset installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
@@ -56,6 +57,9 @@ def train_classifier(
     accelerator = accelerator or make_accelerator(settings)
     if model.arch.task != "classify":
         raise TrainingError(f"{model.arch.name} has no classes; train is for classifiers")
+    for inputs in (data, evaluation):
+        if not isinstance(inputs, str):
+            inputs.refuse_labels_beyond(model.arch.num_classes)
     feed = _feed(data, evaluation, model.arch.num_classes, epochs, settings, augmentation)
     if accelerator.num_processes > 1:
         synchronize(model)

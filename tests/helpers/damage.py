@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 ODD_VALUES = (
-    None, True, False, 0, -1, 1.5, 10**9, 10**30, float("nan"), float("inf"), "", "x", "a\nb", "[red]", [], {},
-    [0, 0], {"a": 1}, "../../etc/passwd",
+    None, True, False, 0, -1, 1.5, 10**9, 10**30, float("nan"), float("inf"), "", "x", "a\nb", "[red]",
+    [], {}, [0, 0], {"a": 1}, "../../etc/passwd",
 )  # fmt: skip
 DELETED = object()
 
