@@ -20,8 +20,18 @@ with code 1; any other exception that reaches the user is a bug.
 """
 
 
+def printable(text: str) -> str:
+    """Text in one line: what does not print, such as a newline or a byte that is not UTF-8, is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class MobileOneQError(Exception):
-    """Base of every error meant for the user."""
+    """Base of every error meant for the user; its message is one line whatever names stand in it."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class ArchitectureError(MobileOneQError):

@@ -134,6 +134,20 @@ class Batches:
         """Whether every chosen input has a label."""
         return all(self.source.label(index) >= 0 for index in self.indices)
 
+    def refuse_labels_beyond(self, classes: int) -> None:
+        """Check that every known label is the number of one of so many classes.
+
+        Raises:
+            DataError: the first label that is not.
+        """
+        for index in self.indices:
+            if self.source.label(index) >= classes:
+                raise DataError(
+                    f"{self.source.name}: {self.source.identity(index)} has label "
+                    f"{self.source.label(index)}, and the network has classes 0 to {classes - 1}; "
+                    "check that labels and network belong together"
+                )
+
     def num_classes(self) -> int:
         """How many classes the source names, or one more than the largest label where it names none."""
         named = self.source.classes

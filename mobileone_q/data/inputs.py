@@ -95,6 +95,8 @@ def choose_inputs(arch: Architecture, options: InputOptions) -> Inputs:
         evaluation = calibration.left_over()
     else:
         evaluation = Batches.choose(as_source(options.eval_data, arch))
+        if arch.task == "classify":
+            evaluation.refuse_labels_beyond(arch.num_classes)
     return Inputs(title, options.weights, calibration, evaluation, source.classes)
 
 
@@ -219,6 +221,8 @@ def _fitting(source: Arrays, arch: Architecture) -> Arrays:
             f"{source.name} has inputs of shape {source.x.shape[1:]}, and {arch.name} takes {wanted}; "
             "give inputs of that shape"
         )
+    if arch.task == "classify":
+        Batches.choose(source).refuse_labels_beyond(arch.num_classes)
     return source
 
 

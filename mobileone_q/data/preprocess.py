@@ -44,7 +44,7 @@ class Preprocessing:
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop without normalizing: uint8 (3, crop, crop)."""
-        image = image.convert("RGB")
+        image = as_rgb(image)
         width, height = image.size
         short = min(width, height)
         if short != self.resize:
@@ -71,6 +71,23 @@ class Preprocessing:
 
 
 OFFICIAL = Preprocessing()
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB; 16-bit grey is scaled by its range.
+
+    Pillow would cut values above 255, and make 16-bit images white.
+
+    Raises:
+        ValueError: pixels of 32 bits, integer or floating point, whose range is not known.
+    """
+    is_sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if is_sixteen:
+        values = np.asarray(image).astype(np.float64)
+        image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no known range: save it with 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def class_names(lines: Iterable[str]) -> tuple[str, ...]:

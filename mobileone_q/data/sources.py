@@ -6,25 +6,43 @@ Every source is read one input at a time, so that memory does not grow with the 
 from __future__ import annotations
 
 import hashlib
+import logging
+import lzma
+import math
+import struct
+import tokenize
 import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, class_names
-from mobileone_q.errors import DataError
+from mobileone_q.errors import DataError, printable
 
+LOG = logging.getLogger(__name__)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 NO_LABEL = -1
+MAX_LABEL = 999_999
 CACHE_BYTES = 128 << 20  # decoding an image costs more than running the network on it
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what a bad image raises
+# What a bad image raises.
+UNREADABLE = (
+    OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, struct.error, zlib.error,
+    LookupError, TypeError, AttributeError, OverflowError, MemoryError, NotImplementedError,
+)  # fmt: skip
+# What a bad .npz raises.
+BAD_ARCHIVE = (
+    OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
+    tokenize.TokenError, SyntaxError, MemoryError, RuntimeError, LookupError, TypeError, AttributeError,
+    OverflowError,
+)  # fmt: skip
+MAX_DEFLATION = 1100  # deflate makes at most about 1,032 bytes of one
 
 
 @runtime_checkable
@@ -65,7 +83,7 @@ class Source(Protocol):
 def reason(error: Exception) -> str:
     """The first line of an exception's message, or its type where it has none."""
     text = getattr(error, "strerror", None) or str(error)
-    return str(text).splitlines()[0] if text else type(error).__name__
+    return str(text).splitlines()[0] if str(text).strip() else type(error).__name__
 
 
 class ImageSource(ABC):
@@ -100,9 +118,10 @@ class ImageSource(ABC):
         """The preprocessed image, (3, crop, crop)."""
         pixels = self._cache.get(index)
         if pixels is None:
-            with warnings.catch_warnings(), self.open(index) as image:
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-                pixels = self.preprocessing.to_pixels(image)
+                with self.open(index) as image:
+                    pixels = self.preprocessing.to_pixels(image)
             if (len(self._cache) + 1) * pixels.nbytes <= CACHE_BYTES:
                 self._cache[index] = pixels
         return self.preprocessing.normalize(pixels)
@@ -114,21 +133,49 @@ def class_listing(root: Path) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def read_class_lines(path: Path) -> list[str]:
+    """The lines of a ``classes.txt``.
+
+    Raises:
+        DataError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        _refuse_special(path)
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read {path}: {reason(error)}; save it as UTF-8 text, one class a line"
+        ) from None
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise an OSError for a FIFO or a device, which could be read for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a regular file")
+
+
 class ImageFolder(ImageSource):
     """Image files in ``root/<class>/``, or directly in ``root`` and without labels.
 
-    Classes are numbered in the order of the sorted folder names. Where ``root`` or the folder above
-    it holds a ``classes.txt``, they are numbered by the line whose first word is the folder's name.
+    Classes are numbered in the order of the sorted folder names; a folder keeps its number where it
+    has no images, and a warning is logged. Folders whose name begins with a dot are no classes. Where
+    ``root`` or the folder above it holds a ``classes.txt``, they are numbered by the line whose first
+    word is the folder's name. ``empty`` names the class folders in which no image was found.
 
     Raises:
-        DataError: there is no such folder, it has no images, or ``classes.txt`` lacks a class folder.
+        DataError: there is no such folder, it has no images, or ``classes.txt`` cannot be read or
+            lacks a class folder.
     """
 
     def __init__(self, root: Path, preprocessing: Preprocessing = OFFICIAL) -> None:
         super().__init__(str(root), preprocessing)
-        if not root.is_dir():
-            raise DataError(f"no image folder at {root}; pass a folder with one subfolder per class")
-        self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        try:
+            if not root.is_dir():
+                raise DataError(f"no image folder at {root}; pass a folder with one subfolder per class")
+            self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            self._folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+        except (OSError, ValueError) as error:  # a name that is too long, or that holds a null character
+            raise DataError(f"cannot read {root}: {reason(error)}; check the path") from None
         if not self.paths:
             others = ", ".join(sorted(SUFFIXES - {".jpg"}))
             raise DataError(f"no images under {root}; expected {root}/<class>/*.jpg (or {others})")
@@ -136,16 +183,25 @@ class ImageFolder(ImageSource):
         self._labels = self._number_classes(root)
 
     def _number_classes(self, root: Path) -> dict[str, int]:
-        """The number of each class folder; fills in ``classes``."""
-        folders = sorted({path.relative_to(root).parts[0] for path in self.paths if path.parent != root})
+        """The number of each class folder; fills in ``classes`` and ``empty``."""
+        filled = sorted({path.relative_to(root).parts[0] for path in self.paths if path.parent != root})
+        # Where no folder holds images, the folders are something else than classes.
+        folders = sorted({*filled, *self._folders}) if filled else []
+        self.empty = tuple(folder for folder in folders if folder not in filled)
+        if self.empty:
+            more = f" and {len(self.empty) - 1} more" if len(self.empty) > 1 else ""
+            LOG.warning(
+                "note: %s: no image can be found in the class folder %s%s; it keeps its number",
+                printable(str(root)), printable(repr(self.empty[0])), more,
+            )  # fmt: skip
         listing = class_listing(root)
         if listing is None:
-            self.classes = tuple(folders) or None
+            self.classes = tuple(map(printable, folders)) or None
             return {folder: number for number, folder in enumerate(folders)}
-        lines = listing.read_text(encoding="utf-8").splitlines()
+        lines = read_class_lines(listing)
         self.classes = class_names(lines)
         numbers = {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
-        unlisted = [folder for folder in folders if folder not in numbers]
+        unlisted = [folder for folder in filled if folder not in numbers]
         if unlisted:
             raise DataError(
                 f"{listing} has no line for the class folder {unlisted[0]!r}; add it or remove the file"
@@ -156,7 +212,7 @@ class ImageFolder(ImageSource):
         return len(self.paths)
 
     def identity(self, index: int) -> str:
-        return self.paths[index].relative_to(self._root).as_posix()
+        return printable(self.paths[index].relative_to(self._root).as_posix())
 
     def label(self, index: int) -> int:
         parts = self.paths[index].relative_to(self._root).parts
@@ -241,7 +297,8 @@ class Arrays:
     A signal (N, C, L) becomes (N, C, 1, L).
 
     Raises:
-        DataError: the shapes do not fit, or there is not a single input.
+        DataError: the shapes do not fit, there is not a single input, values are not finite in
+            float32, or labels are not class numbers.
     """
 
     preprocessing = None
@@ -253,7 +310,15 @@ class Arrays:
                 f"{name} needs an array x of shape (N, C, L) or (N, C, H, W) with at least one input"
             )
         self.name = name
-        values = x.astype(np.float32)
+        if x.dtype.kind not in "fiub":
+            raise DataError(f"{name} has an array x of {x.dtype}, which are no numbers; save it as float32")
+        with np.errstate(over="ignore"):
+            values = x.astype(np.float32)
+        bad = next((index for index, each in enumerate(values) if not np.isfinite(each).all()), None)
+        if bad is not None:
+            raise DataError(
+                f"{name}: input {bad} has values that are NaN or infinite in float32; remove or repair it"
+            )
         self.x: NDArray[np.float32] = values[:, :, None] if values.ndim == 3 else values
         self.y = _labels(name, y, len(x))
 
@@ -279,16 +344,48 @@ class ArrayFile(Arrays):
 
     def __init__(self, path: Path) -> None:
         try:
-            archive = np.load(path, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it holds one array without a name")
-            with archive:
+            _refuse_claims(path)
+            with np.load(path, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in ("x", "y") if key in archive}
-        except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            if not all(isinstance(each, np.ndarray) for each in arrays.values()):
+                raise ValueError("x and y are not arrays")
+        except BAD_ARCHIVE as error:
             raise DataError(
                 f"cannot read arrays from {path}: {reason(error)}; save them with numpy.savez"
             ) from None
         super().__init__(arrays.get("x", np.empty(0)), arrays.get("y"), str(path))
+
+
+def _refuse_claims(path: Path) -> None:
+    """Check that the arrays of an ``.npz`` claim no more bytes than its zip entries can hold.
+
+    NumPy reserves what a header claims before it reads.
+
+    Raises:
+        BAD_ARCHIVE: it claims more, or cannot be read.
+    """
+    _refuse_special(path)
+    with path.open("rb") as file:
+        if file.read(6) == b"\x93NUMPY":
+            raise ValueError("it holds one array without a name")
+    if not zipfile.is_zipfile(path):
+        return  # numpy.load says what is wrong with it
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename not in ("x.npy", "y.npy"):
+                continue
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header
+                shape, _, dtype = read(file)
+            claimed = math.prod(shape) * dtype.itemsize
+            held = min(entry.file_size, MAX_DEFLATION * (entry.compress_size + 1))
+            if not dtype.hasobject and (claimed > held or min(shape, default=0) < 0):
+                raise ValueError(f"{entry.filename} claims {claimed:,} bytes and holds at most {held:,}")
+
+
+def _read_header(file: Any) -> Any:
+    return np.lib.format.read_array_header_2_0(file)
 
 
 def _labels(name: str, labels: ArrayLike | None, count: int) -> NDArray[np.int64]:
@@ -296,9 +393,18 @@ def _labels(name: str, labels: ArrayLike | None, count: int) -> NDArray[np.int64
     if labels is None:
         return np.full(count, NO_LABEL)
     try:
-        numbers = np.asarray(labels).astype(np.int64)
-    except (TypeError, ValueError) as error:
+        given = np.asarray(labels)
+        if given.dtype.kind not in "iufb":
+            raise ValueError(f"they are {given.dtype}")
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{name}: the labels are not numbers ({reason(error)}); give class numbers") from None
+    good = (given >= NO_LABEL) & (given <= MAX_LABEL) & (given == np.floor(given))
+    if not good.all():
+        raise DataError(
+            f"{name}: the label {given[~good].flat[0]} is not the number of a class; give whole numbers from "
+            f"0 to {MAX_LABEL}, or {NO_LABEL} where a label is not known"
+        )
+    numbers = given.astype(np.int64)
     if numbers.shape != (count,):
         raise DataError(
             f"{name}: the labels have shape {numbers.shape} for {count} inputs; give one label each"

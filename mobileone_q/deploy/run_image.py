@@ -61,7 +61,13 @@ def read_image(path: Path) -> np.ndarray:
         from PIL import Image
     except ImportError:
         sys.exit(f"cannot read {path}: convert it to PPM or .npy, or pip install pillow")
-    return np.asarray(Image.open(path).convert("RGB"))
+    image = Image.open(path)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey
+        grey = np.clip(np.rint(np.asarray(image).astype(np.float64) / 257), 0, 255).astype(np.uint8)
+        return np.stack([grey] * 3, axis=-1)
+    if image.mode in ("I", "F"):
+        sys.exit(f"{path} has 32-bit pixels, whose range is not known; save it with 8 or 16 bits a channel")
+    return np.asarray(image.convert("RGB"))
 
 
 def read_array(path: Path, shape: list) -> np.ndarray:

@@ -6,7 +6,8 @@ A recording is one JSON file::
      "engines": {"fp32": {"version": "10.3.0", "profile": ..., "layers": ...}, "fp16": ..., "int8": ...}}
 
 ``profile`` is what ``trtexec --exportProfile`` wrote. ``layers`` is what ``--exportLayerInfo`` wrote,
-in either of its schemas. Each may also be the path of that file, relative to the recording.
+in either of its schemas. Each may also be the path of that file, relative to the recording and in
+its folder or below.
 ``latency_ms`` (median and p95, end to end) is optional. The engines fp32 and int8 are required.
 """
 
@@ -21,11 +22,13 @@ from pydantic import TypeAdapter, ValidationError
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.base import LayerTimes
 from mobileone_q.engines.layer_map import Inspection, read_inspection
-from mobileone_q.errors import EngineError
+from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, compare_blocks
 from mobileone_q.files import read_json
 from mobileone_q.names import PRECISIONS
 
+MAX_MS = 600_000.0  # ten minutes; no layer of these networks takes that long
+MAX_COUNT = 10**9
 NOTE = "from a recorded profile; nothing was run here"
 
 
@@ -36,7 +39,7 @@ def latency_from(path: Path) -> Latency:
         FileError: a file cannot be read.
         EngineError: it is not a recording, or it lacks an engine.
     """
-    recording = read_json(path)
+    recording = _read(path)
     engines = recording.get("engines") if isinstance(recording, dict) else None
     if not isinstance(engines, dict) or not {"fp32", "int8"} <= engines.keys():
         raise EngineError(f"{path} is not a recording: it needs `engines` with fp32 and int8, see the README")
@@ -47,11 +50,11 @@ def latency_from(path: Path) -> Latency:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise EngineError(f"{path} is not a recording: {field}: {first['msg']}; correct that value") from None
-    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise EngineError(
             f"{path} is not in the form of trtexec's exports ({reason}); record it again"
-        ) from error
+        ) from None
 
 
 def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> Latency:
@@ -59,7 +62,7 @@ def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> 
     layers = {precision: _layers(path, precision, engines[precision]) for precision in built}
     names = [block.name for block in build_variant(recording.get("arch", "s0")).blocks]
     timed = {key: engines[key]["latency_ms"] for key in built if "latency_ms" in engines[key]}
-    timings = {key: Timing(ms["median"], ms["p95"]) for key, ms in timed.items()}
+    timings = {key: _timing(path, key, ms) for key, ms in timed.items()}
     table = compare_blocks(layers, names)
     is_timed = {"fp32", "int8"} <= timings.keys()
     speedup = timings["fp32"].median_ms / timings["int8"].median_ms if is_timed else table.speedup
@@ -67,7 +70,7 @@ def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> 
         runtime=f"tensorrt {engines['int8'].get('version', 'of unknown version')}",
         device=recording.get("device", "unknown device"),
         threads=1,
-        batch=recording.get("batch", 1),
+        batch=_number(path, "batch", recording.get("batch", 1)),
         runs=_count(engines["int8"], path),
         fp32=timings.get("fp32"),
         int8=timings.get("int8"),
@@ -89,7 +92,8 @@ def _layers(path: Path, key: str, engine: dict[str, Any]) -> LayerRecords:
     for entry in _profile(engine, path):
         if "name" in entry:
             ms = entry["medianMs"] if "medianMs" in entry else entry["averageMs"]
-            times[entry["name"]] = times.get(entry["name"], 0.0) + float(ms)
+            ms = _ms(path, f"{key}: {entry['name']!r}", ms)
+            times[entry["name"]] = times.get(entry["name"], 0.0) + ms
     if not times:
         raise EngineError(f"{path}: the profile of {key} has no layers; record it with --exportProfile")
     return LayerRecords([times], inspection)
@@ -103,8 +107,56 @@ def _profile(engine: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 
 
 def _count(engine: dict[str, Any], path: Path) -> int:
-    return next((entry["count"] for entry in _profile(engine, path) if "count" in entry), 1)
+    count = next((entry["count"] for entry in _profile(engine, path) if "count" in entry), 1)
+    return _number(path, "count", count)
+
+
+def _timing(path: Path, key: str, ms: dict[str, Any]) -> Timing:
+    median, p95 = (_ms(path, f"{key}: latency_ms.{name}", ms[name]) for name in ("median", "p95"))
+    if not 0 < median <= p95:
+        raise EngineError(
+            f"{path}: {key}: a median of {median} ms and a 95th percentile of {p95} ms cannot be; "
+            "correct those values"
+        )
+    return Timing(median, p95)
+
+
+def _ms(path: Path, what: str, value: Any) -> float:
+    """A time in milliseconds that can be."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MAX_MS:
+        raise EngineError(
+            f"{path}: {what} is {_shown(value)}, and must be a time from 0 to {MAX_MS:g} ms; "
+            "correct that value or record it again"
+        )
+    return float(value)
+
+
+def _number(path: Path, what: str, value: Any) -> int:
+    """A count of something that can be."""
+    if isinstance(value, bool) or value != int(value) or not 1 <= value <= MAX_COUNT:
+        raise EngineError(
+            f"{path}: {what} is {_shown(value)}, and must be a whole number from 1; correct that value"
+        )
+    return int(value)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:40]
 
 
 def _resolve(path: Path, value: Any) -> Any:
-    return read_json(path.parent / value) if isinstance(value, str) else value
+    """What a recording holds itself, or in a file of its own folder that it names."""
+    if not isinstance(value, str):
+        return value
+    folder = path.parent.resolve()
+    if not (folder / value).resolve().is_relative_to(folder):
+        raise EngineError(
+            f"{path} names {value!r}, which is outside its folder; move that file beside the recording"
+        )
+    return _read(path.parent / value)
+
+
+def _read(path: Path) -> Any:
+    if path.exists() and not path.is_file():
+        raise FileError(f"{path} is not a regular file; pass a JSON file")
+    return read_json(path)

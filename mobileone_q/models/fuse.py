@@ -32,10 +32,11 @@ def fuse_branches(model: Chain, dtype: torch.dtype = torch.float32) -> FusedMode
     A fused model comes back as a copy. The given model is left as it was.
 
     Raises:
-        FusionError: a branch has no exact equivalent in the block's kernel.
+        FusionError: a branch has no exact equivalent in the block's kernel, or a block's weights are
+            not finite once they are rounded.
     """
     if isinstance(model, FusedModel):
-        return copy.deepcopy(model).to(dtype)
+        return _finite(copy.deepcopy(model).to(dtype))
     fused = FusedModel(model.arch).to(torch.float64)
     for name, block in model.blocks():
         result = fused.block(name)
@@ -49,7 +50,18 @@ def fuse_branches(model: Chain, dtype: torch.dtype = torch.float32) -> FusedMode
             raise FusionError(f"{name}: cannot fuse a {type(exact).__name__}; fuse the train-time model")
         result.weight.copy_(weight)
         result.bias.copy_(bias)
-    return fused.eval().requires_grad_(False).to(dtype)
+    return _finite(fused.eval().requires_grad_(False).to(dtype))
+
+
+def _finite(fused: FusedModel) -> FusedModel:
+    """The model, once every weight of it is known to be finite as it will be stored."""
+    for name, block in fused.blocks():
+        if not all(torch.isfinite(value).all() for value in block.state_dict().values()):
+            raise FusionError(
+                f"{name}: its fused weights are not finite as they would be stored: the checkpoint has "
+                "NaN, huge values or a negative running variance there; fetch it again"
+            )
+    return fused
 
 
 def fuse_in_place(chain: Chain) -> None:

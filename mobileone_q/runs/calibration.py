@@ -279,6 +279,7 @@ def calibrate_inputs(
     fused = fuse_branches(model.network)
     fuse_s = time.perf_counter() - started
     certificate = certify(model.network, inputs.calibration.first(CERTIFICATE_IMAGES))
+    certificate.judge()
     started = time.perf_counter()
     kept: list[FloatBlock] = []
     if max_drop_pts is None:
@@ -325,12 +326,14 @@ def fuse_file(
     Raises:
         RunError: ``dst`` exists.
         CheckpointError: ``src`` cannot be used, or ``dst`` cannot be written in that layout.
+        FusionError: the fused weights are not finite, or further from ``src`` than rounding explains.
     """
     if dst.exists():
         raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
     model = load(src, arch, image_size)
     fused = fuse_branches(model.network)
     certificate = certify(model.network, certificate_images(data, model.arch))
+    certificate.judge()
     save_fused(fused, dst, layout, certificate=certificate.to_dict())
     state = "was fused already" if model.is_fused else "fused"
     return state, certificate, sum(p.numel() for p in fused.parameters())

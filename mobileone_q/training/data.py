@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.data.preprocess import Preprocessing, as_rgb
 from mobileone_q.data.sources import UNREADABLE, ImageSource, Source
 from mobileone_q.errors import DataError
 from mobileone_q.training.augment import augment_array, augment_image
@@ -103,7 +103,7 @@ class Renderer:
         if self.resolution is not None:
             crop = self.resolution(epoch)
             transform = replace(transform, crop=crop, resize=round(crop * transform.resize / transform.crop))
-        image = image.convert("RGB")
+        image = as_rgb(image)
         if self.augmentation.crop == 1:
             image = Image.fromarray(np.ascontiguousarray(transform.to_pixels(image).transpose(1, 2, 0)))
         return transform.normalize(augment_image(image, self.augmentation, transform.crop, random))
@@ -167,9 +167,10 @@ class Views:
         if not isinstance(self.source, ImageSource):
             return augment_array(self.source.read(index), self.augmentation, random)
         render = Renderer(self.source.preprocessing, self.augmentation, self.resolution)
-        with warnings.catch_warnings(), self.source.open(index) as image:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-            return render(image, epoch, random)
+            with self.source.open(index) as image:
+                return render(image, epoch, random)
 
     def batches_per_epoch(self, batch: int) -> int:
         return len(self) // batch

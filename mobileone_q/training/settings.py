@@ -155,7 +155,8 @@ class EpochSettings:
     """What an epoch of training from labels consists of.
 
     Each of ``resolutions`` is used for an equal part of the epochs, in order; the last is the one
-    that the network is for. Without any there is one size throughout.
+    that the network is for. Without any there is one size throughout. Shards are local files unless
+    ``allow_http`` lets them be http(s) addresses.
 
     Raises:
         TrainingError: settings out of range, all of them listed at once.
@@ -163,6 +164,7 @@ class EpochSettings:
 
     resolutions: tuple[int, ...] = setting((), "Sides to train at in turn, pixels; repeatable.", low=1)
     epoch_images: int | None = setting(None, "Images per epoch, for shards.", low=1)
+    allow_http: bool = setting(False, "Stream shards from http(s) addresses too.")
 
     def __post_init__(self) -> None:
         _refuse_mistakes(self)

@@ -49,6 +49,7 @@ def train_classifier(
 
     Raises:
         TrainingError: a network without classes, or inputs that do not fit the settings.
+        DataError: labels that the network has no class for.
         MissingDependency: shards without webdataset installed.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
@@ -56,7 +57,10 @@ def train_classifier(
     accelerator = accelerator or make_accelerator(settings)
     if model.arch.task != "classify":
         raise TrainingError(f"{model.arch.name} has no classes; train is for classifiers")
-    feed = _feed(data, evaluation, epochs, settings, augmentation)
+    for inputs in (data, evaluation):
+        if not isinstance(inputs, str):
+            inputs.refuse_labels_beyond(model.arch.num_classes)
+    feed = _feed(data, evaluation, model.arch.num_classes, epochs, settings, augmentation)
     if accelerator.num_processes > 1:
         synchronize(model)
     facts = {
@@ -83,6 +87,7 @@ def train_classifier(
 def _feed(
     data: Batches | str,
     evaluation: Batches,
+    classes: int,
     epochs: EpochSettings,
     settings: TrainingSettings,
     augmentation: Augmentation,
@@ -99,4 +104,13 @@ def _feed(
         raise TrainingError("shards hold images, and --eval-data holds arrays; give images for both")
     if epochs.epoch_images is None:
         raise TrainingError("shards do not say how many images they hold; pass --epoch-images")
-    return Shards(data, epochs.epoch_images, preprocessing, augmentation, resolution, settings.seed)
+    return Shards(
+        data,
+        epochs.epoch_images,
+        preprocessing,
+        augmentation,
+        resolution,
+        settings.seed,
+        classes=classes,
+        allow_http=epochs.allow_http,
+    )
