@@ -23,21 +23,26 @@ from mobileone_q.jetpack import JETSON_MODULES
 from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
     ARCH,
-    ARCH_HELP,
     AS_JSON,
-    BACKEND,
     BATCH,
     CONFIG,
     CONFIG_ARGUMENT,
     FILE,
     FOLDER,
     RUN,
-    THREADS,
-    ArchitectureParameter,
     fetch_weights,
     takes,
 )
-from mobileone_q.runs.settings import BackendChoice, CalibrationOptions, QatOptions, TrainOptions
+from mobileone_q.runs.settings import (
+    CalibrationOptions,
+    EngineRequest,
+    EvaluateOptions,
+    InfoOptions,
+    PredictOptions,
+    ProfileOptions,
+    QatOptions,
+    TrainOptions,
+)
 from mobileone_q.streams import abandon_output, prepare_streams
 from mobileone_q.training.settings import (
     FINE_TUNING,
@@ -51,7 +56,7 @@ from mobileone_q.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from mobileone_q.names import FloatPrecision, Precision, WritableLayout
+    from mobileone_q.names import WritableLayout
     from mobileone_q.runs.folder import RunFolder
 
 SENSITIVITY_IMAGES = 100
@@ -118,25 +123,10 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
 
 
 @main.command("build-engine")
-@click.option("--int8", "wants_int8", is_flag=True, help="INT8 beside its FP32 baseline.  [default]")
-@click.option(
-    "--fp16", "wants_fp16", is_flag=True,
-    help="FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
-)  # fmt: skip
-@click.option("--fp32", "wants_fp32", is_flag=True, help="The FP32 baseline; by itself, that alone.")
-@BACKEND
-@click.option("--bundle", type=FILE, help="Write a deployment folder instead: graph, script, commands.")
+@takes(EngineRequest, "wanted")
 @takes(BuildOptions, "options")
 @RUN
-def build_engine(
-    run_path: Path | None,
-    wants_int8: bool,
-    wants_fp16: bool,
-    wants_fp32: bool,
-    backend: BackendChoice,
-    bundle: Path | None,
-    options: BuildOptions,
-) -> None:
+def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOptions) -> None:
     """Build engines of RUN; where they can run, show the latency per block.
 
     RUN is a run folder, by default the newest one under runs/.
@@ -147,46 +137,35 @@ def build_engine(
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.run import resolve_backend
 
-    run, precisions = find_run(run_path), _precisions(wants_int8, wants_fp16, wants_fp32)
-    floats: FloatPrecision = "fp16" if wants_fp16 else "fp32"
-    options = replace(options, float_precision=floats)
-    if bundle is not None:
-        click.echo(write_bundle(run, bundle, precisions[-1], options))
+    run, precisions = find_run(run_path), wanted.precisions
+    options = replace(options, float_precision="fp16" if wanted.fp16 else "fp32")
+    if wanted.bundle is not None:
+        click.echo(write_bundle(run, wanted.bundle, precisions[-1], options))
         return
-    chosen = engines.backend(resolve_backend(backend))
-    for path, info in build_engines(run, chosen, precisions, options, progress=True):
+    backend = engines.backend(resolve_backend(wanted.backend))
+    for path, info in build_engines(run, backend, precisions, options, progress=True):
         click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
         if info.warnings:
             click.echo(f"      {info.warnings}")
-    if "int8" in precisions and chosen.can_run():
-        _show_latency(run, chosen.name, options.threads, runs=50)
+    if "int8" in precisions and backend.can_run():
+        _show_latency(run, ProfileOptions(backend.name, threads=options.threads))
     elif "int8" in precisions:
-        click.echo(f"no latency: running a {chosen.name} engine needs an NVIDIA GPU, and there is none here")
+        click.echo(f"no latency: running a {backend.name} engine needs an NVIDIA GPU, and there is none here")
 
 
 @main.command()
-@BACKEND
-@click.option(
-    "--runs", type=click.IntRange(min=1), default=50, show_default=True,
-    help="Interleaved runs to take medians of.",
-)  # fmt: skip
-@BATCH
-@click.option("--from", "recorded", type=FILE, help="Report a profile recorded on a device instead.")
-@THREADS
+@takes(ProfileOptions, "options")
 @RUN
-def profile(
-    run_path: Path | None, backend: BackendChoice, runs: int, batch: int, recorded: Path | None, threads: int
-) -> None:
+def profile(run_path: Path | None, options: ProfileOptions) -> None:
     """Time the built FP32, FP16 and INT8 engines of RUN, interleaved, per block."""
     from mobileone_q.evaluation.recorded_profile import latency_from
     from mobileone_q.report.terminal import print_latency
     from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.run import resolve_backend
 
-    if recorded is not None:
-        print_latency(latency_from(recorded))
+    if options.recorded is not None:
+        print_latency(latency_from(options.recorded))
         return
-    _show_latency(find_run(run_path), resolve_backend(backend), threads, runs, batch)
+    _show_latency(find_run(run_path), options)
 
 
 @main.command()
@@ -313,28 +292,23 @@ def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recip
 
 
 @main.command()
-@click.option("--arch", type=ArchitectureParameter(), help=f"{ARCH_HELP}  [default: a table of s0 to s4]")
-@click.option("--image-size", type=click.IntRange(min=32), help="Side of the input, pixels.")
+@takes(InfoOptions, "options")
 @AS_JSON
-@click.option(
-    "--runs", type=click.IntRange(min=0), default=10, show_default=True,
-    help="Timed runs in ONNX Runtime; 0 for none.",
-)  # fmt: skip
-@THREADS
-def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, threads: int) -> None:
+def info(options: InfoOptions, as_json: bool) -> None:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
     from mobileone_q.architecture.registry import resolve_architecture
     from mobileone_q.evaluation.cost import NOTES, network_cost, variant_table
     from mobileone_q.report.network import print_network_cost, print_variants
 
-    if arch is None:
-        rows = variant_table(image_size or 224)
+    if options.arch is None:
+        rows = variant_table(options.image_size or 224)
         if as_json:
             _print_json({"variants": [asdict(row) for row in rows], "notes": NOTES})
         else:
             print_variants(rows, NOTES)
         return
-    cost = network_cost(resolve_architecture(arch, image_size=image_size), runs, threads)
+    arch = resolve_architecture(options.arch, image_size=options.image_size)
+    cost = network_cost(arch, options.runs, options.threads)
     if as_json:
         _print_json(cost.to_dict())
     else:
@@ -342,60 +316,36 @@ def info(arch: str | None, image_size: int | None, as_json: bool, runs: int, thr
 
 
 @main.command()
-@click.option("--run", "run_path", type=FILE, help="Run folder.  [default: the newest under runs/]")
-@click.option("--engine", type=FILE, help="Engine file in a run folder, instead of --run.")
-@click.option(
-    "--precision", type=click.Choice(("int8", "fp32")), default="int8", show_default=True, help="Engine.",
-)  # fmt: skip
-@click.option(
-    "--backend", type=click.Choice(("auto", "tensorrt", "tensorrt-rtx", "onnxruntime")),
-    default="onnxruntime", show_default=True, help="Whose engine.",
-)  # fmt: skip
-@click.option("--classes", type=FILE, help="Class names, one a line.  [default: the calibration data's]")
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to show.")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON per image.")
+@takes(PredictOptions, "options")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
-def predict(
-    run_path: Path | None,
-    engine: Path | None,
-    precision: Precision,
-    backend: BackendChoice,
-    classes: Path | None,
-    top: int,
-    as_json: bool,
-    images: tuple[Path, ...],
-) -> None:
+def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
     """Classify image files with a run's engine."""
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.predict import lines, load_predictor, predictor_of_engine
     from mobileone_q.runs.run import resolve_backend
 
-    if engine:
-        predictor = predictor_of_engine(engine, classes)
+    if options.engine:
+        predictor = predictor_of_engine(options.engine, options.classes)
     else:
-        predictor = load_predictor(find_run(run_path), precision, resolve_backend(backend), classes)
+        backend = resolve_backend(options.backend)
+        predictor = load_predictor(find_run(options.run), options.precision, backend, options.classes)
     with predictor:
-        results = (predictor(image, top) for image in images)
-        for line in (json.dumps(each.to_dict()) for each in results) if as_json else lines(results):
+        results = (predictor(image, options.top) for image in images)
+        for line in (json.dumps(each.to_dict()) for each in results) if options.as_json else lines(results):
             click.echo(line)
 
 
 @main.command()
-@click.option(
-    "--data", type=FILE,
-    help="Folder of images, or an .npz for a run on arrays.  [default: the bundled sample's, for its run]",
-)  # fmt: skip
-@click.option("--images", type=click.IntRange(min=1), default=200, show_default=True, help="How many.")
-@THREADS
+@takes(EvaluateOptions, "options")
 @RUN
-def evaluate(run_path: Path | None, data: Path | None, images: int, threads: int) -> None:
+def evaluate(run_path: Path | None, options: EvaluateOptions) -> None:
     """Compare every engine of RUN at hand on the same images: PyTorch, simulation, runtimes."""
     from mobileone_q.report.terminal import print_parity
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.parity import compare_engines
 
     run = find_run(run_path)
-    parity = compare_engines(run, data, images, threads, progress=True)
+    parity = compare_engines(run, options.data, options.images, options.threads, progress=True)
     run.add_to_report(parity=parity)
     print_parity(parity)
 
@@ -502,22 +452,14 @@ def doctor(as_json: bool) -> None:
             click.echo(f"{'':21} remedy: {check.remedy}")
 
 
-def _precisions(wants_int8: bool, wants_fp16: bool, wants_fp32: bool) -> list[Precision]:
-    """What to build: FP32 always, then what was asked for; INT8 where nothing was."""
-    precisions: list[Precision] = ["fp32"]
-    if wants_fp16:
-        precisions.append("fp16")
-    if wants_int8 or not (wants_fp16 or wants_fp32):
-        precisions.append("int8")
-    return precisions
-
-
-def _show_latency(run: RunFolder, backend: Any, threads: int, runs: int, batch: int = 1) -> None:
-    """Time a run's engines, put the result into its report, and print both."""
+def _show_latency(run: RunFolder, options: ProfileOptions) -> None:
+    """Time a run's engines, and print the figures with the accuracy."""
     from mobileone_q.report.terminal import print_accuracy, print_latency
     from mobileone_q.runs.run import Run
 
-    latency = Run(run.path).profile(backend, runs=runs, batch=batch, threads=threads, progress=True)
+    latency = Run(run.path).profile(
+        options.backend, runs=options.runs, batch=options.batch, threads=options.threads, progress=True
+    )
     print_latency(latency)
     print_accuracy(run.read_report())
     click.echo(f"as HTML         {run.html}")

@@ -1,4 +1,4 @@
-"""What the commands that make runs are asked for, beside inputs, recipe and training settings.
+"""Settings of commands: what they ask for beside inputs, recipe, build and training settings.
 
 The command line makes its options from the fields, so nothing heavy is imported.
 """
@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mobileone_q.names import Precision
 from mobileone_q.settings import setting
 
 TargetChoice = Literal["auto", "tensorrt", "onnxruntime", "dla"]
 BackendChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
+BACKEND_HELP = "Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime."
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,74 @@ class TrainOptions:
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
     output: Path | None = setting(None, "Folder, new or empty.", default_help="runs/train-ARCH, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engines `build-engine` builds, or that it writes a bundle."""
+
+    int8: bool = setting(False, "INT8 beside its FP32 baseline.  [default]")
+    fp16: bool = setting(
+        False,
+        "FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
+    )
+    fp32: bool = setting(False, "The FP32 baseline; by itself, that alone.")
+    backend: BackendChoice = setting("auto", BACKEND_HELP)
+    bundle: Path | None = setting(
+        None, "Write a deployment folder instead: graph, script, commands.", default_help="build engines"
+    )
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What to build: FP32 always, then what was asked for; INT8 where nothing was."""
+        wants_int8 = self.int8 or not (self.fp16 or self.fp32)
+        return ("fp32", *(("fp16",) if self.fp16 else ()), *(("int8",) if wants_int8 else ()))
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """What `profile` times."""
+
+    backend: BackendChoice = setting("auto", BACKEND_HELP)
+    runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
+    batch: int = setting(1, "Images at once.", low=1)
+    recorded: Path | None = setting(
+        None, "Report a profile recorded on a device instead.", flag="--from", default_help="time here"
+    )
+    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Which engine `predict` asks, and what it shows."""
+
+    run: Path | None = setting(None, "Run folder.", default_help="the newest under runs/")
+    engine: Path | None = setting(None, "Engine file in a run folder, instead of --run.", default_help="")
+    precision: Literal["int8", "fp32"] = setting("int8", "Which engine.")
+    backend: BackendChoice = setting("onnxruntime", "Whose engine.")
+    classes: Path | None = setting(None, "Class names, one a line.", default_help="the calibration data's")
+    top: int = setting(5, "Classes to show.", low=1)
+    as_json: bool = setting(False, "One line of JSON per image.", flag="--json")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """On what `evaluate` compares engines."""
+
+    data: Path | None = setting(
+        None,
+        "Folder of images, or an .npz for a run on arrays.",
+        default_help="the bundled sample's, for its run",
+    )
+    images: int = setting(200, "How many.", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+
+
+@dataclass(frozen=True)
+class InfoOptions:
+    """What `info` describes."""
+
+    arch: str | None = setting(None, "", default_help="a table of s0 to s4")
+    image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
+    runs: int = setting(10, "Timed runs in ONNX Runtime; 0 for none.", low=0)
+    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
