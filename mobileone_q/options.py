@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from mobileone_q.errors import ConfigError
-from mobileone_q.names import ARCHITECTURES, BACKENDS, FACE_FORMS
+from mobileone_q.names import ARCHITECTURES, FACE_FORMS
 from mobileone_q.settings import Option, default_of, hints_of, options_of
 
 FILE = click.Path(path_type=Path)
@@ -148,19 +148,11 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of 
 BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
 )
-THREADS = click.option(
-    "--threads", type=click.IntRange(min=1), default=1, show_default=True,
-    help="CPU threads (onnxruntime).",
-)  # fmt: skip
 CONFIG = click.option(
     "--config", type=FILE, is_eager=True, expose_value=False, callback=load_config,
     help="YAML file of options, or a bundled one's name, such as jetson; the command line wins.",
 )  # fmt: skip
 CONFIG_ARGUMENT = click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=load_config)
-BACKEND = click.option(
-    "--backend", type=click.Choice(("auto", *BACKENDS)), default="auto", show_default=True,
-    help="Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime.",
-)  # fmt: skip
 ARCH = click.option("--arch", type=ArchitectureParameter(), required=True, help=ARCH_HELP)
 
 
