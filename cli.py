@@ -380,6 +380,7 @@ def evaluate(run_path: Path | None, data: Path | None, images: int, threads: int
     from mobileone_q.runs.parity import compare_engines
 
     run = find_run(run_path)
+    run.read_report()  # so that a damaged one is refused before the work, not after it
     parity = compare_engines(run, data, images, threads, progress=True)
     run.add_to_report(parity=parity)
     print_parity(parity)
