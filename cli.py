@@ -345,6 +345,7 @@ def evaluate(run_path: Path | None, options: EvaluateOptions) -> None:
     from mobileone_q.runs.parity import compare_engines
 
     run = find_run(run_path)
+    run.read_report()  # a damaged one is refused before the work, not after it
     parity = compare_engines(run, options.data, options.images, options.threads, progress=True)
     run.add_to_report(parity=parity)
     print_parity(parity)

@@ -96,6 +96,7 @@ class Run(RunFolder):
         Raises:
             EngineError: an engine is missing or stale, or cannot run here.
         """
+        self.read_report()  # so that a damaged one is refused before the work, not after it
         with progress_if(progress, "profiling", 2 * runs) as advance:
             latency = measure_latency(
                 self,

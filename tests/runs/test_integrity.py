@@ -304,10 +304,10 @@ def test_verification_is_quick(whole):
     manifest = RunFolder(whole).read_manifest()
 
     def seconds():
-        started = time.perf_counter()
+        started = time.process_time()
         for name in manifest.artefacts:
             integrity.verified(whole, manifest, name)
-        return time.perf_counter() - started
+        return time.process_time() - started
 
     def forgetful():
         files._hashes.clear()
