@@ -344,7 +344,7 @@ class ArrayFile(Arrays):
 
     def __init__(self, path: Path) -> None:
         try:
-            _refuse_claims(path)
+            _refuse_claims(Path(path))
             with np.load(path, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in ("x", "y") if key in archive}
             if not all(isinstance(each, np.ndarray) for each in arrays.values()):

@@ -234,7 +234,7 @@ def _members(urls: list[str]) -> Iterator[dict[str, Any]]:
                         )
                     file = tar.extractfile(member)
                     yield {"fname": member.name, "data": file.read() if file else b"", "__url__": url}
-                    tar.members = []  # a stream is not read twice; memory stays flat
+                    tar.members = []  # type: ignore[attr-defined]  # a stream is not read twice; memory stays flat
         except DAMAGED as error:
             raise DataError(
                 f"cannot read {url}: {reason(error)}; check --data, or fetch the shard again"
