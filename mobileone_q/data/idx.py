@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.data import sample
-from mobileone_q.data.sources import MAX_DEFLATION, ImageArray, reason
+from mobileone_q.data.array_file import MAX_DEFLATION
+from mobileone_q.data.sources import ImageArray, reason
 from mobileone_q.errors import DataError
 
 SPLITS = {"train": "train", "test": "t10k"}

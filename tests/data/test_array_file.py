@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.inputs import labelled
-from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import DataError, MobileOneQError
 from tests.helpers.damage import damaged
 
