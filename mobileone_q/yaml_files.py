@@ -10,6 +10,7 @@ import yaml
 
 # What PyYAML's safe loader raises besides its own errors: for text that is not UTF-8, for tagged
 # scalars that it cannot convert (``!!bool maybe``, ``!!int ''``, ``2020-13-01``), and for deep nesting.
+MAX_BYTES = 1 << 20
 _BAD_VALUES = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
 
 
@@ -23,9 +24,15 @@ def read_yaml(path: Path, failure: Callable[[str], Exception], option: str) -> A
         failure: the file cannot be read, is not YAML, or is nested too deeply.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a regular file")  # a FIFO or a device could be read for ever
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it is larger than {MAX_BYTES:,} bytes")
+        return yaml.safe_load(content.decode("utf-8"))
     except OSError as error:
-        raise failure(f"cannot read {path}: {error.strerror}; check {option}") from error
+        raise failure(f"cannot read {path}: {error.strerror or error}; check {option}") from error
     except RecursionError:
         raise failure(f"{path} is nested too deeply; check {option}") from None
     except _BAD_VALUES as error:

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("mobileone_q", "calibrate")
 # Tests of more than one module; every other file is named after the module that it tests.
 OF_MANY_MODULES = {
+    "architecture/test_damaged_config.py": "damaged and impossible architecture files, beside test_config.py",
     "calibrate/test_properties.py": "calibration of architectures drawn at random",
+    "data/test_odd_images.py": "images, labels and names of every kind, through commands too",
     "models/test_import_order.py": "modules of the room import in any order",
     "runs/test_array_runs.py": "every command on a run that was calibrated on arrays",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
@@ -24,6 +26,7 @@ OF_MANY_MODULES = {
     "test_floors.py": "the floors",
     "test_faults.py": "full disks, closed and plain terminals, Ctrl-C",
     "test_network.py": "commands are quiet on the network",
+    "test_impossible_values.py": "values that cannot be, through every command that reads them",
     "test_packaging.py": "wheel and sdist",
     "test_public_face.py": "what the package offers, and what importing it costs",
     "test_real.py": "real weights and images, of the developers' folder",

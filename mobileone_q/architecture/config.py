@@ -20,8 +20,18 @@ from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.yaml_files import read_yaml
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+# Far above any network that trains; a larger number is a mistake, and is refused before it costs memory.
+MAX_CHANNELS = 65_536
+MAX_DEPTH = 1000
+MAX_STAGES = 100
+MAX_SIDE = 65_536
+MAX_CLASSES = 1_000_000
+MAX_VALUES = 1_000_000_000  # weights of all branches together, or values of one block's output
+
+Positive = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+NonNegative = Annotated[int, Field(ge=0, le=MAX_SIDE)]
+Channels = Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
+Depth = Annotated[int, Field(ge=1, le=MAX_DEPTH)]
 Size = Positive | tuple[Positive, Positive]
 Padding = NonNegative | tuple[NonNegative, NonNegative]
 BlockActivation = Literal["relu", "relu6"]
@@ -49,15 +59,15 @@ class BlockConfig(Section):
     The last ``se_depth`` pairs have squeeze-and-excite with a bottleneck of ``channels / se_ratio``.
     """
 
-    filters: Positive
-    depth: Positive = 1
+    filters: Channels
+    depth: Depth = 1
     kernel_size: Size = 3
     strides: Size = 1
     padding: Padding = 0
     dilation: Size = 1
-    se_ratio: Annotated[float, Field(gt=0)] = 8
+    se_ratio: Annotated[float, Field(ge=0.01)] = 8
     se_depth: NonNegative = 0
-    num_conv_branches: Positive = 2
+    num_conv_branches: Annotated[int, Field(ge=1, le=64)] = 2
     activation: BlockActivation = "relu"
 
     _check_kernel = field_validator("kernel_size")(_check_odd)
@@ -105,16 +115,16 @@ class BlockConfig(Section):
 class ArchitectureConfig(Section):
     """A whole network. ``input_size`` is a side, [height, width], or the [length] of a signal."""
 
-    blocks: Annotated[list[BlockConfig], Field(min_length=1)]
-    input_filters: Positive = 3
+    blocks: Annotated[list[BlockConfig], Field(min_length=1, max_length=MAX_STAGES)]
+    input_filters: Channels = 3
     input_kernel_size: Size = 3
     input_strides: Size = 2
     input_padding: Padding = 1
     input_activation: BlockActivation = "relu"
-    input_channels: Positive = 3
+    input_channels: Channels = 3
     input_size: Positive | Annotated[list[Positive], Field(min_length=1, max_length=2)] = 224
     include_top: bool = True
-    num_classes: Positive = 1000
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)] = 1000
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.2
     model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")] = "MobileOne"
 
@@ -160,7 +170,15 @@ class ArchitectureConfig(Section):
             blocks.append(head)
         task: Literal["classify", "features"] = "classify" if self.include_top else "features"
         arch = Architecture(self.model_name, tuple(blocks), self.image_size, task)
-        arch.sizes()  # raises where nothing is left
+        sizes = arch.sizes()  # raises where nothing is left
+        weights = sum(block.branches * block.weight_count for block in blocks)
+        weights += sum(2 * block.out_channels * block.se_channels for block in blocks)
+        largest = max(block.out_channels * height * width for block, (height, width) in zip(blocks, sizes))
+        if max(weights, largest) > MAX_VALUES:
+            raise ArchitectureError(
+                f"{self.model_name} would have {weights:,} weights and {largest:,} values in its largest "
+                f"map, and at most {MAX_VALUES:,} can be used; lower filters, depth or input_size"
+            )
         return arch
 
 
@@ -176,6 +194,8 @@ def read_architecture(path: Path, num_classes: int | None = None) -> Architectur
         return ArchitectureConfig.model_validate(values).build(num_classes)
     except ValidationError as error:
         raise ArchitectureError(f"{path} is not an architecture: {_complaints(error)}") from None
+    except RecursionError:
+        raise ArchitectureError(f"{path} is nested too deeply; write it as the README says") from None
     except ArchitectureError as error:
         raise ArchitectureError(f"{path}: {error}") from None
 

@@ -14,11 +14,12 @@ from PIL import Image
 from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.data import sample
+from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import is_idx_folder, read_split
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import DEFAULT_IMAGES, InputOptions
-from mobileone_q.data.sources import ArrayFile, Arrays, ImageArray, ImageFolder, PictureList, Source
+from mobileone_q.data.sources import Arrays, ImageArray, ImageFolder, PictureList, Source
 from mobileone_q.errors import CheckpointError, DataError
 
 ARRAYS = ".npz"

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import lzma
-import math
 import struct
-import tokenize
 import warnings
-import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,13 +32,6 @@ UNREADABLE = (
     OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, struct.error, zlib.error,
     LookupError, TypeError, AttributeError, OverflowError, MemoryError, NotImplementedError,
 )  # fmt: skip
-# What a bad .npz raises.
-BAD_ARCHIVE = (
-    OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error,
-    tokenize.TokenError, SyntaxError, MemoryError, RuntimeError, LookupError, TypeError, AttributeError,
-    OverflowError,
-)  # fmt: skip
-MAX_DEFLATION = 1100  # deflate makes at most about 1,032 bytes of one
 
 
 @runtime_checkable
@@ -140,7 +129,7 @@ def read_class_lines(path: Path) -> list[str]:
         DataError: the file cannot be read, or is not UTF-8.
     """
     try:
-        _refuse_special(path)
+        refuse_special(path)
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(
@@ -148,7 +137,7 @@ def read_class_lines(path: Path) -> list[str]:
         ) from None
 
 
-def _refuse_special(path: Path) -> None:
+def refuse_special(path: Path) -> None:
     """Raise an OSError for a FIFO or a device, which could be read for ever."""
     if path.exists() and not path.is_file():
         raise OSError("it is not a regular file")
@@ -333,59 +322,6 @@ class Arrays:
 
     def read(self, index: int) -> NDArray[np.float32]:
         return self.x[index]
-
-
-class ArrayFile(Arrays):
-    """The arrays ``x`` and, where it has one, ``y`` of an ``.npz`` file; see :class:`Arrays`.
-
-    Raises:
-        DataError: the file cannot be read, or has no array ``x`` that fits.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            _refuse_claims(path)
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {key: archive[key] for key in ("x", "y") if key in archive}
-            if not all(isinstance(each, np.ndarray) for each in arrays.values()):
-                raise ValueError("x and y are not arrays")
-        except BAD_ARCHIVE as error:
-            raise DataError(
-                f"cannot read arrays from {path}: {reason(error)}; save them with numpy.savez"
-            ) from None
-        super().__init__(arrays.get("x", np.empty(0)), arrays.get("y"), str(path))
-
-
-def _refuse_claims(path: Path) -> None:
-    """Check that the arrays of an ``.npz`` claim no more bytes than its zip entries can hold.
-
-    NumPy reserves what a header claims before it reads.
-
-    Raises:
-        BAD_ARCHIVE: it claims more, or cannot be read.
-    """
-    _refuse_special(path)
-    with path.open("rb") as file:
-        if file.read(6) == b"\x93NUMPY":
-            raise ValueError("it holds one array without a name")
-    if not zipfile.is_zipfile(path):
-        return  # numpy.load says what is wrong with it
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.filename not in ("x.npy", "y.npy"):
-                continue
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else _read_header
-                shape, _, dtype = read(file)
-            claimed = math.prod(shape) * dtype.itemsize
-            held = min(entry.file_size, MAX_DEFLATION * (entry.compress_size + 1))
-            if not dtype.hasobject and (claimed > held or min(shape, default=0) < 0):
-                raise ValueError(f"{entry.filename} claims {claimed:,} bytes and holds at most {held:,}")
-
-
-def _read_header(file: Any) -> Any:
-    return np.lib.format.read_array_header_2_0(file)
 
 
 def _labels(name: str, labels: ArrayLike | None, count: int) -> NDArray[np.int64]:

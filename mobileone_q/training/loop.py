@@ -109,7 +109,7 @@ class Training:
         """
         started = time.monotonic()
         if resume:
-            self.state.load(self.folder)
+            self._resume()
         done = self.state.progress
         with MetricLog(self.folder, done.step, self.accelerator.is_main_process) as log:
             if not resume:
@@ -125,6 +125,16 @@ class Training:
         seconds = time.monotonic() - started
         kept_step = done.best_step if self.keeps_best else done.step
         return Outcome(self.evaluate(), done.start, done.step, kept_step, seconds)
+
+    def _resume(self) -> None:
+        """Take over the checkpoint in the folder."""
+        self.state.load(self.folder)
+        done = self.state.progress
+        if done.step > self.steps or (self.keeps_best and not self.state.best_weights):
+            raise TrainingError(
+                f"the checkpoint in {self.folder} is damaged (step {done.step} of {self.steps}, or no best "
+                "weights); begin again in a new folder"
+            )
 
     def _epoch(self, epoch: int, log: MetricLog, advance: Advance, stop: threading.Event) -> None:
         """Train from the next step to the end of an epoch, with its evaluation and checkpoints."""

@@ -72,11 +72,30 @@ class MetricLog:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines that can be read; the last one may be cut short."""
+    """The lines before the first that is not an object with a step; the last one may be cut short."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+    for text in _content(path).splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(line, dict) or type(line.get("step")) is not int:
+            break
+        lines.append(line)
     return lines
+
+
+def _content(path: Path) -> bytes:
+    """The file's bytes; none where there is no file.
+
+    Raises:
+        FileError: it is not a regular file, or cannot be read.
+    """
+    if not path.exists():
+        return b""
+    if not path.is_file():
+        raise FileError(f"{path} is not a regular file; remove it or choose another folder")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error.strerror}; check its permissions") from None

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.data.sources import ArrayFile, Arrays, ImageArray, ImageFolder, PictureList
+from mobileone_q.data.sources import Arrays, ImageArray, ImageFolder, PictureList
 from mobileone_q.errors import DataError
 
 SMALL = Preprocessing(resize=36, crop=32)

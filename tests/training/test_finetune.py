@@ -6,8 +6,8 @@ import torch
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.config import read_architecture
+from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import DataError, TrainingError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.training.finetune import fine_tune

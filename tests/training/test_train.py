@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mobileone_q.architecture.config import read_architecture
+from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.sources import ArrayFile
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.settings import EpochSettings, TrainingSettings

@@ -1,0 +1,144 @@
+"""Damaged .npz and idx files are read or refused in one line, whatever they claim."""
+
+import contextlib
+import gzip
+import io
+import os
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from mobileone_q.data.array_file import ArrayFile
+from mobileone_q.data.idx import read_split
+from mobileone_q.data.inputs import labelled
+from mobileone_q.errors import DataError, MobileOneQError
+from tests.helpers.mutations import damaged
+
+CHECK = settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def npz(save=np.savez, **arrays):
+    content = io.BytesIO()
+    save(content, **{"x": np.ones((3, 2, 8), np.float32), "y": np.arange(3)} | arrays)
+    return content.getvalue()
+
+
+def header(shape, dtype="<f4"):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def zipped(content, kind=zipfile.ZIP_DEFLATED):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", kind) as archive:
+        archive.writestr("x.npy", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_damaged_npz_is_read_or_refused(tmp_path, save):
+    path = tmp_path / "a.npz"
+
+    @CHECK
+    @given(damaged(npz(save)))
+    def check(content):
+        path.write_bytes(content)
+        with contextlib.suppress(MobileOneQError):
+            ArrayFile(path)
+
+    check()
+
+
+def test_a_damaged_array_in_a_sound_npz_is_read_or_refused(tmp_path):
+    path = tmp_path / "a.npz"
+
+    @CHECK
+    @given(damaged(header((3, 2, 8)) + bytes(192)))
+    def check(content):
+        path.write_bytes(zipped(content))
+        with contextlib.suppress(MobileOneQError):
+            ArrayFile(path)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (npz(y=np.array(["a", "b", "c"])), "labels are not numbers"),
+        (npz(x=np.array([[["a"]]])), "no numbers"),
+        (npz(y=np.float64(1)), "shape"),
+        (header((3, 2, 8)) + bytes(192), "one array without a name"),
+        (zipped(header((10**6, 10**6, 8)) + bytes(8)), r"claims 32,000,000,000,000 bytes"),
+        (zipped(header((10**8, 4, 8)) + bytes(8)), r"claims 12,800,000,000 bytes"),
+        (zipped(header((-1, 4, 8)) + bytes(8)), "cannot read arrays"),
+    ],
+)
+def test_an_npz_of_another_kind_is_refused(tmp_path, content, message):
+    path = tmp_path / "a.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        ArrayFile(path)
+
+
+def idx_file(shape, data):
+    return gzip.compress(bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + data)
+
+
+@pytest.fixture
+def idx(tmp_path):
+    for split in ("train", "t10k"):
+        (tmp_path / f"{split}-images-idx3-ubyte.gz").write_bytes(idx_file((2, 28, 28), bytes(2 * 784)))
+        (tmp_path / f"{split}-labels-idx1-ubyte.gz").write_bytes(idx_file((2,), bytes(2)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_damaged_idx_is_read_or_refused(idx, inside):
+    path = idx / "train-images-idx3-ubyte.gz"
+    good = path.read_bytes()
+
+    @CHECK
+    @given(damaged(gzip.decompress(good)[:64] if inside else good))
+    def check(content):
+        path.write_bytes(gzip.compress(content + bytes(1536)) if inside else content)
+        with contextlib.suppress(MobileOneQError):
+            read_split(idx, "train")
+
+    check()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        idx_file((2**32 - 1,) * 3, bytes(8)),
+        idx_file((2, 28), bytes(56)),
+        idx_file((0, 28, 28), b""),
+        idx_file((2, 28, 28), bytes(7)),
+        b"\x1f\x8b\x08",
+        b"\x1f\x8b\x08\x04\0\0\0\0\0\0\xff",
+    ],
+)
+def test_an_idx_file_that_claims_what_it_lacks_is_refused(idx, content):
+    (idx / "train-images-idx3-ubyte.gz").write_bytes(content)
+    with pytest.raises(DataError, match="train"):
+        labelled(idx, "train", None)
+
+
+def test_a_fifo_is_refused(idx):
+    for path in (idx / "t10k-images-idx3-ubyte.gz", idx / "a.npz"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    with pytest.raises(DataError, match="not a regular file"):
+        read_split(idx, "test")
+    with pytest.raises(DataError, match="not a regular file"):
+        ArrayFile(idx / "a.npz")
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path):
+    with pytest.raises(DataError):
+        labelled(tmp_path / ("x" * 5000), "train", None)

@@ -1,0 +1,156 @@
+"""A checkpoint that is damaged is refused in one line, and changes nothing."""
+
+import contextlib
+import copy
+import json
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import nn
+
+from mobileone_q.errors import MobileOneQError, TrainingError
+from mobileone_q.training.checkpoint import NAME, TrainingProgress, TrainingState
+from mobileone_q.training.metric_log import MetricLog
+from mobileone_q.training.optim import averaged, make_optimizer
+from mobileone_q.training.settings import TrainingSettings
+from tests.helpers.cli import invoke, refused
+from tests.helpers.mutations import damaged, edited
+from tests.helpers.tiny import recipe, write_tiny
+
+CHECK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def state(seed=0, optimizer="adamw"):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    made = make_optimizer(model, TrainingSettings(optimizer=optimizer))
+    model(torch.ones(2, 2)).sum().backward()
+    made.step()
+    progress = TrainingProgress(3, 0.5, 2, 1, False, {"loss": 1.0})
+    average = averaged(model, 0.9)
+    best = copy.deepcopy(average.module.state_dict())
+    return TrainingState(model, average, made, None, {"epochs": 3, "lr": 0.1}, progress, best)
+
+
+def content(folder, optimizer="adamw"):
+    state(0, optimizer).save(folder)
+    return (folder / NAME).read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_checkpoint_comes_back(tmp_path, optimizer):
+    content(tmp_path, optimizer)
+    other = state(1, optimizer)
+    other.load(tmp_path)
+    assert torch.equal(other.model[0].weight, state(0, optimizer).model[0].weight)
+    assert other.progress == TrainingProgress(3, 0.5, 2, 1, False, {"loss": 1.0})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_damaged_bytes_are_refused(tmp_path, optimizer):
+    good = content(tmp_path, optimizer)
+
+    @CHECK
+    @given(damaged(good))
+    def check(data):
+        (tmp_path / NAME).write_bytes(data)
+        with contextlib.suppress(MobileOneQError):
+            state(1, optimizer).load(tmp_path)
+
+    check()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_values_of_another_kind_are_refused(tmp_path, optimizer):
+    content(tmp_path, optimizer)
+    good = torch.load(tmp_path / NAME, weights_only=True)
+
+    @CHECK
+    @given(edited(plain(good)))
+    def check(value):
+        torch.save(value, tmp_path / NAME)
+        fresh = state(1, optimizer)
+        before = copy.deepcopy(fresh.model.state_dict())
+        try:
+            fresh.load(tmp_path)
+        except MobileOneQError:
+            assert all(torch.equal(before[key], now) for key, now in fresh.model.state_dict().items())
+
+    check()
+
+
+def plain(value):
+    """Ordered dicts as plain ones, which have ``copy`` too."""
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list) else value
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = write_tiny(tmp_path_factory.mktemp("tiny"))
+    words = ["train", recipe(folder), "--epochs", 1, "--device", "cpu", "--output", folder / "out"]
+    invoke(*words)
+    return folder, words
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value.pop("optimizer"),
+        lambda value: value.pop("settings"),
+        lambda value: value.pop("best_weights"),
+        lambda value: value.update(model=torch.zeros(2)),
+        lambda value: value.update(average=[]),
+        lambda value: value.update(optimizer="x"),
+        lambda value: value.update(optimizer={}),
+        lambda value: value.update(progress=torch.zeros(2)),
+        lambda value: value.update(settings=torch.zeros(2)),
+        lambda value: value["progress"].update(step="3"),
+        lambda value: value["progress"].update(step=10**9),
+        lambda value: value["model"].pop(next(iter(value["model"]))),
+    ],
+)
+def test_resuming_from_a_damaged_checkpoint_is_refused(trained, change):
+    folder, words = trained
+    path = folder / "out" / "training" / NAME
+    good = path.read_bytes()
+    value = torch.load(path, weights_only=True)
+    change(value)
+    torch.save(value, path)
+    try:
+        assert "damaged" in refused(*words, "--resume")
+    finally:
+        path.write_bytes(good)
+
+
+ODD_LINES = [b"3\n", b"{}\n", b"\xff\n", b'{"step": "x"}\n', b'{"step": null}\n', b"[" * 99999]
+
+
+@pytest.mark.parametrize("text", ODD_LINES, ids=range(len(ODD_LINES)))
+def test_odd_lines_of_metrics_end_the_reading(trained, text):
+    folder, words = trained
+    log = folder / "out" / "training" / "metrics.jsonl"
+    log.write_bytes(b'{"step": 0, "loss": 1.0}\n' + text + b'{"step": 1, "loss": 1.0}\n')
+    invoke(*words, "--resume")
+    assert json.loads(log.read_text().splitlines()[0])["step"] == 0
+
+
+def test_damaged_metrics_are_read(tmp_path):
+    pytest.importorskip("tensorboard")
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(damaged(b'{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5}\n'))
+    def check(data):
+        (tmp_path / "metrics.jsonl").write_bytes(data)
+        with contextlib.suppress(MobileOneQError), MetricLog(tmp_path, 1):
+            pass
+
+    check()
+
+
+def test_a_checkpoint_that_is_no_file_is_refused(tmp_path):
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(TrainingError, match="not a regular file"):
+        state().load(tmp_path)
