@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
+from mobileone_q.architecture.spec import MOST_BLOCKS, Architecture, BlockSpec, Pair
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.yaml_files import read_yaml
@@ -50,7 +50,7 @@ class BlockConfig(Section):
     """
 
     filters: Positive
-    depth: Positive = 1
+    depth: Annotated[int, Field(ge=1, le=MOST_BLOCKS // 2)] = 1
     kernel_size: Size = 3
     strides: Size = 1
     padding: Padding = 0
