@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ DIGEST = "digest"  # the field of a sealed JSON object that holds the hash of th
 SETTLED_NS = 2_000_000_000  # a file changed within one tick of the clock may keep its times
 
 _hashes: dict[tuple[int, ...], str] = {}
+LARGEST_JSON = 256 << 20  # bytes; the longest that this project or TensorRT writes has a few
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -88,14 +90,24 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        FileError: the file is missing or is not JSON.
+        FileError: the file is missing, is not a plain file, is too large, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_read_plain(path, LARGEST_JSON).decode("utf-8"))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON ({error}); run the command that made it again") from None
+
+
+def _read_plain(path: Path, most: int) -> bytes:
+    """Read a file of at most ``most`` bytes; a device or a pipe, which may have no end, is refused."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FileError(f"cannot read {path}: it is not a plain file; check the path")
+    if status.st_size > most:
+        raise FileError(f"cannot read {path}: it has {status.st_size:,} bytes, and at most {most:,} are read")
+    return path.read_bytes()
 
 
 def sha256(path: Path) -> str:
@@ -244,6 +256,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"cannot read {path}: it is not a plain file; check the path")
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mobileone_q.errors import CheckpointError, FileError
@@ -23,6 +25,7 @@ from mobileone_q.files import (
     write_json,
     write_text,
 )
+from tests.helpers.refusals import answers_or_refuses, damaged
 
 PROGRAM = """
 import sys, torch
@@ -121,3 +124,39 @@ def test_the_cache_folder(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "mobileone-q"
+
+
+def test_what_is_not_a_plain_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", tmp_path, Path("/dev/zero")):
+        with pytest.raises(FileError, match="it is not a plain file"):
+            read_json(path)
+        with pytest.raises(CheckpointError, match="it is not a plain file"):
+            read_safetensors(path)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "x.json").open("wb") as file:
+        file.truncate(1 << 40)  # takes no space on the disk
+    with pytest.raises(FileError, match=r"has 1,099,511,627,776 bytes, and at most"):
+        read_json(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff\xfe{}", b'{"a": "\xc3"}', b"{" * 5000, b'{"a":' * 100_000, b"9" * 5000]
+)
+def test_json_of_any_bytes(tmp_path, data):
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(FileError, match="is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(tmp_path, data):
+    path = tmp_path / "x"
+    path.write_bytes(data.draw(damaged(json.dumps({"a": [1, None, "ü"], "b": {"c": 1.5}}).encode())))
+    answers_or_refuses(lambda: read_json(path), FileError)
+    save_tensors(path, {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.int8)}, "fused", {"seed": [1]})
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    answers_or_refuses(lambda: load_tensors(path, "fused"), CheckpointError)

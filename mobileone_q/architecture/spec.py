@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.names import Task
 
 Pair = tuple[int, int]  # (height, width)
 Activation = Literal["relu", "relu6", "none"]
+# Bounds that no sensible network comes near: beyond them a description asks for memory, not for a network.
+MOST_CHANNELS = 1 << 20
+MOST_BRANCHES = 64
+LONGEST_SIDE = 1 << 20  # also of kernels, strides, padding and dilation
+MOST_POSITIONS = 1 << 26  # of an input, height * width
+MOST_BLOCKS = 10_000
+MOST_WEIGHTS = 1 << 28  # of all branches: 1 GiB in float32
+NAME = re.compile(r"\w[\w.-]{0,99}")
+BLOCK_NAME = re.compile(r"stem|neck|head|stage\d{1,4}\.\d{1,5}\.(dw|pw)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,30 @@ class BlockSpec:
     norm: bool = False
     dropout: float = 0.0
     skips: bool = True
+
+    def __post_init__(self) -> None:
+        """Check types and ranges, so that a block of a file is as sound as one of the code.
+
+        Raises:
+            ArchitectureError: a field holds what no block can have.
+        """
+        _check_name(self.name, NAME)
+        place = f"block {self.name}: "
+        for field in ("in_channels", "out_channels", "groups"):
+            _check_whole(f"{place}{field}", getattr(self, field), 1, MOST_CHANNELS)
+        _check_whole(f"{place}se_channels", self.se_channels, 0, MOST_CHANNELS)
+        _check_whole(f"{place}branches", self.branches, 1, MOST_BRANCHES)
+        for field in ("kernel", "stride", "dilation"):
+            _check_pair(f"{place}{field}", getattr(self, field), 1)
+        _check_pair(f"{place}padding", self.padding, 0)
+        for field in ("pool", "flatten", "norm", "skips"):
+            if not isinstance(getattr(self, field), bool):
+                raise ArchitectureError(f"{place}{field} must be true or false")
+        _check_choice(f"{place}activation", self.activation, get_args(Activation))
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout < 1:
+            raise ArchitectureError(f"{place}dropout must be a number from 0 to below 1")
+        if self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ArchitectureError(f"{place}groups must divide in_channels and out_channels")
 
     @property
     def is_head(self) -> bool:
@@ -114,6 +148,27 @@ class Architecture:
     blocks: tuple[BlockSpec, ...]
     image_size: Pair = (224, 224)
     task: Task = "classify"
+
+    def __post_init__(self) -> None:
+        """Check that the blocks make a network of bounded size.
+
+        Raises:
+            ArchitectureError: they do not.
+        """
+        _check_name(self.name, NAME)
+        _check_pair("image_size", self.image_size, 1)
+        _check_choice("task", self.task, get_args(Task))
+        if self.image_size[0] * self.image_size[1] > MOST_POSITIONS:
+            raise ArchitectureError(f"image_size {self.image_size} is too large")
+        if not 1 <= len(self.blocks) <= MOST_BLOCKS:
+            raise ArchitectureError(f"a network has 1 to {MOST_BLOCKS:,} blocks, not {len(self.blocks):,}")
+        if len({block.name for block in self.blocks}) < len(self.blocks):
+            raise ArchitectureError(f"{self.name} has two blocks of one name")
+        if sum(block.weight_count * block.branches for block in self.blocks) > MOST_WEIGHTS:
+            raise ArchitectureError(f"{self.name} has more than {MOST_WEIGHTS:,} weights; narrow it")
+        for before, block in zip(self.blocks, self.blocks[1:]):
+            if before.is_head or block.in_channels != before.out_channels:
+                raise ArchitectureError(f"{self.name}: {block.name} does not fit {before.name} before it")
 
     @property
     def in_channels(self) -> int:
@@ -194,11 +249,44 @@ class Architecture:
                 {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
                 for row in values["blocks"]
             ]
+            for row in rows:
+                _check_name(row["name"], BLOCK_NAME)  # modules and stages are called so
             blocks = tuple(BlockSpec(**row) for row in rows)
             height, width = values["image_size"]
             return cls(values["name"], blocks, (height, width), values.get("task", "classify"))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, ArchitectureError) as error:
             raise ArchitectureError(
                 f"a saved architecture cannot be understood ({error}); "
                 "it may be of a newer mobileone-q: install that, or make the file again"
             ) from None
+
+
+def _check_name(value: object, pattern: re.Pattern[str]) -> None:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise ArchitectureError(f"{_short(value)} cannot be the name of a network or a block")
+
+
+def _check_whole(place: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:  # a bool is an int too, but not a size
+        raise ArchitectureError(f"{place} must be a whole number from {low} to {high:,}, not {_short(value)}")
+
+
+def _check_pair(place: str, value: object, low: int) -> None:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise ArchitectureError(f"{place} must be a pair of whole numbers, not {_short(value)}")
+    for side in value:
+        _check_whole(place, side, low, LONGEST_SIDE)
+
+
+def _check_choice(place: str, value: object, choices: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ArchitectureError(f"{place} must be one of {', '.join(choices)}, not {_short(value)}")
+
+
+def _short(value: object) -> str:
+    """A value of any type for a message, in one line of bounded length."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # a number too long to print, or deep nesting
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 40 else f"{text[:40]}..."

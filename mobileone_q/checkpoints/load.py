@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.architecture.spec import Architecture, Pair
+from mobileone_q.architecture.spec import MOST_WEIGHTS, Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.safe_pickle import UnsafePickle, module_state, read_zip
-from mobileone_q.errors import CheckpointError
+from mobileone_q.errors import ArchitectureError, CheckpointError
 from mobileone_q.files import read_safetensors, save_pickled, save_tensors, write_safetensors
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import FusedModel
@@ -134,7 +134,7 @@ def stored_image_size(path: Path | None) -> Pair | None:
     """
     if path is None or path.suffix != ".safetensors" or not path.is_file():
         return None
-    arch = _described_architecture(read_safetensors(path)[1])
+    arch = _described_architecture(path, read_safetensors(path)[1])
     return None if arch is None else arch.image_size
 
 
@@ -162,23 +162,48 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"{path} is not a MobileOne checkpoint of a known layout ({names}): it has {_some(raw)}"
         )
+    odd = [key for key, value in raw.items() if not (value.is_floating_point() or _is_counter(key))]
+    if odd:
+        raise CheckpointError(f"{path} has no floating-point numbers in {_some(odd)}; use a sound checkpoint")
+    if sum(value.numel() for value in raw.values()) > MOST_WEIGHTS:
+        raise CheckpointError(f"{path} claims more than {MOST_WEIGHTS:,} weights; use a sound checkpoint")
     rename = key_map.to_own if key_map else str
     state = {
         rename(key): value.float() if value.is_floating_point() else value
         for key, value in raw.items()
-        if not key.endswith("num_batches_tracked") and key not in COUNTERS
+        if not _is_counter(key)
     }
+    head = state.get("head.weight")
+    if head is not None and head.ndim < 2:
+        raise CheckpointError(
+            f"{path} has a head.weight of shape {tuple(head.shape)}; use a sound checkpoint"
+        )
     broken = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if broken:
         raise CheckpointError(f"{path} has NaN or infinite values in {_some(broken)}; use a sound checkpoint")
     layout: LayoutName = key_map.name if key_map else "own"
-    return Checkpoint(path, layout, state, wrapper, _described_architecture(metadata))
+    return Checkpoint(path, layout, state, wrapper, _described_architecture(path, metadata))
 
 
-def _described_architecture(metadata: Mapping[str, str]) -> Architecture | None:
-    """The architecture that the metadata of this project's own files holds."""
+def _is_counter(key: str) -> bool:
+    """Whether an entry counts batches or steps, which nothing here needs."""
+    return key.endswith("num_batches_tracked") or key in COUNTERS
+
+
+def _described_architecture(path: Path, metadata: Mapping[str, str]) -> Architecture | None:
+    """The architecture that the metadata of this project's own files holds.
+
+    Raises:
+        CheckpointError: the metadata do not describe an architecture.
+    """
     described = metadata.get("architecture")
-    return Architecture.from_dict(json.loads(described)) if described else None
+    if not described:
+        return None
+    try:
+        return Architecture.from_dict(json.loads(described))
+    except (ValueError, RecursionError, ArchitectureError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: {reason}; make the file again") from None
 
 
 def save_fused(model: FusedModel, path: Path, layout: WritableLayout, **description: Any) -> None:
@@ -228,12 +253,13 @@ def _read_file(path: Path) -> tuple[StateDict, str | None, Mapping[str, str]]:
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         return tensors, None, metadata
-    value, found = _unwrap(_read_pickled(path))
+    value, found = _read_pickled(path)
     if not isinstance(value, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(value).__name__}, not a dictionary of weights; save a state_dict"
         )
-    return {str(key): item for key, item in value.items() if isinstance(item, Tensor)}, found, {}
+    weights = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
+    return weights, found, {}
 
 
 def _unwrap(value: Any, found: str | None = None) -> tuple[Any, str | None]:
@@ -246,16 +272,19 @@ def _unwrap(value: Any, found: str | None = None) -> tuple[Any, str | None]:
     return value, found
 
 
-def _read_pickled(path: Path) -> Any:
-    """Read what a ``.pth`` holds, with foreign objects inert; code in it is refused, never run."""
+def _read_pickled(path: Path) -> tuple[Any, str | None]:
+    """Read the weights in a ``.pth``, as :func:`_unwrap` finds them.
+
+    Foreign objects stay inert; code is refused, never run.
+    """
     try:
         if zipfile.is_zipfile(path):
-            return read_zip(path)
+            return _unwrap(read_zip(path))
         if tarfile.is_tarfile(path):
             raise CheckpointError(
                 f"{path} is a tar archive of torch before 0.4; save it again with a newer torch"
             )
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except UnsafePickle as error:
         raise _unsafe(path, str(error)) from None
     except pickle.UnpicklingError as error:

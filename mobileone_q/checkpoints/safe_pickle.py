@@ -9,8 +9,10 @@ newer torch.
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -43,6 +45,12 @@ INERT_NAMES = {
 }
 
 
+MEMO_WRITERS = ("PUT", "BINPUT", "LONG_BINPUT")
+LARGEST_PICKLE = 16 << 20  # bytes, without the tensors; a checkpoint with optimizer state has under one MiB
+MOST_MODULES = 100_000  # that a pickled network may have
+DEEPEST_MODULE = 100
+
+
 class UnsafePickle(Exception):
     """The pickle names something that would have to be run; ``str()`` of the error is that name."""
 
@@ -64,8 +72,28 @@ def read_zip(path: Path) -> Any:
             raise ValueError("written on a big-endian machine")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("compressed entries, which torch never writes")
-        with archive.open(index) as file:
-            return _TensorUnpickler(file, lambda key: archive.read(f"{prefix}data/{key}")).load()  # type: ignore[arg-type]
+        if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+            raise ValueError("entries that overlap, which torch never writes")
+        if archive.getinfo(index).file_size > LARGEST_PICKLE:
+            raise ValueError("a data.pkl that is too large")
+        data = archive.read(index)
+        check_opcodes(data)
+        reader = _TensorUnpickler(io.BytesIO(data), lambda key: archive.read(f"{prefix}data/{key}"))
+        return reader.load()
+
+
+def check_opcodes(data: bytes) -> None:
+    """Check that reading a pickle takes memory in proportion to its length.
+
+    A pickle numbers the objects that it will use again. Python keeps them in an array as long as the
+    largest number, so that a few bytes could ask for gigabytes. Honest numbers count from 0.
+
+    Raises:
+        ValueError: a number is too large, or an argument is longer than the pickle.
+    """
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in MEMO_WRITERS and int(argument or 0) > len(data):
+            raise ValueError("a memo index that is larger than the pickle")
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -161,17 +189,36 @@ def module_state(value: Any) -> dict[str, Tensor] | None:
     state = getattr(value, "state", None)
     if not isinstance(state, Mapping) or not isinstance(state.get("_modules"), Mapping):
         return None
-    return dict(_named_tensors(value, ""))
+    return dict(_named_tensors(value))
 
 
-def _named_tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters and buffers of an inert module and its children under their dotted names."""
-    state = getattr(module, "state", None)
-    if not isinstance(state, Mapping):
-        return
-    for part in ("_parameters", "_buffers"):
-        for name, value in state.get(part, {}).items():
-            if isinstance(value, Tensor):
-                yield f"{prefix}{name}", value
-    for name, child in state.get("_modules", {}).items():
-        yield from _named_tensors(child, f"{prefix}{name}.")
+def _named_tensors(root: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield the parameters and buffers of an inert module and its children under their dotted names.
+
+    Raises:
+        ValueError: the modules contain each other, or there are too many.
+    """
+    waiting = [(root, "", 0)]
+    count = 0
+    while waiting:
+        module, prefix, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST_MODULE or count > MOST_MODULES:
+            raise ValueError("modules that are nested without end")
+        state = getattr(module, "state", None)
+        if not isinstance(state, Mapping):
+            continue
+        for part in ("_parameters", "_buffers"):
+            for name, value in _entries(state, part):
+                if isinstance(value, Tensor):
+                    yield f"{prefix}{name}", value
+        children = [(child, f"{prefix}{name}.", depth + 1) for name, child in _entries(state, "_modules")]
+        waiting += reversed(children)
+
+
+def _entries(state: Mapping[str, Any], part: str) -> list[tuple[str, Any]]:
+    """The entries of a dictionary inside a module's state whose keys are names."""
+    found = state.get(part)
+    if not isinstance(found, Mapping):
+        return []
+    return [(name, value) for name, value in found.items() if isinstance(name, str)]

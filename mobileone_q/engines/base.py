@@ -18,7 +18,7 @@ from mobileone_q.engines.metadata import check_pairing, read_target
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError
 from mobileone_q.files import DIGEST, is_sealed, locked, read_json, sealed, sha256, write_json
-from mobileone_q.names import BackendName, Precision, Target
+from mobileone_q.names import BACKENDS, TARGETS, BackendName, Precision, Target
 from mobileone_q.progress import Advance, silent
 
 if TYPE_CHECKING:
@@ -74,10 +74,17 @@ class EngineInfo:
         if not engine.is_file():
             raise EngineError(f"no engine at {engine}; build it with `mobileone-q build-engine`")
         value = read_json(sidecar(engine))
+        refusal = EngineError(f"{sidecar(engine)} does not describe an engine; {BUILD_AGAIN}")
         try:
             info = cls(**{key: inner for key, inner in value.items() if key != DIGEST})
         except (TypeError, AttributeError):
-            raise EngineError(f"{sidecar(engine)} does not describe an engine; {BUILD_AGAIN}") from None
+            raise refusal from None
+        texts = [info.backend, info.runtime, info.device, info.precision, info.onnx_sha256]
+        texts += [info.onnx, info.warnings]
+        core = info.options.get("dla_core") if isinstance(info.options, dict) else "none"
+        is_sound = all(isinstance(text, str) for text in texts) and (core is None or type(core) is int)
+        if not is_sound or info.backend not in BACKENDS or info.target not in (None, *TARGETS):
+            raise refusal
         if not is_sealed(value):
             raise EngineError(
                 f"{sidecar(engine)} has changed since it was written (its digest does not fit); {BUILD_AGAIN}"

@@ -90,11 +90,12 @@ class OnnxRuntimeEngine(Engine):
         super().__init__(info)
         self._path, self._threads = path, threads
         self._session = _session(path, _session_options(threads, optimize=False))
+        _check_face(path, self._session)
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._session is None:
             raise ValueError(f"{self._path} is closed; load it again")
-        return self._session.run(None, {"input": batch})[0]
+        return _run(self._path, self._session, batch)
 
     def layer_profiler(self) -> OnnxRuntimeProfiler:
         return OnnxRuntimeProfiler(self._path, self._threads)
@@ -116,11 +117,12 @@ class OnnxRuntimeProfiler(LayerProfiler):
         options = _session_options(threads, optimize=False)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(self._folder.name) / "trace")
+        self._path = path
         self._session: Any = _session(path, options)
         self._runs: list[LayerTimes] = []
 
     def run(self, batch: NDArray[np.float32]) -> None:
-        self._session.run(None, {"input": batch})
+        _run(self._path, self._session, batch)
 
     def close(self) -> None:
         if self._session is None:
@@ -128,7 +130,7 @@ class OnnxRuntimeProfiler(LayerProfiler):
         trace = Path(self._session.end_profiling())
         self._session = None
         try:
-            events = json.loads(trace.read_text(encoding="utf-8"))
+            events = json.loads(trace.read_text(encoding="utf-8", errors="replace"))
         except (OSError, ValueError):
             raise FileError(
                 f"ONNX Runtime could not write all of its trace, {trace}; free space there"
@@ -189,4 +191,29 @@ def _session(path: Path, options: Any, disabled: Sequence[str] = ()) -> Any:
             str(path), options, providers=PROVIDERS, disabled_optimizers=list(disabled)
         )
     except Exception as error:  # ONNX Runtime's own exceptions share no public base class
-        raise EngineError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+        raise EngineError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+
+
+def _check_face(path: Path, session: Any) -> None:
+    """Check that an engine takes ``input`` and gives one output, as all that this project writes do."""
+    try:
+        inputs, outputs = [each.name for each in session.get_inputs()], session.get_outputs()
+    except UnicodeDecodeError:
+        inputs, outputs = [], []
+    if inputs != ["input"] or len(outputs) != 1:
+        raise EngineError(f"{path} is not an engine of mobileone-q; build it again")
+
+
+def _run(path: Path, session: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    try:
+        result: NDArray[np.float32] = session.run(None, {"input": batch})[0]
+    except Exception as error:  # as in _session
+        raise EngineError(
+            f"ONNX Runtime cannot run {path} on an input of shape {batch.shape}: {_first_line(error)}; "
+            "build the engine again from the run's own graph"
+        ) from error
+    return result
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, cast
 
 from torch import Tensor, nn
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec
+from mobileone_q.errors import ArchitectureError, CheckpointError
 
 B = TypeVar("B", bound=nn.Module)
 
@@ -65,3 +67,35 @@ class Chain(nn.Module, Generic[B]):
             if name in wanted:
                 maps[name] = x
         return tuple(maps[name] for name in wanted)
+
+
+def stored_architecture(path: Path, description: Mapping[str, Any]) -> Architecture:
+    """The architecture in the description of a file that this project wrote.
+
+    Raises:
+        CheckpointError: there is none, or it is not one.
+    """
+    try:
+        return Architecture.from_dict(description["architecture"])
+    except KeyError:
+        raise CheckpointError(f"{path} does not describe its architecture; make it again") from None
+    except ArchitectureError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def fill_chain(model: Chain[Any], tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Fill a chain with exactly the tensors of a file.
+
+    Raises:
+        CheckpointError: names, shapes or types differ from the chain's own.
+    """
+    wanted = model.state_dict()
+    is_same = wanted.keys() == tensors.keys() and all(
+        tensors[key].shape == value.shape and tensors[key].dtype == value.dtype
+        for key, value in wanted.items()
+    )
+    if not is_same:
+        raise CheckpointError(
+            f"{path} does not hold the tensors of this version; run `mobileone-q calibrate` again"
+        )
+    model.load_state_dict(tensors)

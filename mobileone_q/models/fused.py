@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.files import load_tensors, save_tensors
-from mobileone_q.models.chain import Chain
+from mobileone_q.models.chain import Chain, fill_chain, stored_architecture
 from mobileone_q.models.layers import ACTIVATIONS, SqueezeExcite, apply_kernel, kernel_shape
 
 
@@ -97,6 +97,6 @@ class FusedModel(Chain[FusedBlock]):
             CheckpointError: the file is missing, damaged, or not a fused model.
         """
         tensors, description = load_tensors(path, "fused")
-        model = cls(Architecture.from_dict(description["architecture"]))
-        model.load_state_dict(tensors)
+        model = cls(stored_architecture(path, description))
+        fill_chain(model, tensors, path)
         return model

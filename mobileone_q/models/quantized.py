@@ -17,10 +17,11 @@ from torch import Tensor
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import CheckpointError
 from mobileone_q.files import load_tensors, save_tensors
-from mobileone_q.models.chain import Chain
+from mobileone_q.models.chain import Chain, fill_chain, stored_architecture
 from mobileone_q.models.fused import Block
 from mobileone_q.models.grids import Grid, mixed_grids
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
+from mobileone_q.names import TARGETS
 
 
 class QuantizedBlock(Block):
@@ -112,12 +113,12 @@ class QuantizedModel(Chain[QuantizedBlock]):
             CheckpointError: missing, damaged, or not a quantized model.
         """
         tensors, description = load_tensors(path, "quantized")
-        arch = Architecture.from_dict(description["architecture"])
-        model = cls(arch, description["target"], description.get("keep_float", ()))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError:
-            raise CheckpointError(
-                f"{path} does not hold the tensors of this version; run `mobileone-q calibrate` again"
-            ) from None
+        arch = stored_architecture(path, description)
+        target, keep_float = description.get("target"), description.get("keep_float", [])
+        known = [block.name for block in arch.blocks]
+        is_list = isinstance(keep_float, list) and all(name in known for name in keep_float)
+        if target not in TARGETS or not is_list:
+            raise CheckpointError(f"{path} does not describe a quantized model; make it again")
+        model = cls(arch, target, keep_float)
+        fill_chain(model, tensors, path)
         return model

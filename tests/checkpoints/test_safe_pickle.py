@@ -221,3 +221,84 @@ def test_what_torch_never_writes_is_refused(tmp_path):
     torch.save([1], buffer)
     path.write_bytes(buffer.getvalue())
     assert "holds a list" in refusal(path)
+
+
+def put_pickle(path, data):
+    """A file of torch's that holds this pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", data)
+    return path
+
+
+@pytest.mark.parametrize("index", [100, 300_000_000, 0xFFFFFFFF])
+def test_a_memo_index_asks_for_no_memory(tmp_path, index):
+    """Python would keep an array of that many places: 2.3 GB for 300 million."""
+    bomb = b"\x80\x02}r" + index.to_bytes(4, "little") + b"."
+    path = put_pickle(tmp_path / "w.pth", bomb)
+    assert "a memo index that is larger than the pickle" in refusal(path)
+
+
+def test_the_text_form_of_the_memo_too(tmp_path):
+    path = put_pickle(tmp_path / "w.pth", b"\x80\x02}p4294967295\n.")
+    assert "a memo index that is larger than the pickle" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "claim", [b"\x8d" + (2**40).to_bytes(8, "little"), b"\x96" + (2**40).to_bytes(8, "little")]
+)
+def test_a_length_beyond_the_pickle(tmp_path, claim):
+    assert "damaged or cut short" in refusal(put_pickle(tmp_path / "w.pth", b"\x80\x05" + claim + b"x."))
+
+
+def test_entries_that_overlap(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"stem.weight": torch.zeros(5000)}, path)
+    data = bytearray(path.read_bytes())
+    at = data.rfind(b"PK\x01\x02")  # the directory's last entry
+    data[at + 20 : at + 28] = (10**6).to_bytes(4, "little") * 2
+    path.write_bytes(data)
+    assert "overlap" in refusal(path)
+
+
+@pytest.mark.parametrize("depth", [100, 5000])
+@pytest.mark.parametrize("key", ["state_dict", "model", "other"])
+def test_deep_nesting(tmp_path, depth, key):
+    data = (
+        b"\x80\x02"
+        + (b"}X" + len(key).to_bytes(4, "little") + key.encode()) * depth
+        + b"}"
+        + b"s" * depth
+        + b"."
+    )
+    refusal(put_pickle(tmp_path / "w.pth", data))
+
+
+def test_a_wrapper_that_holds_itself(tmp_path):
+    value = {}
+    value["state_dict"] = value
+    path = put_pickle(tmp_path / "w.pth", pickle.dumps(value, protocol=2))
+    assert "damaged" in refusal(path)
+
+
+def modules_in_modules(depth, count):
+    """A pickle of a network whose modules hold the same child ``count`` times, ``depth`` deep."""
+    node = nn.Module()
+    for _ in range(depth):
+        outer = nn.Module()
+        for number in range(count):
+            outer._modules[str(number)] = node
+        node = outer
+    return pickle.dumps(node, protocol=2)
+
+
+@pytest.mark.parametrize(("depth", "count"), [(40, 2), (150, 1)])
+def test_modules_without_end(tmp_path, depth, count):
+    path = put_pickle(tmp_path / "w.pth", modules_in_modules(depth, count))
+    assert "nested without end" in refusal(path)
+
+
+def test_a_module_that_holds_itself(tmp_path):
+    node = nn.Module()
+    node._modules["again"] = node
+    path = put_pickle(tmp_path / "w.pth", pickle.dumps(node, protocol=2))
+    assert "nested without end" in refusal(path)

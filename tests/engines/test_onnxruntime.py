@@ -4,13 +4,16 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines import BuildOptions, EngineInfo, backend
 from mobileone_q.engines.base import sidecar
 from mobileone_q.engines.layer_map import assign_blocks
-from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.errors import EngineError, MissingDependency, MobileOneQError
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import sealed, sha256
@@ -18,6 +21,7 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.names import BACKENDS
 from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.refusals import answers_or_refuses, damaged, odd_values
 
 BACKEND = backend("onnxruntime")
 ARCH = small()
@@ -171,3 +175,72 @@ def tensorrt_graph(graphs):
     quantized = calibrate(fused, [(random_images(ARCH, 8).numpy(), None)], Recipe(target="tensorrt"))
     export_onnx(quantized, folder / "tensorrt.onnx")
     return folder / "tensorrt.onnx"
+
+
+def test_an_engine_of_another_network_cannot_run(tmp_path):
+    other = tmp_path / "other.onnx"
+    export_onnx(
+        fuse_branches(random_model(build_variant("s0", num_classes=10, image_size=64))), tmp_path / "64.onnx"
+    )
+    BACKEND.build(tmp_path / "64.onnx", other, BuildOptions("fp32"))
+    engine = BACKEND.load(other)
+    batch = random_images(ARCH, 1).numpy()
+    for run in (engine.run, engine.layer_profiler().run):
+        with pytest.raises(
+            EngineError, match=r"cannot run .* on an input of shape \(1, 3, 32, 32\)"
+        ) as caught:
+            run(batch)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_graph_of_another_tool_is_no_engine(built):
+    value = onnx.helper.make_tensor_value_info
+    shapes = [value(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", shapes[:1], shapes[1:])
+    opset = onnx.helper.make_opsetid("", 17)
+    info = EngineInfo.load(built)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), built)
+    replace(info, engine_sha256=sha256(built)).save(built)
+    with pytest.raises(EngineError, match="is not an engine of mobileone-q; build it again"):
+        BACKEND.load(built)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(["backend", "runtime", "device", "precision", "options", "target", "warnings"]),
+    odd_values(),
+)
+def test_any_value_in_a_sidecar(built, field, value):
+    before = sidecar(built).read_text()
+    sidecar(built).write_text(json.dumps(json.loads(before) | {field: value}))
+    try:
+        answers_or_refuses(lambda: BACKEND.load(built), MobileOneQError)
+    finally:
+        sidecar(built).write_text(before)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_engine_runs_or_is_refused(built, data):
+    whole = built.read_bytes()
+    batch = random_images(ARCH, 1).numpy()
+    head, rest = whole[:20_000], whole[20_000:]
+    built.write_bytes(data.draw(damaged(head)) + rest)
+    try:
+        answers_or_refuses(lambda: BACKEND.load(built).run(batch), MobileOneQError)
+    finally:
+        built.write_bytes(whole)
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_damaged_graph_is_built_or_refused(tmp_path, tensorrt_graph, data):
+    whole = tensorrt_graph.read_bytes()
+    graph = tmp_path / "int8.onnx"
+    end = data.draw(st.booleans())
+    head, rest = (whole[-20_000:], whole[:-20_000]) if end else (whole[:20_000], whole[20_000:])
+    part = data.draw(damaged(head))
+    graph.write_bytes(rest + part if end else part + rest)
+    answers_or_refuses(lambda: BACKEND.build(graph, tmp_path / "e.onnx", BuildOptions()), MobileOneQError)

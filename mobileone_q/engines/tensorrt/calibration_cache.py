@@ -38,6 +38,8 @@ def for_version(path: Path, version: str) -> bytes:
     """
     try:
         first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+    except UnicodeDecodeError:
+        raise ExportError(f"{path} is damaged: it is not UTF-8; calibrate with --target dla") from None
     except OSError as error:
         raise ExportError(
             f"cannot read {path}: {error.strerror}; make it with `mobileone-q calibrate --target dla`"
