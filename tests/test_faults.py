@@ -203,12 +203,18 @@ def test_ctrl_c_exits_as_shells_expect(sample_run, monkeypatch):
 
 
 @pytest.mark.slow
+def heed_ctrl_c():
+    """A shell starts what it puts into the background deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_real_ctrl_c_leaves_nothing(tmp_path):
     words = [sys.executable, "-m", "cli", "calibrate", "--arch", "s0", "--output", "runs/run"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+        words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
+        preexec_fn=heed_ctrl_c,
+    )  # fmt: skip
     assert process.stdout.readline()  # what will be calibrated: the work begins
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)

@@ -133,7 +133,12 @@ def _ms(path: Path, what: str, value: Any) -> float:
 
 def _number(path: Path, what: str, value: Any) -> int:
     """A count of something that can be."""
-    if isinstance(value, bool) or value != int(value) or not 1 <= value <= MAX_COUNT:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value != int(value)
+        or not 1 <= value <= MAX_COUNT
+    ):
         raise EngineError(
             f"{path}: {what} is {_shown(value)}, and must be a whole number from 1; correct that value"
         )

@@ -114,14 +114,20 @@ def test_parts_may_be_files_and_errors_name_them(tmp_path):
         latency_from(path)
     path.write_text("{}")
     assert "needs `engines` with fp32 and int8" in refused("profile", "--from", path)
-    for wrong in ([1], [{"name": "stem"}], [{"name": "stem", "medianMs": "x"}]):
+    form, time = "is not in the form of trtexec's exports", "must be a time from 0 to 600000 ms"
+    for wrong, complaint in (
+        ([1], form),
+        ([{"name": "stem"}], form),
+        ([{"name": "stem", "medianMs": "x"}], time),
+    ):
         recording["engines"]["int8"] = {"profile": wrong}
         path.write_text(json.dumps(recording))
-        assert "is not in the form of trtexec's exports" in refused("profile", "--from", path)
+        assert complaint in refused("profile", "--from", path)
     whole = json.loads(RECORDED[0].read_text())
     for key, value in {"device": 7, "batch": "many"}.items():
         path.write_text(json.dumps(whole | {key: value}))
-        assert f"{path} is not a recording: {key}:" in refused("profile", "--from", path)
+        line = refused("profile", "--from", path)
+        assert f"{path} is not a recording: {key}:" in line or f"{path}: {key} is {value!r}" in line
     recording["engines"]["int8"]["profile"] = {}
     path.write_text(json.dumps(recording))
     assert "--exportProfile wrote, a list" in refused("profile", "--from", path)

@@ -83,7 +83,7 @@ def test_an_interrupted_run_is_resumed(run, tmp_path, monkeypatch):
     whole = QuantizedModel.load(tmp_path / "runs/s0-qat/quantized.safetensors").state_dict()
     with monkeypatch.context() as patch:
         patch.setattr("mobileone_q.runs.qat.publish", interrupt)
-        invoke("qat", run, "--output", "again", *QUICK, code=1)
+        invoke("qat", run, "--output", "again", *QUICK, code=130)
     assert not (tmp_path / "again").exists()
     assert "nothing to resume for other" in refused("qat", run, "--resume", "--output", "other", *QUICK)
     invoke("qat", run, "--resume", "--output", "again", *QUICK)

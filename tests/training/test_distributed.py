@@ -52,7 +52,7 @@ def accelerate(port):
     (line,) = (line for line in RECIPE.read_text().splitlines() if "accelerate launch" in line)
     words = line.removeprefix("#").replace("num_processes 8", "num_processes 2").split()
     end = words.index("cli") + 1
-    assert words[end:] == ["train", "configs/train-imagenet-s0.yaml"]
+    assert words[end:] == ["train", RECIPE.stem]  # found by name
     here = ["--main_process_port", port]
     return [sys.executable, "-m", "accelerate.commands.launch", *here, *words[2:end]]
 
