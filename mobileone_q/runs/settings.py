@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mobileone_q.names import Precision
+from mobileone_q.names import BackendName, Precision, Target
 from mobileone_q.settings import setting
 
-TargetChoice = Literal["auto", "tensorrt", "onnxruntime", "dla"]
-BackendChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "onnxruntime"]
+TargetChoice = Literal["auto", Target]
+BackendChoice = Literal["auto", BackendName]
 BACKEND_HELP = "Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime."
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 
 from mobileone_q.errors import FileError, RunError
 from mobileone_q.runs.folder import RUNS
+from mobileone_q.training.checkpoint import NAME
 
-CHECKPOINT = Path("training") / "checkpoint.pt"
+CHECKPOINT = Path("training") / NAME
 STAGED = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)-\w+")
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.training.data import Batch
 
 Metrics = dict[str, Tensor]  # scalars by name: means over a batch
@@ -107,5 +108,4 @@ class Distillation:
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL divergence (N,) of the softmax of logits (N, classes), computed in float32 at least."""
-    p, q = teacher.float().log_softmax(1), student.float().log_softmax(1)
-    return (p.exp() * (p - q)).sum(1)
+    return kl_divergence(teacher.float(), student.float())
