@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BUILD_AGAIN = "build it again with `mobileone-q build-engine`"
 LayerTimes = dict[str, float]  # a runtime's layer name -> milliseconds, in execution order
-Closing = TypeVar("Closing", bound="_Closing")
+Self = TypeVar("Self", bound="Closing")
 
 
 @dataclass(frozen=True)
@@ -115,13 +115,13 @@ def sidecar(engine: Path) -> Path:
     return engine.with_name(f"{engine.name}.json")
 
 
-class _Closing(ABC):
+class Closing(ABC):
     """A context manager that closes itself at the end of the block."""
 
     @abstractmethod
     def close(self) -> None: ...
 
-    def __enter__(self: Closing) -> Closing:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -133,7 +133,7 @@ class _Closing(ABC):
         self.close()
 
 
-class LayerProfiler(_Closing):
+class LayerProfiler(Closing):
     """Times each layer in every run made through it; use it as a context manager."""
 
     @abstractmethod
@@ -150,7 +150,7 @@ class LayerProfiler(_Closing):
         """One entry per run; complete after :meth:`close`."""
 
 
-class Engine(_Closing):
+class Engine(Closing):
     """A built network, ready to run; use it as a context manager, or close it.
 
     Takes float32 images (N, C, H, W), normalized, and gives float32 logits (N, classes).

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 from calibrate.images import load_all
 from calibrate.mixed_precision import FloatBlock, calibrate_within
@@ -52,6 +52,7 @@ from mobileone_q.report.schema import (
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.publish import image_counts, publish
 from mobileone_q.runs.run import Run
+from mobileone_q.runs.settings import TargetChoice
 from mobileone_q.runs.staging import new_folder
 
 CERTIFICATE_IMAGES = 2
@@ -195,7 +196,7 @@ class Result:
             versions=installed_versions(),
             arch=arch.name,
             target=cast(Target, self.quantized.target),
-            task=arch.task,  # type: ignore[arg-type]
+            task=arch.task,
             title=inputs.title,
             is_sample=inputs.is_sample,
             weights=WeightsRecord(str(weights), sha256(weights), self.model.checkpoint.layout),
@@ -216,7 +217,7 @@ def calibrate(
     model: Model,
     images: object,
     *,
-    target: Literal["auto"] | Target = "auto",
+    target: TargetChoice = "auto",
     recipe: Recipe | None = None,
     seed: int = 0,
     count: int | None = None,
@@ -297,7 +298,7 @@ def calibrate_inputs(
     )
 
 
-def settled_target(target: Literal["auto"] | Target) -> Target:
+def settled_target(target: TargetChoice) -> Target:
     """The target that ``auto`` stands for: TensorRT where it and a GPU are, else ONNX Runtime."""
     if target != "auto":
         return target

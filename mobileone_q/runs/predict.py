@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from mobileone_q import engines
 from mobileone_q.data.preprocess import Preprocessing, class_names
 from mobileone_q.data.sources import UNREADABLE, reason
 from mobileone_q.engines import BuildOptions, Engine, EngineInfo
+from mobileone_q.engines.base import Closing
 from mobileone_q.errors import DataError, EngineError
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.folder import RunFolder
@@ -62,7 +62,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Predictor:
+class Predictor(Closing):
     """An engine with what a run knows about its inputs and outputs; a context manager.
 
     ``classes`` are names by class number, None where they are not known; ``task`` is the
@@ -105,15 +105,8 @@ class Predictor:
         except UNREADABLE as error:
             raise DataError(f"cannot read the image {image}: {reason(error)}") from error
 
-    def __enter__(self) -> Predictor:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Close the engine."""
         self.engine.close()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import Inputs
 from mobileone_q.export.graph import export_onnx
@@ -54,12 +56,12 @@ def publish(
 def image_counts(inputs: Inputs, evaluation: Batches | None) -> ImageCounts:
     """How many inputs were used for what, and which could not be read."""
     calibration = inputs.calibration
-    evaluated_on = None
+    evaluated_on: Literal["evaluation", "calibration"] | None = None
     if evaluation is not None:
         evaluated_on = "calibration" if evaluation is calibration else "evaluation"
     return ImageCounts(
         calibration=len(calibration),
         evaluation=len(evaluation) if evaluation is not None else 0,
-        evaluated_on=evaluated_on,  # type: ignore[arg-type]
+        evaluated_on=evaluated_on,
         skipped=calibration.skipped | (evaluation.skipped if evaluation is not None else {}),
     )

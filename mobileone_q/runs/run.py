@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from PIL import Image
 
@@ -24,6 +24,7 @@ from mobileone_q.runs.inputs import prepared
 from mobileone_q.runs.measure import measure_accuracy, measure_latency
 from mobileone_q.runs.predict import Prediction, load_predictor
 from mobileone_q.runs.qat import fine_tune_run
+from mobileone_q.runs.settings import BackendChoice
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -43,7 +44,7 @@ class Run(RunFolder):
     def build(
         self,
         precision: Precision = "int8",
-        backend: Literal["auto"] | BackendName = "auto",
+        backend: BackendChoice = "auto",
         *,
         progress: bool = False,
         **options: Any,
@@ -82,7 +83,7 @@ class Run(RunFolder):
 
     def profile(
         self,
-        backend: Literal["auto"] | BackendName = "auto",
+        backend: BackendChoice = "auto",
         *,
         runs: int = 50,
         batch: int = 1,
@@ -116,7 +117,7 @@ class Run(RunFolder):
         images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
         *,
         precision: Precision = "int8",
-        backend: Literal["auto"] | BackendName = "auto",
+        backend: BackendChoice = "auto",
         top: int = 5,
     ) -> list[Prediction]:
         """The best ``top`` classes of each image, from the run's engine.
@@ -175,7 +176,7 @@ def open_run(path: str | Path | None = None) -> Run:
     return run
 
 
-def resolve_backend(name: Literal["auto"] | BackendName) -> BackendName:
+def resolve_backend(name: BackendChoice) -> BackendName:
     """The backend that ``auto`` stands for here; any other name as it is."""
     return engines.best_backend() if name == "auto" else name
 
