@@ -140,8 +140,8 @@ def sha256(path: Path) -> str:
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with a last field ``digest``: the SHA-256 of its other fields.
 
-    The hash is over their JSON with sorted keys and without spaces, so that a file may be indented
-    anew. It finds damage and careless edits; it is no signature.
+    The hash is over their JSON with sorted keys and without spaces, so that indentation does
+    not matter. The digest finds damage and careless edits. It does not protect against forgery.
     """
     bare = {key: inner for key, inner in value.items() if key != DIGEST}
     text = json.dumps(bare, sort_keys=True, separators=(",", ":"))

@@ -137,7 +137,7 @@ def _check_trustworthy(name: str, url: str, file: Path, path: Path) -> None:
 
 
 def _read_record(record: Path) -> str:
-    """Read the hash that was kept beside a file; what cannot be read is no hash."""
+    """Read the hash that was kept beside a file. The result is empty if it cannot be read."""
     try:
         return record.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):

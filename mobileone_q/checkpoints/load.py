@@ -81,7 +81,7 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int | None:
-        """Rows of the head; None if there is no head."""
+        """The number of classes that the head tells apart; None if the network has no head."""
         head = self.state.get("head.weight")
         return None if head is None else head.shape[0]
 

@@ -86,7 +86,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _content(path: Path) -> bytes:
-    """The file's bytes; none where there is no file.
+    """Read the file's bytes. A missing file reads as empty.
 
     Raises:
         FileError: it is not a regular file, or cannot be read.

@@ -65,7 +65,7 @@ def _read(path: Path) -> bytes:
 def _lock(path: Path) -> Iterator[None]:
     """Hold the lock file beside ``path``.
 
-    Where the system has no flock there is no lock; the replacement of the file is atomic even so.
+    A system without flock runs without the lock. The file is still replaced atomically.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as file:

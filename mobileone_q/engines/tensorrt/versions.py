@@ -51,10 +51,10 @@ def precision_flags(trt: Any, options: BuildOptions) -> list[Any]:
 
 
 def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
-    """Check that this version has what the options ask for.
+    """Check that this TensorRT version supports the options.
 
     Raises:
-        EngineError: it has not; the message says which option to drop.
+        EngineError: an option is not supported; the message names it, so that it can be dropped.
     """
     title = f"{trt.__name__} {trt.__version__}"
     config, flags = trt.IBuilderConfig, trt.BuilderFlag
