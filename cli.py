@@ -110,7 +110,8 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     measured on other, labelled images. The run folder that it writes is what all other commands read.
     """
     from mobileone_q.report.terminal import print_accuracy
-    from mobileone_q.runs.calibration import calibrate_inputs, gather, settled_target
+    from mobileone_q.runs.calibration import calibrate_inputs, settled_target
+    from mobileone_q.runs.model import gather
 
     recipe = replace(recipe, target=settled_target(options.target))
     model, chosen = gather(options.arch, inputs)
@@ -203,7 +204,7 @@ def fuse(
     DST is a safetensors file that also holds the certificate: how little the folding changed. With
     another --layout than own it is a safetensors or .pth file under that codebase's names.
     """
-    from mobileone_q.runs.calibration import fuse_file
+    from mobileone_q.runs.fuse import fuse_file
 
     state, certificate, parameters = fuse_file(src, dst, arch, image_size, data, layout)
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
@@ -281,7 +282,8 @@ def train(
 def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe, as_json: bool) -> None:
     """Rank blocks by what quantizing each alone costs, inputs and weights apart."""
     from mobileone_q.report.terminal import print_sensitivity
-    from mobileone_q.runs.calibration import block_sensitivity, gather, settled_target
+    from mobileone_q.runs.calibration import block_sensitivity, settled_target
+    from mobileone_q.runs.model import gather
 
     recipe = replace(recipe, target=settled_target(options.target))
     ranking, images = block_sensitivity(*gather(options.arch, inputs), recipe, SENSITIVITY_IMAGES)

@@ -37,6 +37,7 @@ from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.grids import quantize_weight, weight_scales
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.names import RangeMethod, Target
 from mobileone_q.progress import Advance, silent
 
 FISHER_IMAGES = 64
@@ -115,8 +116,8 @@ def finish(
 def quantize(
     fused: FusedModel,
     statistics: Statistics,
-    target: str,
-    range_method: str,
+    target: Target,
+    range_method: RangeMethod,
     keep_float: Collection[str] = (),
 ) -> QuantizedModel:
     """Choose every scale and round every weight to the nearest code; biases stay as they are."""

@@ -11,11 +11,11 @@ from .evaluation.latency import Latency as Latency
 from .evaluation.metrics import Accuracy as Accuracy
 from .report.schema import Manifest as Manifest
 from .report.schema import Report as Report
-from .runs.calibration import Model as Model
 from .runs.calibration import Recipe as Recipe
 from .runs.calibration import Result as Result
 from .runs.calibration import calibrate as calibrate
-from .runs.calibration import load as load
+from .runs.model import Model as Model
+from .runs.model import load as load
 from .runs.predict import Prediction as Prediction
 from .runs.run import Run as Run
 from .runs.run import open_run as open_run

@@ -23,7 +23,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCRIPT = ROOT / "docs" / "quickstart.py"
 SCRIPT_LINES = 15
-WITH_EXAMPLES = ("mobileone_q.runs.calibration",)
+WITH_EXAMPLES = ("mobileone_q.runs.calibration", "mobileone_q.runs.model")
 COMMANDS = "|".join(main.commands)
 
 

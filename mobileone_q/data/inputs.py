@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,23 +58,6 @@ class Inputs:
     def evaluated(self) -> Batches:
         """What accuracy is measured on: the calibration inputs where there are no others."""
         return self.evaluation or self.calibration
-
-    def identify(self) -> dict[str, str]:
-        """An entry of the manifest: which inputs were used."""
-        return {
-            "source": self.calibration.source.name,
-            "evaluation": self.evaluated.source.name,
-            "sha256": self.calibration.fingerprint(),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        """A section of the report: how many inputs were used for what, and which could not be read."""
-        return {
-            "calibration": len(self.calibration),
-            "evaluation": len(self.evaluated),
-            "evaluated_on": "evaluation" if self.evaluation else "calibration",
-            "skipped": self.calibration.skipped | self.evaluated.skipped,
-        }
 
 
 def choose_inputs(arch: Architecture, options: InputOptions) -> Inputs:

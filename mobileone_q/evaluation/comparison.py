@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from mobileone_q.evaluation.metrics import Accuracy, Logits, Runnable, collect_l
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import Precision, Target, pairing
+from mobileone_q.names import Precision, pairing
 
 
 class TorchModel:
@@ -46,7 +45,7 @@ class Comparison:
 
     def with_int8(self, quantized: QuantizedModel) -> Accuracy:
         """Accuracy of a quantized model beside the FP32 model's."""
-        is_refused = pairing(cast(Target, quantized.target), "onnxruntime").is_refused
+        is_refused = pairing(quantized.target, "onnxruntime").is_refused
         int8_model = TorchModel(quantized) if is_refused else self._engine(quantized, "int8")
         (int8,), _ = collect_logits([int8_model], self._images)
         return compare(self._fp32, int8, self._labels)

@@ -239,10 +239,5 @@ def block_times(
     return {name: statistics.median(totals[name] for totals in per_run) for name in block_names}
 
 
-def owner(layers: Sequence[str], block_names: Sequence[str]) -> dict[str, str]:
-    """The block that each layer belongs to; the first one where several were fused."""
-    return {layer: blocks[0] for layer, blocks in assign_blocks(layers, block_names).items()}
-
-
 def _ratio(a: float, b: float) -> float:
     return a / b if b else 0.0

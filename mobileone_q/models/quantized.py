@@ -21,7 +21,7 @@ from mobileone_q.models.chain import Chain, fill_chain, stored_architecture
 from mobileone_q.models.fused import Block
 from mobileone_q.models.grids import Grid, mixed_grids
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
-from mobileone_q.names import TARGETS
+from mobileone_q.names import TARGETS, Target
 
 
 class QuantizedBlock(Block):
@@ -82,7 +82,7 @@ class QuantizedBlock(Block):
 class QuantizedModel(Chain[QuantizedBlock]):
     """A chain of quantized blocks for one target; those named in ``keep_float`` stay in float32."""
 
-    def __init__(self, arch: Architecture, target: str, keep_float: Collection[str] = ()) -> None:
+    def __init__(self, arch: Architecture, target: Target, keep_float: Collection[str] = ()) -> None:
         self.target, self.grids = target, mixed_grids(arch, target, keep_float)
         super().__init__(arch, self._make)
         self.requires_grad_(False).eval()

@@ -1,7 +1,7 @@
-"""From weights and images to a run: :func:`load`, :func:`calibrate`, :meth:`Result.save`.
+"""From a model and images to a run: :func:`calibrate`, :meth:`Result.save`.
 
-The commands `calibrate`, `sensitivity` and `fuse` are made of these functions, and so is the public
-face of the package.
+The commands `calibrate` and `sensitivity` are made of these functions, and so is the public face of
+the package.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
 
 from calibrate.images import load_all
 from calibrate.mixed_precision import FloatBlock, calibrate_within
@@ -17,31 +16,24 @@ from calibrate.pipeline import fit, progress_steps
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import BlockSensitivity, rank_blocks
 from mobileone_q import engines
-from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.architecture.spec import Architecture, Pair
-from mobileone_q.architecture.variants import VARIANTS
-from mobileone_q.checkpoints.download import fetch, is_name
-from mobileone_q.checkpoints.load import Checkpoint, load_model, save_fused, stored_image_size
+from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.inputs import Inputs, as_source, certificate_images, choose_inputs, draw, sample_images
+from mobileone_q.data.inputs import Inputs, as_source, draw, sample_images
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.data.settings import InputOptions
-from mobileone_q.errors import RunError
 from mobileone_q.files import sha256
 from mobileone_q.models.certificate import Certificate, certify
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import Target, WritableLayout
+from mobileone_q.names import Target
 from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import (
     ChosenBlock,
     FloatBlocks,
     FusionErrors,
-    ImagesRecord,
     Manifest,
     Report,
     Seconds,
@@ -50,68 +42,15 @@ from mobileone_q.report.schema import (
     utc_now,
 )
 from mobileone_q.runs.folder import RunFolder
-from mobileone_q.runs.publish import image_counts, publish
+from mobileone_q.runs.model import Model
+from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.run import Run
 from mobileone_q.runs.settings import TargetChoice
 from mobileone_q.runs.staging import new_folder
 
 CERTIFICATE_IMAGES = 2
 
-__all__ = ["Model", "Recipe", "Result", "calibrate", "load"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A network with its weights: with training branches, or fused already.
-
-    ``checkpoint`` says where the weights came from.
-    """
-
-    network: MobileOne | FusedModel
-    checkpoint: Checkpoint
-
-    @property
-    def arch(self) -> Architecture:
-        return self.network.arch
-
-    @property
-    def is_fused(self) -> bool:
-        return isinstance(self.network, FusedModel)
-
-    @property
-    def description(self) -> str:
-        """The checkpoint in words: layout, with branches or fused, number of classes."""
-        return self.checkpoint.description
-
-    @property
-    def title(self) -> str:
-        """The network's name for people, such as ``MobileOne-S0``."""
-        return f"MobileOne-{self.arch.name.upper()}" if self.arch.name in VARIANTS else self.arch.name
-
-
-def load(weights: str | Path, arch: str, image_size: int | Pair | None = None) -> Model:
-    """Read a MobileOne's weights.
-
-    Args:
-        weights: a checkpoint of Apple, timm, mmpretrain, jahongir7174 or this project, or a public
-            name such as ``apple:s0``, which is downloaded once.
-        arch: ``s0`` to ``s4``, a face variant such as ``s0-face-gdc``, or the path of a YAML file.
-        image_size: side of the network's input in pixels; by default what the file says, or else
-            the architecture.
-
-    Raises:
-        ArchitectureError: there is no such architecture.
-        CheckpointError: the file is missing, damaged, unsafe, or holds other weights.
-
-    Example:
-        >>> import mobileone_q as mq
-        >>> model = mq.load(mq.sample.WEIGHTS, arch="s0", image_size=32)
-        >>> model.title, model.is_fused, model.arch.num_classes
-        ('MobileOne-S0', False, 10)
-    """
-    path = fetch(str(weights)) if is_name(str(weights)) else Path(weights)
-    network, checkpoint = load_model(path, arch, image_size)
-    return Model(network, checkpoint)
+__all__ = ["Recipe", "Result", "calibrate"]
 
 
 @dataclass(frozen=True)
@@ -179,7 +118,7 @@ class Result:
         return Report(
             arch=self.fused.arch.name,
             model=self.inputs.title,
-            target=cast(Target, self.quantized.target),
+            target=self.quantized.target,
             images=image_counts(self.inputs, None),
             graphs={},
             seconds=self.seconds,
@@ -190,21 +129,16 @@ class Result:
     def _manifest(self, evaluation: Batches | None) -> Manifest:
         arch, inputs, weights = self.fused.arch, self.inputs, self.model.checkpoint.path
         classes = inputs.names_for(arch)
-        source = inputs.calibration.source.name
         return Manifest(
             made=utc_now(),
             versions=installed_versions(),
             arch=arch.name,
-            target=cast(Target, self.quantized.target),
+            target=self.quantized.target,
             task=arch.task,
             title=inputs.title,
             is_sample=inputs.is_sample,
             weights=WeightsRecord(str(weights), sha256(weights), self.model.checkpoint.layout),
-            images=ImagesRecord(
-                source=source,
-                evaluation=evaluation.source.name if evaluation is not None else source,
-                sha256=inputs.calibration.fingerprint(),
-            ),
+            images=images_record(inputs, evaluation),
             preprocessing=inputs.preprocessing,
             classes=tuple(classes) if classes else None,
             recipe=self.recipe.to_dict(),
@@ -317,39 +251,6 @@ def block_sensitivity(
     original = model.network if isinstance(model.network, MobileOne) else None
     with show_progress("measuring blocks", len(fused.arch.blocks)) as advance:
         return rank_blocks(equalized, quantized, images, labels, original, advance), len(labels)
-
-
-def fuse_file(
-    src: Path, dst: Path, arch: str, image_size: int | None, data: Path | None, layout: WritableLayout
-) -> tuple[str, Certificate, int]:
-    """Fuse a checkpoint into a file: (what was done, in words, the certificate, parameters).
-
-    Raises:
-        RunError: ``dst`` exists.
-        CheckpointError: ``src`` cannot be used, or ``dst`` cannot be written in that layout.
-        FusionError: the fused weights are not finite, or further from ``src`` than rounding explains.
-    """
-    if dst.exists():
-        raise RunError(f"{dst} exists; choose another name, so that nothing is lost")
-    model = load(src, arch, image_size)
-    fused = fuse_branches(model.network)
-    certificate = certify(model.network, certificate_images(data, model.arch))
-    certificate.judge()
-    save_fused(fused, dst, layout, certificate=certificate.to_dict())
-    state = "was fused already" if model.is_fused else "fused"
-    return state, certificate, sum(p.numel() for p in fused.parameters())
-
-
-def gather(arch: str, options: InputOptions) -> tuple[Model, Inputs]:
-    """The model and the inputs that a command's options name; with neither, the bundled sample's.
-
-    Raises:
-        ArchitectureError, CheckpointError, DataError: options that cannot be used.
-    """
-    size = options.image_size or stored_image_size(options.weights)
-    wanted = resolve_architecture(arch, image_size=size)
-    inputs = choose_inputs(wanted, options)
-    return load(inputs.weights, arch, inputs.image_size(wanted)), inputs
 
 
 def as_batches(images: object, arch: Architecture, preprocessing: Preprocessing | None) -> Batches:

@@ -6,7 +6,7 @@ import math
 import os
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def measure_accuracy(
     if is_dla:
         return AccuracySections(MeasuredAccuracy(**vars(cost), engine=IN_SIMULATION), None)
     runtime, few = backend.runtime(), len(simulated)
-    note = accuracy_note(cast(Target, quantized.target), "onnxruntime", runtime)
+    note = accuracy_note(quantized.target, "onnxruntime", runtime)
     accuracy = MeasuredAccuracy(**vars(cost), engine=runtime, note=note)
     if has_classes:
         return AccuracySections(accuracy, simulation_fidelity(fp32[:few], int8[:few], simulated))

@@ -10,7 +10,7 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress_if
-from mobileone_q.report.schema import ImageCounts, Manifest, Report
+from mobileone_q.report.schema import ImageCounts, ImagesRecord, Manifest, Report
 from mobileone_q.runs.folder import RunFolder, UnfinishedRun
 from mobileone_q.runs.integrity import GRAPHS, hashes
 from mobileone_q.runs.measure import measure_accuracy
@@ -64,4 +64,14 @@ def image_counts(inputs: Inputs, evaluation: Batches | None) -> ImageCounts:
         evaluation=len(evaluation) if evaluation is not None else 0,
         evaluated_on=evaluated_on,
         skipped=calibration.skipped | (evaluation.skipped if evaluation is not None else {}),
+    )
+
+
+def images_record(inputs: Inputs, evaluation: Batches | None) -> ImagesRecord:
+    """Which inputs were used; where nothing is evaluated, those for calibration stand for both."""
+    source = inputs.calibration.source.name
+    return ImagesRecord(
+        source=source,
+        evaluation=evaluation.source.name if evaluation is not None else source,
+        sha256=inputs.calibration.fingerprint(),
     )

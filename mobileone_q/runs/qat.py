@@ -12,11 +12,11 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.files import write_atomically
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.report.schema import FineTuning, ImagesRecord, Report, Seconds, installed_versions, utc_now
+from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, utc_now
 from mobileone_q.runs.folder import RUNS, RunFolder
 from mobileone_q.runs.inputs import inputs_of
 from mobileone_q.runs.integrity import FUSED, check_weights
-from mobileone_q.runs.publish import image_counts, publish
+from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
 from mobileone_q.training.distributed import agree, make_accelerator
 from mobileone_q.training.finetune import fine_tune
@@ -128,7 +128,7 @@ def _write(
     changed = {
         "made": utc_now(),
         "versions": installed_versions(),
-        "images": ImagesRecord(**inputs.identify()),
+        "images": images_record(inputs, inputs.evaluated),
         "qat": settings,
         "tuned_from": str(run.path),
     }

@@ -1,6 +1,7 @@
 """Properties of ranges, equalization and correction that hold for any input, drawn by hypothesis."""
 
 import copy
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.layers import per_output_channel
-from mobileone_q.names import RANGE_METHODS, TARGETS
+from mobileone_q.names import TARGETS, RangeMethod
 from tests.helpers.architectures import architectures
 from tests.helpers.networks import random_images, random_model, relative_error
 
 often = settings(max_examples=100, deadline=None, database=None, derandomize=True)
 seldom = settings(often, max_examples=40, suppress_health_check=list(HealthCheck))
-methods = pytest.mark.parametrize("method", RANGE_METHODS)
+methods = pytest.mark.parametrize("method", get_args(RangeMethod))
 STEPS = st.sampled_from([127, 255])
 TIES = 1.0 + 2 / 96  # one candidate of the search: methods may differ by it where errors tie
 
@@ -89,7 +90,7 @@ def test_no_method_expects_less_error_than_mse(x, steps):
     histogram = histogram_of(x)
     errors = {
         method: quantization_error(histogram, clip_ranges(histogram, method, steps)[:, None] / steps, steps)
-        for method in RANGE_METHODS
+        for method in get_args(RangeMethod)
     }
     for method in ("minmax", "mse"):
         assert (errors[method] >= 0).all()

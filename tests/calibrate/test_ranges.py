@@ -1,9 +1,11 @@
+from typing import get_args
+
 import pytest
 import torch
 
 from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram
-from mobileone_q.names import RANGE_METHODS
+from mobileone_q.names import RangeMethod
 
 
 def histogram_of(values: torch.Tensor) -> ChannelHistogram:
@@ -13,7 +15,7 @@ def histogram_of(values: torch.Tensor) -> ChannelHistogram:
     return histogram
 
 
-@pytest.mark.parametrize("method", RANGE_METHODS)
+@pytest.mark.parametrize("method", get_args(RangeMethod))
 def test_ranges_scale_with_the_values(method):
     torch.manual_seed(0)
     values = torch.rand(2, 5000) ** 3
@@ -22,7 +24,7 @@ def test_ranges_scale_with_the_values(method):
     assert torch.allclose(large, small * 64)
 
 
-@pytest.mark.parametrize("method", RANGE_METHODS)
+@pytest.mark.parametrize("method", get_args(RangeMethod))
 def test_ranges_never_exceed_the_maximum_and_dead_channels_get_none(method):
     torch.manual_seed(0)
     values = torch.cat([torch.zeros(1, 3000), torch.randn(2, 3000), torch.full((1, 3000), 0.5)])

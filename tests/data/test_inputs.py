@@ -49,7 +49,7 @@ def test_without_options_the_sample_serves():
     assert inputs.classes == sample.CLASSES
     assert inputs.image_size(build_variant("s0")) == (32, 32)
     assert (len(inputs.calibration), len(inputs.evaluated)) == (DEFAULT_IMAGES, 2000)
-    assert inputs.describe()["evaluated_on"] == "evaluation"
+    assert inputs.evaluation is not None
 
 
 def test_a_users_images_are_not_the_sample(folder, tmp_path):
@@ -68,12 +68,7 @@ def test_with_no_images_left_accuracy_is_measured_on_those_for_calibration(folde
     inputs = choose_inputs(ARCH, InputOptions(tmp_path / "weights.pth", folder))
     assert inputs.evaluation is None
     assert inputs.evaluated is inputs.calibration
-    assert inputs.describe() == {
-        "calibration": 20,
-        "evaluation": 20,
-        "evaluated_on": "calibration",
-        "skipped": {},
-    }
+    assert (len(inputs.calibration), len(inputs.evaluated)) == (20, 20)
 
 
 @pytest.mark.parametrize("data", ["folder", "arrays"])
@@ -86,11 +81,8 @@ def test_images_and_arrays_go_together(folder, tmp_path, data, eval_data):
     assert (len(inputs.calibration), len(inputs.evaluated)) == (counts[data], counts[eval_data])
     assert inputs.image_size(ARCH) == (32, 32)
     assert (inputs.preprocessing is None) == (data == "arrays")
-    assert inputs.identify() == {
-        "source": str(paths[data]),
-        "evaluation": str(paths[eval_data]),
-        "sha256": inputs.calibration.fingerprint(),
-    }
+    assert inputs.calibration.source.name == str(paths[data])
+    assert inputs.evaluated.source.name == str(paths[eval_data])
 
 
 def test_what_is_missing_is_named(tmp_path):
