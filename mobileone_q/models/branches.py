@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mobileone_q.architecture.spec import BlockSpec, Pair
-from mobileone_q.models.layers import ACTIVATIONS, SqueezeExcite, apply_kernel, kernel_shape
+from mobileone_q.models.layers import ACTIVATIONS, SqueezeExcite, apply_kernel, convolve, kernel_shape
 
 
 class ConvBN(nn.Module):
@@ -24,21 +24,26 @@ class ConvBN(nn.Module):
     def __init__(self, spec: BlockSpec, kernel: Pair) -> None:
         super().__init__()
         is_scale = kernel == (1, 1)
+        # The input of the 1×1 scale branch comes padded already: see BlockSpec.skip_padding.
+        self.padding: Pair = (0, 0) if is_scale and spec.has_scale_branch else spec.padding
+        self.stride: Pair = spec.stride
+        self.dilation: Pair = (1, 1) if is_scale else spec.dilation
         self.conv = nn.Conv2d(
             spec.in_channels,
             spec.out_channels,
             kernel,
-            stride=spec.stride,
-            # The input of the 1×1 scale branch comes padded already: see BlockSpec.skip_padding.
-            padding=0 if is_scale and spec.has_scale_branch else spec.padding,
-            dilation=1 if is_scale else spec.dilation,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
             groups=spec.groups,
             bias=False,
         )
         self.bn = nn.BatchNorm2d(spec.out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(x))
+        conv = self.conv
+        y = convolve(x, conv.weight, None, self.stride, self.padding, self.dilation, conv.groups)
+        return self.bn(y)
 
 
 class MultiBranchBlock(nn.Module):

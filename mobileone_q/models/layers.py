@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mobileone_q.architecture.spec import Activation, BlockSpec
+from mobileone_q.architecture.spec import Activation, BlockSpec, Pair
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -25,7 +25,23 @@ def apply_kernel(spec: BlockSpec, x: Tensor, weight: Tensor, bias: Tensor | None
     """
     if spec.pool:
         return F.linear(x, weight, bias)
-    return F.conv2d(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+    return convolve(x, weight, bias, spec.stride, spec.padding, spec.dilation, spec.groups)
+
+
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair, dilation: Pair, groups: int
+) -> Tensor:
+    """Convolve (N, C_in, H, W) to (N, C_out, H', W'), as ``F.conv2d`` does, without a crash in training.
+
+    A 1×1 kernel with a stride reads every other pixel, so these are taken first, and the stride is 1.
+    oneDNN writes beyond a buffer in the weight gradient of such a convolution: channels-last, a stride,
+    and fewer input channels than its block of 8 (AVX2) or 16 (AVX-512). The stem has 3. The process then
+    dies of a segmentation fault, or the gradient is wrong. Seen in torch 2.13 from 96 pixels on, and
+    reported as https://github.com/uxlfoundation/oneDNN/issues/6035, open in November 2026.
+    """
+    if weight.shape[2:] == (1, 1) and max(stride) > 1 and max(padding) == 0 and groups == 1:
+        x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def kernel_shape(spec: BlockSpec) -> tuple[int, ...]:

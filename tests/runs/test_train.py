@@ -8,6 +8,8 @@ import time
 
 import pytest
 import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileone_q.files import read_safetensors
 from tests.helpers.cli import invoke, refused
@@ -62,3 +64,35 @@ def test_a_refused_run_leaves_no_folder(folder):
     words = ["train", recipe(folder), "--batch", 200, "--output", folder / "none", "--device", "cpu"]
     assert "fewer inputs than one batch" in refused(*words)
     assert not (folder / "none").exists()
+
+
+class Convolutions(TorchDispatchMode):
+    """Records what each convolution was given: (input channels, kernel, stride, groups)."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution.default:
+            x, weight, _, stride, *_, groups = args
+            self.seen.add((x.shape[1], tuple(weight.shape[2:]), tuple(stride), groups))
+        return function(*args, **kwargs or {})
+
+
+def test_a_step_of_s0_at_224_pixels(tmp_path):
+    """oneDNN once wrote beyond a buffer here, and the process mostly died of a segmentation fault.
+
+    What asks for it, a dense 1×1 kernel with a stride on few channels, is not called any more.
+    """
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (240, 240), (200, 30, 90)).save(tmp_path / "images" / name / "0.png")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"arch: s0\ndata: {tmp_path / 'images'}\neval-data: {tmp_path / 'images'}\n")
+    words = ["--batch", 2, "--epochs", 1, "--device", "cpu", "--output", tmp_path / "out"]
+    with Convolutions() as convolutions:
+        assert "after 1 steps" in invoke("train", path, *words)
+    assert (3, (3, 3), (2, 2), 1) in convolutions.seen
+    assert (3, (1, 1), (1, 1), 1) in convolutions.seen
+    assert not [each for each in convolutions.seen if each[1:] == ((1, 1), (2, 2), 1)]
