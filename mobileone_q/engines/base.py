@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from mobileone_q.engines.layer_map import Inspection
+from mobileone_q.engines.inspection import Inspection
 from mobileone_q.engines.metadata import check_pairing, read_target
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError

@@ -6,65 +6,38 @@ TensorRT names a fused layer after its parts: ``stem + stem/relu``. It calls a p
 in the inspector's JSON: by ``[ONNX Layer: name]`` in its ``Metadata`` (8.6 and later), or by the
 tensors that it writes.
 
-Sources of the JSON's two schemas: NVIDIA's TensorRT documentation, "Engine Inspector", and
-"Migrating IEngineInspector Usage from TensorRT 10.x to 11.x". ``Bindings``, a list of tensor names,
-became ``I/O Tensors``, a list of objects.
+The types of a block are those of the layer that multiplies: what it reads and what it writes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from mobileone_q.errors import EngineError
+from mobileone_q.engines.inspection import Inspection, LayerTypes
 
 REFORMAT = re.compile(r"^(Reformatting CopyNode|Reformat\b)|\breformatted\b|^Reorder|_reformat_\d+$", re.I)
 REGION = re.compile(r"\[([^\[\]]+?)\.\.\.([^\[\]]+?)\]")
-ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What an engine inspector says.
+class BlockLayers:
+    """Which types one block computes in, in one engine.
 
     Attributes:
-        tensors: names of the engine's inputs and outputs.
-        origins: by layer name, a text in which names of the ONNX graph may stand.
-        reformats: names of the layers that only change a layout.
+        types: ``INT8`` where what goes in and what comes out is INT8, ``INT8 in, FP16 out`` where they
+            differ; None where the inspector says nothing.
+        reformats: how many kernels of the block only change a layout or a type.
     """
 
-    tensors: tuple[str, ...] = ()
-    origins: Mapping[str, str] = field(default_factory=dict)
-    reformats: frozenset[str] = frozenset()
+    types: str | None = None
+    reformats: int = 0
 
-
-def read_inspection(inspected: Any) -> Inspection:
-    """Read inspector JSON of either schema.
-
-    Layers are objects; in an engine that was built without details they are names, which say
-    nothing about where a layer comes from.
-
-    Raises:
-        EngineError: the JSON follows neither schema.
-    """
-    if not isinstance(inspected, dict) or not isinstance(inspected.get("Layers"), list):
-        raise EngineError("not the JSON of TensorRT's engine inspector: it has no list `Layers`")
-    if "I/O Tensors" in inspected:
-        tensors = tuple(str(tensor["Name"]) for tensor in inspected["I/O Tensors"])
-    else:
-        tensors = tuple(str(name) for name in inspected.get("Bindings", ()))
-    origins, reformats = {}, set()
-    for layer in inspected["Layers"]:
-        if not isinstance(layer, dict):
-            continue
-        name = layer["Name"]
-        traces = ONNX_LAYER.findall(layer.get("Metadata", ""))
-        origins[name] = " + ".join(traces or [tensor["Name"] for tensor in layer.get("Outputs", ())])
-        if layer.get("LayerType") == "Reformat":
-            reformats.add(name)
-    return Inspection(tensors, origins, frozenset(reformats))
+    @property
+    def takes_int8(self) -> bool:
+        """Whether the block multiplies INT8 values."""
+        return self.types is not None and self.types.startswith("INT8")
 
 
 def is_reformat(layer: str, inspection: Inspection) -> bool:
@@ -92,6 +65,45 @@ def assign_blocks(
         following = found[layer] or following[:1]
         assigned[layer] = following
     return assigned
+
+
+def block_types(
+    layers: Sequence[str], block_names: Sequence[str], inspection: Inspection
+) -> dict[str, BlockLayers]:
+    """The types of each block in an engine with these layers, which are in execution order."""
+    assigned = assign_blocks(layers, block_names, inspection)
+    own: dict[str, list[str]] = {name: [] for name in block_names}
+    for layer, blocks in assigned.items():
+        for block in blocks:
+            own[block].append(layer)
+    return {name: _block_layers(name, own[name], inspection) for name in block_names}
+
+
+def _block_layers(block: str, layers: Sequence[str], inspection: Inspection) -> BlockLayers:
+    typed = {layer: inspection.types.get(layer, LayerTypes()) for layer in layers}
+    moved = [layer for layer in layers if is_reformat(layer, inspection)]
+    working = [layer for layer in layers if layer not in moved and typed[layer].runs_kernel]
+    # Squeeze-and-excite has convolutions of its own, so the layer with the block's own name comes first.
+    products = [layer for layer in working if typed[layer].multiplies]
+    named = [layer for layer in products if _names_kernel(layer, inspection, block)]
+    chosen = [typed[layer] for layer in named or products or working]
+    chosen = [types for types in chosen if types.inputs and types.outputs]
+    reformats = sum(typed[layer].runs_kernel for layer in moved)
+    if not chosen:
+        return BlockLayers(None, reformats)
+    return BlockLayers(_in_words(chosen[0].inputs[0], chosen[-1].outputs[0]), reformats)
+
+
+def _names_kernel(layer: str, inspection: Inspection, block: str) -> bool:
+    """Whether a layer is the block's own kernel ``b``, rather than one of its helpers ``b/...``."""
+    kernel = re.compile(rf"(?<![\w./]){re.escape(block)}(?![\w./])")
+    return any(kernel.search(text) for text in (layer, inspection.origins.get(layer, "")))
+
+
+def _in_words(read: str | None, written: str | None) -> str | None:
+    if read is None or written is None:
+        return None
+    return read if read == written else f"{read} in, {written} out"
 
 
 def blocks_in(text: str, block_names: Sequence[str]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, LayerTimes
-from mobileone_q.engines.layer_map import Inspection, assign_blocks, is_reformat
+from mobileone_q.engines.inspection import Inspection
+from mobileone_q.engines.layer_map import BlockLayers, assign_blocks, block_types, is_reformat
 from mobileone_q.names import Precision
 from mobileone_q.progress import Advance, silent
 
@@ -43,6 +44,10 @@ class BlockTiming:
 
     ``shared`` names the precisions whose engine fused this block with others. Its time there is an
     equal share of the fused layer's.
+
+    ``types`` says what the INT8 engine computed the block in, such as ``INT8`` or ``INT8 in, FP16 out``;
+    None where the runtime does not say. ``is_fallback`` marks a block that was to be INT8 and does not
+    take INT8. ``reformats`` counts the INT8 engine's kernels that only change a layout or a type here.
     """
 
     name: str
@@ -52,6 +57,9 @@ class BlockTiming:
     fp16_ms: float | None = None
     slower_than_fp16: bool = False
     shared: tuple[Precision, ...] = ()
+    types: str | None = None
+    is_fallback: bool = False
+    reformats: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,26 @@ class Latency:
         """FP32 over INT8 in the sums of the blocks; 0 where INT8 took no time."""
         return _ratio(*self.layer_sum_ms)
 
+    @property
+    def typed_blocks(self) -> tuple[BlockTiming, ...]:
+        """The rows whose types in the INT8 engine are known."""
+        return tuple(row for row in self.layers if row.types is not None)
+
+    @property
+    def precision_note(self) -> str | None:
+        """Which blocks the INT8 engine ran in INT8, in one line; None where the runtime does not say."""
+        typed = self.typed_blocks
+        if not typed:
+            return None
+        takes = [row for row in typed if row.types and row.types.startswith("INT8")]
+        whole = sum(row.types == "INT8" for row in takes)
+        note = f"{len(takes)} of {len(typed)} blocks take INT8, and {whole} of them also give INT8"
+        fallbacks = [row.name for row in typed if row.is_fallback]
+        if fallbacks:
+            note += f"; not in INT8, though they were to be: {', '.join(fallbacks)}"
+        reformats = sum(row.reformats for row in self.layers)
+        return f"{note}; kernels that only change a layout or a type: {reformats}"
+
 
 @dataclass(frozen=True)
 class LayerRecords:
@@ -115,6 +143,10 @@ class LayerRecords:
         assigned = assign_blocks(list(self.runs[0]), block_names, self.inspection)
         return {name for blocks in assigned.values() if len(blocks) > 1 for name in blocks}
 
+    def types(self, block_names: Sequence[str]) -> dict[str, BlockLayers]:
+        """What each block computes in, by block name."""
+        return block_types(list(self.runs[0]), block_names, self.inspection)
+
 
 @dataclass(frozen=True)
 class BlockTable:
@@ -130,8 +162,16 @@ class BlockTable:
         return _ratio(*self.sums_ms)
 
 
-def compare_blocks(layers: Mapping[Precision, LayerRecords], block_names: Sequence[str]) -> BlockTable:
-    """A row per block, from engines by precision: ``fp32``, ``int8`` and perhaps ``fp16``."""
+def compare_blocks(
+    layers: Mapping[Precision, LayerRecords],
+    block_names: Sequence[str],
+    keep_float: Collection[str] = (),
+) -> BlockTable:
+    """A row per block, from engines by precision: ``fp32``, ``int8`` and perhaps ``fp16``.
+
+    ``keep_float`` names the blocks that are in floating point on purpose.
+    """
+    types = layers["int8"].types(block_names)
     times = {key: block_times(each.runs, block_names, each.inspection) for key, each in layers.items()}
     shared = {key: each.shared_blocks(block_names) for key, each in layers.items()}
     rows = []
@@ -140,7 +180,13 @@ def compare_blocks(layers: Mapping[Precision, LayerRecords], block_names: Sequen
         fp16 = times["fp16"][name] if "fp16" in times else None
         slower = fp16 is not None and 0 < fp16 < int8  # 0: the block has no layer of its own there
         fused = tuple(key for key in layers if name in shared[key])
-        rows.append(BlockTiming(name, fp32, int8, _ratio(fp32, int8), fp16, slower, fused))
+        own = types[name]
+        fell_back = own.types is not None and not own.takes_int8 and name not in keep_float
+        rows.append(
+            BlockTiming(
+                name, fp32, int8, _ratio(fp32, int8), fp16, slower, fused, own.types, fell_back, own.reformats
+            )
+        )
     sums = {key: sum(each.values()) for key, each in times.items()}
     return BlockTable(tuple(rows), (sums["fp32"], sums["int8"]), sums.get("fp16"))
 
@@ -152,14 +198,15 @@ def profile_engines(
     batch: NDArray[np.float32],
     *,
     fp16: Engine | None = None,
+    keep_float: Collection[str] = (),
     threads: int = 1,
     runs: int = 50,
     advance: Advance = silent,
 ) -> Latency:
     """Time ``runs`` interleaved runs end to end, then as many with a layer profiler.
 
-    ``batch`` is the input (N, C, H, W). ``advance(1)`` is called after every round, 2 * ``runs``
-    times in all.
+    ``batch`` is the input (N, C, H, W). ``keep_float`` names the blocks that the INT8 engine was told
+    to leave in floating point. ``advance(1)`` is called after every round, 2 * ``runs`` times in all.
     """
     engines: dict[Precision, Engine] = {"fp32": fp32, "int8": int8}
     if fp16:
@@ -177,7 +224,7 @@ def profile_engines(
         key: LayerRecords(profiler.runs[-runs:], engines[key].inspection())
         for key, profiler in profilers.items()
     }
-    table = compare_blocks(layers, block_names)
+    table = compare_blocks(layers, block_names, keep_float)
     return Latency(
         runtime=int8.info.runtime,
         device=int8.info.device,

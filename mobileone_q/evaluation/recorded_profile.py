@@ -8,7 +8,8 @@ A recording is one JSON file::
 ``profile`` is what ``trtexec --exportProfile`` wrote. ``layers`` is what ``--exportLayerInfo`` wrote,
 in either of its schemas. Each may also be the path of that file, relative to the recording and in
 its folder or below.
-``latency_ms`` (median and p95, end to end) is optional. The engines fp32 and int8 are required.
+``latency_ms`` (median and p95, end to end) is optional. So is ``keep_float``, a list of the blocks
+that are in floating point on purpose. The engines fp32 and int8 are required.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.base import LayerTimes
-from mobileone_q.engines.layer_map import Inspection, read_inspection
+from mobileone_q.engines.inspection import Inspection, read_inspection
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, compare_blocks
 from mobileone_q.files import read_json
@@ -63,7 +64,7 @@ def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> 
     names = [block.name for block in build_variant(recording.get("arch", "s0")).blocks]
     timed = {key: engines[key]["latency_ms"] for key in built if "latency_ms" in engines[key]}
     timings = {key: _timing(path, key, ms) for key, ms in timed.items()}
-    table = compare_blocks(layers, names)
+    table = compare_blocks(layers, names, tuple(recording.get("keep_float", ())))
     is_timed = {"fp32", "int8"} <= timings.keys()
     speedup = timings["fp32"].median_ms / timings["int8"].median_ms if is_timed else table.speedup
     return Latency(

@@ -9,7 +9,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.table import Table
 
-from mobileone_q.evaluation.latency import Latency, Timing
+from mobileone_q.evaluation.latency import BlockTiming, Latency, Timing
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, TopK
 from mobileone_q.names import Precision
 from mobileone_q.report.schema import Report
@@ -99,16 +99,21 @@ def print_latency(latency: Latency) -> None:
         table.add_column(heading, justify="right")
     if has_fp16:
         table.add_column("against FP16")
+    has_types = bool(latency.typed_blocks)
+    if has_types:
+        table.add_column("INT8 engine")
 
-    def add(title: str, fp32: float, fp16: float | None, int8: float, speedup: float, mark: str) -> None:
+    def add(
+        title: str, fp32: float, fp16: float | None, int8: float, speedup: float, mark: str, types: str = ""
+    ) -> None:
         times = (fp32, fp16, int8) if has_fp16 else (fp32, int8)
         cells = ["" if ms is None else f"{ms:.3f}" for ms in times]
-        table.add_row(title, *cells, f"{speedup:.2f}x", *[mark] * has_fp16)
+        table.add_row(title, *cells, f"{speedup:.2f}x", *[mark] * has_fp16, *[types] * has_types)
 
     for row in latency.layers:
         title = row.name + "*" * bool(row.shared)
         mark = "INT8 is slower" if row.slower_than_fp16 else ""
-        add(title, row.fp32_ms, row.fp16_ms, row.int8_ms, row.speedup, mark)
+        add(title, row.fp32_ms, row.fp16_ms, row.int8_ms, row.speedup, mark, _types(row))
     table.add_section()
     (fp32_ms, int8_ms), fp16_ms = latency.layer_sum_ms, latency.fp16_sum_ms
     add("sum of blocks", fp32_ms, fp16_ms, int8_ms, latency.sum_speedup, _ratio(fp16_ms, int8_ms))
@@ -120,6 +125,8 @@ def print_latency(latency: Latency) -> None:
     out.print(table)
     if any(row.shared for row in latency.layers):
         out.print("* fused with other blocks into one layer, whose time is shared equally among them")
+    if latency.precision_note:
+        out.print(f"in the INT8 engine: {latency.precision_note}")
     reformats = {key: ms for key, ms in latency.reformat_ms.items() if ms}
     if reformats:
         parts = ", ".join(f"{key.upper()} {ms:.3f} ms" for key, ms in reformats.items())
@@ -133,6 +140,16 @@ def print_latency(latency: Latency) -> None:
         out.print(f"as a CUDA graph, without copies: {_timings(latency.graph)}")
     if latency.note:
         out.print(f"note: {latency.note}")
+
+
+def _types(row: BlockTiming) -> str:
+    """What the INT8 engine computed a block in, and what is odd about it."""
+    marks = [
+        row.types or "",
+        "not INT8" * row.is_fallback,
+        f"+{row.reformats} reformat" * bool(row.reformats),
+    ]
+    return ", ".join(mark for mark in marks if mark)
 
 
 def _ratio(ms: float | None, int8_ms: float) -> str:

@@ -149,6 +149,7 @@ def measure_latency(
         fp32, int8 = map(load, PRECISIONS)
         fp16 = load("fp16") if has_fp16 else None
         latency = profile_engines(
-            fp32, int8, names, x, fp16=fp16, threads=threads, runs=runs, advance=advance
-        )
+            fp32, int8, names, x, fp16=fp16, keep_float=run.load_quantized().keep_float,
+            threads=threads, runs=runs, advance=advance,
+        )  # fmt: skip
     return replace(latency, note=pairing(target, backend_name).label or None)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from mobileone_q.architecture.variants import build_variant
-from mobileone_q.engines.layer_map import Inspection, assign_blocks, is_reformat, read_inspection
+from mobileone_q.engines.inspection import Inspection, read_inspection
+from mobileone_q.engines.layer_map import assign_blocks, is_reformat
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
 from tests.helpers.cli import invoke, refused

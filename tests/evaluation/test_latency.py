@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from mobileone_q.engines.base import EngineInfo
-from mobileone_q.engines.layer_map import Inspection, assign_blocks
+from mobileone_q.engines.inspection import Inspection
+from mobileone_q.engines.layer_map import assign_blocks
 from mobileone_q.evaluation.latency import LayerRecords, block_times, compare_blocks, profile_engines
 from mobileone_q.report.html import write_html
 from mobileone_q.report.terminal import print_latency

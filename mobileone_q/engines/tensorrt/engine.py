@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
-from mobileone_q.engines.layer_map import Inspection, read_inspection
+from mobileone_q.engines.inspection import Inspection, read_inspection
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.engines.tensorrt.build import keep_log, make_logger, serialize
 from mobileone_q.engines.tensorrt.versions import is_strongly_typed
@@ -162,7 +162,7 @@ class TensorRTEngine(Engine):
         self._require_open()
         try:
             return read_inspection(self.layer_information())
-        except (ValueError, KeyError, EngineError):
+        except (ValueError, LookupError, TypeError, AttributeError, EngineError):
             return Inspection()  # an unknown schema loses the origin of renamed layers, not the profile
 
     def layer_information(self) -> Any:
