@@ -49,8 +49,9 @@ SETTINGS = {
     "nncf": ("full-correction", "rescaled-by-hand"),
     "modelopt": ("entropy",),
     "esp_ppq": ("corrected", "corrected-layerwise"),
-    "torchao": ("xnnpack", "x86", "symmetric"),
+    "torchao": ("xnnpack", "x86", "symmetric", "grids-tensorrt", "grids-onnxruntime"),
 }
+IMPORT_OURS = (OWN, "torchao")  # torchao's script also uses this project's quantizer
 HEADER = ("tool", "setting", "top-1", "agreement", "KL, nats", "seconds", "TensorRT form", "RTX builds it")
 NONE = "–"
 INSTALL_TIMEOUT_S, TIMEOUT_S = 3600, 1800
@@ -110,7 +111,7 @@ def execute(command: list[str], environment: dict[str, str], timeout_s: int) -> 
 
 
 def variables(own: bool, threads: int) -> dict[str, str]:
-    """The environment variables of a tool on ``threads`` threads; only ours gets its import path."""
+    """The environment variables on ``threads`` threads; with ``own``, also this project's import path."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     values = {**os.environ, **dict.fromkeys(names, str(threads))}
     values.pop("PYTHONPATH", None)
@@ -229,7 +230,7 @@ class Benchmark:
         python, output = environment(tool, self.args.cache), self.folder / f"{tool}-{setting}.onnx"
         paths = [SCRIPTS / f"{tool}_peer.py", setting, self.graph, self.folder / "images.npy", output]
         command = [str(python), *map(str, paths)]
-        printed = execute(command, variables(tool == OWN, self.args.threads), TIMEOUT_S)
+        printed = execute(command, variables(tool in IMPORT_OURS, self.args.threads), TIMEOUT_S)
         if not output.is_file():
             raise PeerError("it wrote no graph")
         return output, json.loads(printed.splitlines()[-1])["seconds"]

@@ -1,4 +1,8 @@
-"""torchao's PT2E flow with the quantizers it ships, and with XNNPACK's grids made symmetric."""
+"""torchao's PT2E flow: the quantizers it ships, XNNPACK's with symmetric grids, and this project's.
+
+A setting ``grids-TARGET`` is this project's quantizer with torchao's own observers. What is between that
+row and this project's own is what its calibration adds to the same grids.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
     get_default_x86_inductor_quantization_config,
 )
 from torchao.testing.pt2e._xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+
+from mobileone_q.export.pt2e import MobileOneQuantizer
 
 
 def network(path: Path) -> nn.Sequential:
@@ -56,6 +62,8 @@ def convolution(node: onnx.NodeProto, weight: torch.Tensor, bias: torch.Tensor) 
 
 
 def quantizer(setting: str) -> Quantizer:
+    if setting.startswith("grids-"):
+        return MobileOneQuantizer(setting.removeprefix("grids-"))
     if setting == "x86":
         return X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     config = get_symmetric_quantization_config(is_per_channel=True)  # its activations are asymmetric

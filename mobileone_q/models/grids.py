@@ -69,9 +69,25 @@ def input_grids(arch: Architecture, target: str) -> dict[str, Grid]:
         raise CalibrationError(f"unknown target {target!r}: choose one of {', '.join(TARGETS)}")
     grids = {arch.blocks[0].name: INT8}  # normalized images have both signs
     for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
-        fits = target == "onnxruntime" or (target == "tensorrt" and int8_form(producer, consumer))
-        grids[consumer.name] = UINT8 if fits and producer.activation in NON_NEGATIVE else INT8
+        form = int8_form(producer, consumer)
+        grids[consumer.name] = input_grid(target, producer.activation in NON_NEGATIVE, form)
     return grids
+
+
+def input_grid(target: str, is_non_negative: bool, form: str | None) -> Grid:
+    """The grid of one input; ``form`` is how :func:`shifted_form` would write a uint8 one as int8."""
+    fits = target == "onnxruntime" or (target == "tensorrt" and form is not None)
+    return UINT8 if fits and is_non_negative else INT8
+
+
+def quantizes_map(target: str) -> bool:
+    """Whether the map in front of the last pooling is quantized too.
+
+    ONNX Runtime has no integer convolution with a float output, so the block before the pool runs in
+    INT8 only if a QuantizeLinear follows it. DLA has none without an output scale either. The pool
+    averages the error away.
+    """
+    return target in ("onnxruntime", "dla")
 
 
 def mixed_grids(arch: Architecture, target: str, keep_float: Collection[str]) -> dict[str, Grid | None]:
@@ -101,9 +117,14 @@ def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:
     ``offset``: after pooling, where a ReLU cannot be deferred, an Add subtracts 128 s.
     Behind an SE gate there is no bias to subtract from, and an Add on a whole map is not worth its time.
     """
-    if consumer.pool:
+    return shifted_form(consumer.pool, consumer.is_padded, is_gated=bool(producer.se_channels))
+
+
+def shifted_form(is_pooled: bool, is_padded: bool, is_gated: bool) -> str | None:
+    """As :func:`int8_form`, from what decides: the consumer pools or pads; an SE gate is before it."""
+    if is_pooled:
         return "offset"
-    return None if consumer.is_padded or producer.se_channels else "saturate"
+    return None if is_padded or is_gated else "saturate"
 
 
 def weight_scales(weight: Tensor) -> Tensor:

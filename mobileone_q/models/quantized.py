@@ -19,7 +19,7 @@ from mobileone_q.errors import CheckpointError
 from mobileone_q.files import load_tensors, save_tensors
 from mobileone_q.models.chain import Chain, fill_chain, stored_architecture
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import Grid, mixed_grids
+from mobileone_q.models.grids import Grid, mixed_grids, quantizes_map
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
 from mobileone_q.names import TARGETS, Target
 
@@ -89,10 +89,7 @@ class QuantizedModel(Chain[QuantizedBlock]):
 
     def _make(self, spec: BlockSpec) -> QuantizedBlock:
         grid = self.grids[spec.name]
-        # ONNX Runtime has no integer convolution with a float output, so the block before the pool runs
-        # in INT8 only if a QuantizeLinear follows it. DLA has none without an output scale either.
-        # The pool averages the error away.
-        is_mapped = self.target in ("onnxruntime", "dla") and spec.pool and grid is not None
+        is_mapped = quantizes_map(self.target) and spec.pool and grid is not None
         return QuantizedBlock(spec, grid, is_mapped)
 
     @property

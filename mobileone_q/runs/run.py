@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -32,6 +32,9 @@ from mobileone_q.training.settings import (
     filled,
     refuse_unknown,
 )
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,24 @@ class Run(RunFolder):
         if made is None:
             raise TrainingError("only the first of several processes gets the fine-tuned run")
         return Run(made.path)
+
+    def to_pt2e(self, unsigned: bool = False) -> ExportedProgram:
+        """The INT8 network as a program of ``torch.export``, with the run's codes, scales and biases.
+
+        Save it with ``torch.export.save(program, "int8.pt2")``; ``program.module()`` runs it on normalized
+        float32 (N, C, H, W). The batch size is free.
+
+        Args:
+            unsigned: whether to write int8 inputs as uint8 with zero-point 128, the same values. Inductor's
+                INT8 kernels for x86, under ``torch.compile``, need it.
+
+        Raises:
+            MissingDependency: torchao is not installed.
+            RunError: the run's files have changed.
+        """
+        from mobileone_q.export.pt2e import to_pt2e
+
+        return to_pt2e(self.load_quantized(), unsigned)
 
     def bundle(self, path: str | Path, precision: Precision = "int8", **options: Any) -> Path:
         """Write a deployment folder for a device with TensorRT and NumPy; see `build-engine --bundle`."""

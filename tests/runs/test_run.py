@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import mobileone_q as mq
 from mobileone_q.errors import DataError, EngineError, FileError, RunError, TrainingError
+from mobileone_q.evaluation.metrics import agreement, kl_divergence
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +27,16 @@ def test_an_engine_gives_logits_and_closes(run):
         engine(x)
     with pytest.raises(EngineError, match="unknown build options spede"):
         run.build(spede=2)
+
+
+def test_a_program_answers_as_the_engine_does(run):
+    pytest.importorskip("torchao", reason="needs the extra [torchao]")
+    x = next(iter(mq.Batches.choose(mq.sample_images("evaluation"), 50, batch_size=50)))[0]
+    program = run.to_pt2e().module()
+    with run.build("int8", backend="onnxruntime") as engine:
+        logits, expected = program(torch.from_numpy(x)).numpy(), engine(x)
+    assert agreement(logits, expected) >= 0.96  # of 50 images, one or two may be undecided
+    assert kl_divergence(expected, logits) < 1e-3
 
 
 def test_a_foreign_backend_is_refused(run):
