@@ -3,9 +3,9 @@
 Assumptions: rounding passes gradients straight through, and outside a grid there are none (Bengio
 et al., arXiv:1308.3432). Scales learn as in LSQ (Esser et al., arXiv:1902.08153). A block computes
 on codes and scales them afterwards, operation by operation as :class:`QuantizedBlock` does, so that
-what trains is what ships, bit for bit. torchao's ``LearnableFakeQuantize`` gives the same gradients,
-which the tests compare. It returns real values, though, and a convolution of real values rounds
-differently from one of codes.
+what trains is what ships, bit for bit, in mixed precision too. torchao's ``LearnableFakeQuantize`` gives
+the same gradients, which the tests compare. It returns real values, though, and a convolution of real
+values rounds differently from one of codes.
 
 Everything that trains is in units of a code, so that one learning rate fits all. ``latent`` is a
 weight's code before rounding. It starts as the code itself, so that a weight leaves its code only where
@@ -17,11 +17,12 @@ few percent of them then round differently at once, which undoes the compensatio
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mobileone_q.architecture.spec import BlockSpec
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
 from mobileone_q.models.grids import WEIGHT_STEPS, Grid
@@ -60,6 +61,30 @@ def fake_codes(x: Tensor, scale: Tensor, grid: Grid | None) -> Tensor:
     return x if grid is None else _Codes.apply(x, scale, grid.low, grid.high)
 
 
+class _ExactConvolution(torch.autograd.Function):
+    """A convolution of codes in float32, whose gradients are computed in a shorter type.
+
+    Codes are integers of at most 255, which bfloat16 and float16 hold exactly; sums of their products
+    are not, and a float16 overflows. So what the shorter type rounds is the gradient alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, codes: Tensor, weight: Tensor, spec: BlockSpec, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(codes.to(dtype), weight.to(dtype))
+        ctx.spec = spec
+        return apply_kernel(spec, codes, weight, None)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        codes, weight = ctx.saved_tensors
+        spec, wanted = ctx.spec, [ctx.needs_input_grad[0], True, False]
+        codes_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
+            grads[0].to(codes.dtype), codes, weight, None, spec.stride, spec.padding, spec.dilation,
+            False, (0, 0), spec.groups, wanted,
+        )  # fmt: skip
+        return None if codes_grad is None else codes_grad.float(), weight_grad.float(), None, None
+
+
 def round_through(latent: Tensor) -> Tensor:
     """Weight codes as floats; the gradient passes as if nothing had been rounded, but not beyond the grid."""
     clamped = latent.clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
@@ -76,6 +101,7 @@ class FakeQuantBlock(Block):
     bias_unit: Tensor
     origin_channel: Tensor
     scale_factor: Tensor
+    gradient_type: torch.dtype = torch.float32
 
     def __init__(self, q: QuantizedBlock) -> None:
         super().__init__()
@@ -125,9 +151,16 @@ class FakeQuantBlock(Block):
     def linear(self, x: Tensor) -> Tensor:
         weight, bias = self.codes_and_bias()
         scale = self.input_scale
-        products = apply_kernel(self.spec, fake_codes(x, scale, self.grid), weight, None)
+        products = self.products(fake_codes(x, scale, self.grid), weight)
         shape = (1, -1) if self.spec.pool else (1, -1, 1, 1)
         return (products * (scale * self.weight_scale).reshape(shape)).add_(bias.reshape(shape))
+
+    def products(self, codes: Tensor, weight: Tensor) -> Tensor:
+        """The sums of products of codes, in float32 whatever the type of the gradients."""
+        is_strided_point = self.spec.kernel == (1, 1) and max(self.spec.stride) > 1  # see layers.convolve
+        if self.gradient_type == torch.float32 or self.spec.pool or is_strided_point:
+            return apply_kernel(self.spec, codes, weight, None)
+        return cast(Tensor, _ExactConvolution.apply(codes, weight, self.spec, self.gradient_type))
 
     @torch.no_grad()
     def write_to(self, q: QuantizedBlock) -> None:
@@ -153,6 +186,16 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
     ) -> None:
         super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
         self.target, self.keep_float = quantized.target, quantized.keep_float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute logits in float32, also where a caller asks for mixed precision."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+    def compute_gradients_in(self, dtype: torch.dtype) -> None:
+        """Compute the gradients of convolutions in ``dtype``; the forward pass stays in float32."""
+        for _, block in self.blocks():
+            block.gradient_type = dtype
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """For an optimizer: groups with ``lr_scale``, a factor of a learning rate given in codes.

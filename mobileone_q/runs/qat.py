@@ -18,7 +18,7 @@ from mobileone_q.runs.inputs import inputs_of
 from mobileone_q.runs.integrity import FUSED, check_weights
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
-from mobileone_q.training.distributed import agree, make_accelerator
+from mobileone_q.training.distributed import agree, lost_processes_told, make_accelerator
 from mobileone_q.training.finetune import fine_tune
 from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
@@ -30,6 +30,7 @@ from mobileone_q.training.settings import (
 )
 
 
+@lost_processes_told()
 def fine_tune_run(
     run: RunFolder,
     output: Path | None,

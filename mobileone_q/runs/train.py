@@ -13,7 +13,7 @@ from mobileone_q.errors import FileError, TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.runs.folder import RUNS
 from mobileone_q.runs.staging import CHECKPOINT, final_place
-from mobileone_q.training.distributed import agree, make_accelerator
+from mobileone_q.training.distributed import agree, lost_processes_told, make_accelerator
 from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
     TRAINING,
@@ -28,6 +28,7 @@ from mobileone_q.training.train import train_classifier
 WEIGHTS = "weights.safetensors"
 
 
+@lost_processes_told()
 def train_run(
     arch: str,
     weights: Path | None,

@@ -6,7 +6,8 @@ import atexit
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
-from mobileone_q.errors import MissingDependency
+from mobileone_q.errors import MissingDependency, TrainingError
 from mobileone_q.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
     Raises:
         MissingDependency: Accelerate is not installed.
+        TrainingError: fp16 on a CPU, where Accelerate would quietly train in float32.
     """
     try:
         from accelerate import Accelerator
@@ -41,11 +43,49 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         raise MissingDependency("training needs Accelerate: pip install mobileone-q[train]") from None
     keep_freed_memory()
     AcceleratorState._reset_state()  # otherwise a second run in one process keeps the first one's precision
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=settings.device == "cpu",
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.accumulate,
     )
+    if settings.precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError("--precision fp16 needs a GPU; on a CPU use bf16, or leave it out")
+    return accelerator
+
+
+@contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Turn what torch raises when another process has gone into one line.
+
+    Raises:
+        TrainingError: another process of this run has ended too early.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost_connection(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended before its time, so this one ends too; look for its own "
+            "message, and go on with the same command and --resume where there is a checkpoint"
+        ) from None
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Whether gloo, which raises a plain RuntimeError, or another backend has lost a process."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def first_message(accelerator: Accelerator, message: str | None) -> str | None:
+    """The message of the first process that has one, in every process; None if none has."""
+    if accelerator.num_processes == 1:
+        return message
+    flag = torch.tensor(float(message is not None), device=accelerator.device)
+    if not accelerator.reduce(flag, "sum") > 0:
+        return None
+    from accelerate.utils import gather_object
+
+    return next(each for each in gather_object([message]) if each is not None)
 
 
 def agree(accelerator: Accelerator, choose: Callable[[], T]) -> T:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from mobileone_q.data.batches import Batches
@@ -23,11 +24,18 @@ from mobileone_q.training.settings import (
     FINE_TUNING_AUGMENTATION,
     Augmentation,
     FineTuneSettings,
+    MixedPrecision,
     TrainingSettings,
 )
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+GRADIENT_TYPES: dict[MixedPrecision, torch.dtype] = {
+    "no": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def fine_tune(
@@ -72,6 +80,7 @@ def fine_tune(
             "give one folder per class, or leave out --labels"
         )
     model = _trainable(quantized, original, tuning)
+    model.compute_gradients_in(GRADIENT_TYPES[settings.precision])
 
     def on_epoch(model: nn.Module, epoch: int) -> None:
         update_statistics(model, epoch < tuning.bn_epochs)
@@ -85,7 +94,6 @@ def fine_tune(
         settings,
         folder,
         accelerator=accelerator,
-        keeps_best=held_out is not None,
         on_epoch=on_epoch,
         facts={**tuning.to_dict(), **augmentation.to_dict()},
     )

@@ -21,7 +21,7 @@ from mobileone_q.errors import Interrupted, TrainingError
 from mobileone_q.progress import Advance, progress, silent
 from mobileone_q.training.checkpoint import TrainingProgress, TrainingState
 from mobileone_q.training.data import Batch, Feed, Slot, Views
-from mobileone_q.training.distributed import make_accelerator
+from mobileone_q.training.distributed import first_message, make_accelerator
 from mobileone_q.training.metric_log import MetricLog
 from mobileone_q.training.objectives import Metrics, Objective
 from mobileone_q.training.optim import averaged, make_optimizer, set_rates
@@ -55,10 +55,10 @@ class Outcome:
 class Training:
     """One run: trains ``model`` in place on ``feed`` and leaves the kept weights in it.
 
-    The averaged weights are kept: with ``keeps_best`` those that are best by ``objective`` on
-    ``held_out``, otherwise the last ones. ``folder`` gets the checkpoint and the metrics; it is made
-    when the run begins. ``on_epoch(model, epoch)`` may change how the model trains. ``facts`` are
-    recorded in the checkpoint; a resumed run must have the same.
+    The averaged weights are kept: those that are best by ``objective`` on ``held_out``, or the last
+    ones where the settings say so or nothing is held out. ``folder`` gets the checkpoint and the
+    metrics; it is made when the run begins. ``on_epoch(model, epoch)`` may change how the model trains.
+    ``facts`` are recorded in the checkpoint; a resumed run must have the same.
 
     Raises:
         TrainingError: the batch does not divide among the processes, or an epoch is smaller than it.
@@ -74,13 +74,12 @@ class Training:
         folder: Path,
         *,
         accelerator: Accelerator | None = None,
-        keeps_best: bool = False,
         on_epoch: Callable[[nn.Module, int], None] | None = None,
         facts: dict[str, Any] | None = None,
     ) -> None:
         self.objective, self.feed, self.held_out = objective, feed, held_out
         self.settings, self.folder = settings, folder
-        self.keeps_best, self.on_epoch = keeps_best, on_epoch
+        self.keeps_best, self.on_epoch = settings.keep == "best" and held_out is not None, on_epoch
         self.accelerator = accelerator or make_accelerator(settings)
         processes = self.accelerator.num_processes
         batch_per_process = settings.batch_per_process(processes)
@@ -188,21 +187,29 @@ class Training:
         set_rates(self.optimizer, self.settings, step, self.steps)
         torch.manual_seed(hash((self.settings.seed, step, number, self.slot.rank)) % 2**63)  # dropout
         with self.accelerator.accumulate(self.wrapped):
-            with self.accelerator.autocast():
-                metrics = self.objective.measure(self.wrapped, batch)
+            # Accelerate runs the prepared model in mixed precision; a teacher and the loss are in float32.
+            metrics = self.objective.measure(self.wrapped, batch)
             loss = metrics["loss"]
-            if not torch.isfinite(loss):
-                more = f" and {len(batch) - NAMED_INPUTS} more" if len(batch) > NAMED_INPUTS else ""
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step} (epoch {epoch}), on "
-                    f"{', '.join(batch.names[:NAMED_INPUTS])}{more}; look at these inputs, or lower --lr"
-                )
+            self._refuse_loss_that_is_not_finite(loss, batch, epoch)
             self.accelerator.backward(loss)
             if self.settings.clip_norm and self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad()
         return {name: metric.detach() for name, metric in metrics.items()}
+
+    def _refuse_loss_that_is_not_finite(self, loss: Tensor, batch: Batch, epoch: int) -> None:
+        """End every process, with the same line, where the loss of one is not finite."""
+        message = None
+        if not torch.isfinite(loss):
+            more = f" and {len(batch) - NAMED_INPUTS} more" if len(batch) > NAMED_INPUTS else ""
+            message = (
+                f"the loss is {loss.item()} at step {self.state.progress.step} (epoch {epoch}), on "
+                f"{', '.join(batch.names[:NAMED_INPUTS])}{more}; look at these inputs, or lower --lr"
+            )
+        message = first_message(self.accelerator, message)
+        if message is not None:
+            raise TrainingError(message)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from mobileone_q.settings import mistakes, setting
 OptimizerName = Literal["adamw", "sgd"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu"]
+KeptWeights = Literal["best", "last"]
 BranchMode = Literal["fused", "live"]
 
 
@@ -54,8 +55,11 @@ class TrainingSettings:
     clip_norm: float = setting(0.0, "Largest norm of the gradient; 0 for any.", low=0)
     label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", low=0, high=1)
     ema: float = setting(0.99, "Decay of the averaged weights, which are the ones kept.", low=0, high=1)
-    precision: MixedPrecision = setting("no", "Mixed precision.")
+    precision: MixedPrecision = setting(
+        "no", "Mixed precision; qat uses it for gradients only. fp16 needs a GPU."
+    )
     evaluate_every: int = setting(1, "Epochs between evaluations.", low=1)
+    keep: KeptWeights = setting("best", "Which averaged weights: the best by held-out inputs, or the last.")
     patience: int = setting(0, "Evaluations without a new best that end the run; 0 for never.", low=0)
     checkpoint_every: int = setting(200, "Steps between checkpoints.", low=1)
     log_every: int = setting(10, "Steps between lines of metrics.jsonl.", low=1)

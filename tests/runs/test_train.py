@@ -60,6 +60,18 @@ def test_trained_weights_go_on_to_calibrate(folder, tmp_path):
     assert tuned["accuracy"]["int8"]["top1"] > 0.9
 
 
+def test_the_best_weights_are_kept_unless_the_last_are_wanted(folder, tmp_path):
+    """A learning rate that ruins the network: the best weights are those of an early evaluation."""
+    words = ["train", recipe(folder), "--epochs", 6, "--final-lr", 0.1, "--device", "cpu", "--ema", 0]
+    for keep in ("best", "last"):
+        said = invoke(*words, "--lr", 30, "--keep", keep, "--output", tmp_path / keep)
+        log = (tmp_path / keep / "training" / "metrics.jsonl").read_text().splitlines()
+        top1 = [value for line in log if (value := json.loads(line).get("held_out/top1")) is not None]
+        wanted = max(top1) if keep == "best" else top1[-1]
+        assert f"FP32 top-1      {100 * wanted:.2f} %" in said
+        assert max(top1) > top1[-1]
+
+
 def test_a_refused_run_leaves_no_folder(folder):
     words = ["train", recipe(folder), "--batch", 200, "--output", folder / "none", "--device", "cpu"]
     assert "fewer inputs than one batch" in refused(*words)
