@@ -19,7 +19,7 @@ test: $(VENV)/installed-dev  ## install what the tests need, then run all but th
 	$(PYTEST) -m "not long"
 
 test-all: $(VENV)/installed-dev  ## every test, also those marked long
-	$(PYTEST)
+	MOBILEONE_Q_TESTS=all $(PYTEST)
 
 lint: $(VENV)/installed-dev  ## check style, types, and that no import runs up the floors
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.once import folder_of_session, made_once
+from tests.helpers.sample import smaller_sample, whole_sample
 from tests.helpers.shared import SHARED
 
 os.environ.setdefault("COLUMNS", "120")
@@ -24,6 +25,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the developers' folder {SHARED.name}/ beside the checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_evaluation():
+    """Commands evaluate the sample on 400 of its 2,000 images; :func:`bundled` has them all."""
+    with smaller_sample():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +51,7 @@ def bundled(once, tmp_path_factory):
     from tests.helpers.cli import invoke
 
     def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
+        with whole_sample(), pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             (folder / "calibrate.txt").write_text(invoke("calibrate", "--arch", "s0"))
             (folder / "build-engine.txt").write_text(invoke("build-engine", "--int8"))

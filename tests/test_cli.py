@@ -16,13 +16,15 @@ from mobileone_q.data import sample
 from mobileone_q.models.fused import FusedModel
 from tests.helpers.cli import BLOCKS, invoke, refused
 from tests.helpers.networks import random_model, small
+from tests.helpers.sample import whole_sample
 
 
 def test_the_sample_is_what_it_says():
     size = sum(path.stat().st_size for path in (sample.WEIGHTS, sample.IMAGES))
     assert size < 14e6
     for split, count in (("calibration", 500), ("evaluation", 2000)):
-        images, labels = sample.images(split)
+        with whole_sample():
+            images, labels = sample.images(split)
         assert images.shape == (count, 28, 28)
         assert np.bincount(labels).tolist() == [count // 10] * 10
 

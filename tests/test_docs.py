@@ -171,15 +171,6 @@ def test_the_script_goes_from_a_checkpoint_to_a_measured_engine(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.long
-def test_the_script_passes_strict_type_checks(tmp_path):
-    pytest.importorskip("mypy")
-    words = ("-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir", tmp_path, SCRIPT)
-    done = run_script(ROOT, *words)
-    assert done.returncode == 0, done.stdout
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("module", WITH_EXAMPLES)
 def test_examples_in_docstrings_run(module, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

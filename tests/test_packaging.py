@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -169,3 +170,20 @@ def test_the_sdist_s_tests_run_from_it(unpacked):
     words = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *QUICK_TESTS)
     output = say(*words, folder=unpacked, PYTHONPATH=str(unpacked))
     assert " passed" in output
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_the_script_passes_strict_type_checks_against_the_wheel(installed, tmp_path):
+    """What a user's own check sees: py.typed, and the names of the stub file."""
+    pytest.importorskip("mypy")
+    script = shutil.copy(ROOT / "docs" / "quickstart.py", tmp_path)
+    mypy = (sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "python")
+    options = ("--follow-imports=silent", "--cache-dir", tmp_path / "cache")
+    say(*mypy, *options, script, folder=tmp_path, PYTHONPATH="")
+    Path(script).write_text(Path(script).read_text().replace('arch="s0"', "arch=0"))
+    wrong = subprocess.run(
+        [*map(str, (*mypy, *options, script))], cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "incompatible type" in wrong.stdout

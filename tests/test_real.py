@@ -11,7 +11,7 @@ from tests.helpers.cli import BLOCKS, invoke
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
-@pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
+@pytest.fixture(scope="module", params=["tensorrt", pytest.param("onnxruntime", marks=pytest.mark.long)])
 def run(request, shared, once, tmp_path_factory):
     """(target, run folder): calibrated once for all processes; each has a copy to build engines in."""
     made = once(

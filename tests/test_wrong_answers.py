@@ -4,8 +4,10 @@ Every test here goes through the command line, and most cross two features: what
 another reads.
 """
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +21,6 @@ from PIL import Image
 from cli import main
 from tests.helpers.cli import invoke, refused
 
-SAMPLE_FOR = {}  # runs of the bundled sample, by target
-
 SIGNAL = """
 model_name: signal
 input_channels: 2
@@ -33,17 +33,17 @@ blocks:
 """
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@pytest.fixture(scope="session")
+def runs(once, tmp_path_factory):
     """A function that gives the folder in which the only run is the sample's, for a target."""
 
+    @functools.cache
     def run_for(target):
-        if target not in SAMPLE_FOR:
-            folder = tmp_path_factory.mktemp(target)
+        def make(folder):
             with working_in(folder):
                 invoke("calibrate", "--arch", "s0", "--target", target, "--images", 32)
-            SAMPLE_FOR[target] = folder
-        return SAMPLE_FOR[target]
+
+        return shutil.copytree(once(f"only-{target}", make), tmp_path_factory.mktemp("only") / target)
 
     return run_for
 

@@ -95,15 +95,12 @@ def certify(
 
 @torch.no_grad()
 def _errors(original: Chain, exact: FusedModel, stored: FusedModel, x: Tensor) -> FusionErrors:
-    logits = original(x)
-    whole, rounded = (_relative_error(logits, fused(x)) for fused in (exact, stored))
-    blocks = {}
-    as_stored = {}
+    blocks, as_stored, y = {}, {}, x
     for name, block in original.blocks():
-        y = block(x)
-        blocks[name] = _relative_error(y, exact.block(name)(x))
-        as_stored[name] = _relative_error(y, stored.block(name)(x))
-        x = y
+        inputs, y = y, block(y)
+        blocks[name] = _relative_error(y, exact.block(name)(inputs))
+        as_stored[name] = _relative_error(y, stored.block(name)(inputs))
+    whole, rounded = (_relative_error(y, fused(x)) for fused in (exact, stored))
     return FusionErrors(whole, rounded, blocks, as_stored)
 
 

@@ -18,6 +18,7 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from tests.helpers.architectures import architectures, build
 from tests.helpers.cli import invoke, refused
+from tests.helpers.examples import examples
 from tests.helpers.networks import random_images, random_model
 
 
@@ -179,7 +180,11 @@ drawn: dict[str, int] = {}
 
 
 @settings(
-    max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=examples(200),
+    deadline=None,
+    database=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
 )
 @given(architectures(), st.sampled_from(["tensorrt", "onnxruntime"]))
 def check_architecture(arch, target):
@@ -208,8 +213,8 @@ def check_architecture(arch, target):
 def test_random_architectures_fuse_exactly_and_run_in_int8():
     drawn.clear()
     check_architecture()
-    assert drawn["all"] >= 200
-    assert min(drawn.values()) >= 30, drawn
+    assert drawn["all"] >= examples(200)
+    assert min(drawn.values()) >= examples(30), drawn
 
 
 def test_the_certificate_would_notice_a_dropped_dilation():

@@ -6,18 +6,19 @@ from calibrate.pipeline import fit, prepare
 from calibrate.ranges import channel_ranges
 from calibrate.recipe import Recipe
 from calibrate.statistics import Statistics, collect
+from mobileone_q.architecture.spec import Architecture
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
-from tests.helpers.networks import random_images, random_model, relative_error, same_state, small
+from tests.helpers.networks import narrow, random_images, random_model, relative_error, same_state, small
 
 BLOCK, BEFORE, READER = "stage1.0.dw", "stem", "stage1.0.pw"
 DEAD = [3, 17, 30]
 
 
-def with_dead_channels(name: str = "s0") -> FusedModel:
+def with_dead_channels(arch: Architecture | None = None) -> FusedModel:
     """A fused model in which three depthwise channels are zero on the way in, or on the way out."""
-    model = fuse_branches(random_model(small(name)))
+    model = fuse_branches(random_model(arch or small()))
     model.block(BEFORE).bias[DEAD[:2]] = -100
     model.block(BLOCK).bias[DEAD[1]] = 0.7  # a dead input, but a constant output
     model.block(BLOCK).bias[DEAD[2]] = -100
@@ -37,7 +38,7 @@ def sources(model: FusedModel, after: FusedModel) -> dict[int, int]:
 
 @pytest.mark.parametrize("name", ["s0", "s1"])
 def test_the_function_stays_and_copies_fill_the_dead_channels(name):
-    model = with_dead_channels(name)
+    model = with_dead_channels(small(name))
     statistics, batches = statistics_of(model)
     after, _ = split_channels(model, statistics, batches, "tensorrt")
     x = random_images(model.arch, 8, seed=1)
@@ -124,7 +125,7 @@ def test_few_images_or_no_dead_channel_change_nothing():
 
 
 def test_a_channel_behind_a_gate_is_left_alone():
-    model = with_dead_channels("s4")
+    model = with_dead_channels(narrow("s4"))
     gated = [block for _, block in model.blocks() if block.se is not None and block.spec.is_depthwise]
     for block in gated:
         block.bias[3] = -100

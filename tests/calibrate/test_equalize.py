@@ -5,17 +5,24 @@ import torch.nn.functional as F
 from calibrate.equalize import FLOOR, column_strength, equalize_channels, expected_error, logit_error
 from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram, collect
-from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import quantize_weight, weight_scales
-from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
+from tests.helpers.networks import (
+    narrow,
+    random_images,
+    random_model,
+    relative_error,
+    relu6_network,
+    small,
+)
 
 
-def uneven(name: str) -> FusedModel:
+def uneven(arch: Architecture) -> FusedModel:
     """A fused model whose channels differ in scale by up to a hundred, and one of them dead."""
-    model = fuse_branches(random_model(small(name)))
+    model = fuse_branches(random_model(arch))
     generator = torch.Generator().manual_seed(0)
     for _, block in model.blocks():
         if block.spec.name != "head":
@@ -35,21 +42,21 @@ def equalized(model: FusedModel, target: str = "tensorrt"):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_function_is_unchanged(name):
-    model = uneven(name)
+    model = uneven(narrow(name))
     after, _ = equalized(model)
     x = random_images(model.arch, 4, seed=1).double()
     assert relative_error(model.double()(x), after.double()(x)) < 1e-5
 
 
 def test_the_model_given_is_left_as_it_was():
-    model = uneven("s0")
+    model = uneven(small())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     equalized(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_depthwise_inputs_become_even():
-    model = uneven("s0")
+    model = uneven(small())
     _, statistics = equalized(model)
     for spec in model.arch.blocks:
         if spec.is_depthwise:
@@ -61,7 +68,7 @@ def test_depthwise_inputs_become_even():
 
 
 def test_histograms_follow_the_channels():
-    model = uneven("s4")
+    model = uneven(narrow("s4"))
     after, statistics = equalized(model)
     direct = collect(after, [random_images(model.arch, 8)])
     for name, histogram in statistics.histograms.items():
@@ -139,7 +146,7 @@ def test_expected_error_is_what_rounding_does():
 
 def test_channels_get_more_even_where_rounding_of_weights_is_made_good():
     """Errors of weights matter less then, so the channels get more of the freedom."""
-    model = uneven("s0")
+    model = uneven(small())
     statistics = collect(model, [random_images(model.arch, 32)])
 
     def unevenness(compensated):

@@ -21,10 +21,11 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.layers import per_output_channel
 from mobileone_q.names import TARGETS, RangeMethod
 from tests.helpers.architectures import architectures
+from tests.helpers.examples import examples
 from tests.helpers.networks import random_images, random_model, relative_error
 
-often = settings(max_examples=100, deadline=None, database=None, derandomize=True)
-seldom = settings(often, max_examples=40, suppress_health_check=list(HealthCheck))
+often = settings(max_examples=examples(100), deadline=None, database=None, derandomize=True)
+seldom = settings(often, max_examples=examples(40), suppress_health_check=list(HealthCheck))
 methods = pytest.mark.parametrize("method", get_args(RangeMethod))
 STEPS = st.sampled_from([127, 255])
 TIES = 1.0 + 2 / 96  # one candidate of the search: methods may differ by it where errors tie

@@ -13,7 +13,9 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.networks import narrow, random_images, random_model
+
+IMAGES = 48
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def network():
     fused = fuse_branches(load_model(sample.WEIGHTS, "s0")[0])
     calibration, evaluation = (
         Batches.choose(sample_images(split), count)
-        for split, count in (("calibration", 100), ("evaluation", 400))
+        for split, count in (("calibration", IMAGES), ("evaluation", 400))
     )
     return fused, calibration, torch.cat(list(tensors(evaluation)))
 
@@ -33,7 +35,8 @@ def kl(fused, quantized, images):
 
 def test_tuning_pays_on_images_that_it_has_not_seen(network, monkeypatch):
     monkeypatch.setattr("calibrate.scale_tuning.RATE", 0.01)  # fewer steps than the default is for
-    fused, calibration, evaluation = network
+    fused, _, evaluation = network
+    calibration = Batches.choose(sample_images("calibration"), 100)
     plain, tuned = (
         calibrate(fused, calibration, Recipe.bare(range_method="minmax", tune_scales_seconds=seconds))
         for seconds in (0, 240)
@@ -57,7 +60,7 @@ def test_the_budget_holds_and_progress_is_whole(network):
     advanced, started = [], time.monotonic()
     tune_scales(fused, quantized, tensors(calibration), 1.0, advance=advanced.append)
     assert time.monotonic() - started < 5
-    assert sum(advanced) == 5 * 100
+    assert sum(advanced) == 5 * IMAGES
     done = []
     recipe = Recipe(tune_scales_seconds=1)
     calibrate(fused, calibration, recipe, done.append)
@@ -66,7 +69,7 @@ def test_the_budget_holds_and_progress_is_whole(network):
 
 @pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_mixed_precision_and_se_are_tuned_too(target):
-    fused = fuse_branches(random_model(small("s4")))
+    fused = fuse_branches(random_model(narrow("s4")))
     images = [(random_images(fused.arch, 8).numpy(), None)]
     recipe = Recipe(target=target, tune_scales_seconds=240, keep_float=("stage1.0.dw", "head"))
     quantized = calibrate(fused, images, recipe)

@@ -4,7 +4,7 @@ import torch
 from calibrate.statistics import ChannelHistogram, collect, position_weights
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.networks import narrow, random_images, random_model
 
 
 def test_counts_every_sampled_value_once():
@@ -83,7 +83,7 @@ def test_positions_of_massive_energy_count_by_their_relative_error():
 
 
 def test_collects_what_each_block_reads_and_its_size_does_not_grow():
-    model = fuse_branches(random_model(small("s4")))
+    model = fuse_branches(random_model(narrow("s4")))
     sizes = []
     for batches in (1, 5):
         seen = collect(model, (random_images(model.arch, 2, seed) for seed in range(batches)))
@@ -92,6 +92,6 @@ def test_collects_what_each_block_reads_and_its_size_does_not_grow():
     names = [block.name for block in model.arch.blocks]
     assert sorted(seen.histograms) == sorted([*names, "head/pool"])
     assert seen.images == 10
-    assert seen.histograms["head"].counts.shape[0] == 2048
+    assert seen.histograms["head"].counts.shape[0] == 512
     peak = torch.cat([random_images(model.arch, 2, seed) for seed in range(5)]).abs().amax((0, 2, 3))
     assert torch.allclose(seen.histograms["stem"].maximum.float(), peak)

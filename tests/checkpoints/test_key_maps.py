@@ -8,14 +8,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mobileone_q.architecture.variants import VARIANTS, build_variant
+from mobileone_q.architecture.variants import build_variant
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.checkpoints.load import load_model, save_fused
 from mobileone_q.errors import CheckpointError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.names import WRITABLE_LAYOUTS, KeyMapName
-from tests.helpers.networks import fill, random_images, random_model, relative_error, same_state, small
+from tests.helpers.networks import (
+    EVERY_VARIANT,
+    fill,
+    random_images,
+    random_model,
+    relative_error,
+    same_state,
+    small,
+)
 
 GOLDEN = [
     f"{layout}_{variant}"
@@ -84,7 +92,7 @@ def other_classes(variant):
     return build_variant(variant, num_classes=7, image_size=64)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", EVERY_VARIANT)
 def test_one_set_of_weights_in_every_layout_gives_the_same_logits(tmp_path, variant):
     """S1 to S3 have no golden file: the layouts must agree among themselves, and with fusion."""
     model = random_model(other_classes(variant))

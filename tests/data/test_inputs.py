@@ -19,6 +19,7 @@ from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import DEFAULT_IMAGES, InputOptions
 from mobileone_q.data.sources import ImageFolder
 from mobileone_q.errors import CheckpointError, DataError
+from tests.helpers.sample import whole_sample
 from tests.helpers.tiny import write_architecture, write_signals
 
 ARCH = build_variant("s0", num_classes=10, image_size=32)
@@ -42,7 +43,8 @@ def first(source):
 
 
 def test_without_options_the_sample_serves():
-    inputs = choose_inputs(ARCH, InputOptions())
+    with whole_sample():
+        inputs = choose_inputs(ARCH, InputOptions())
     assert inputs.is_sample
     assert inputs.title == sample.NAME
     assert inputs.preprocessing == sample.PREPROCESSING

@@ -15,13 +15,14 @@ from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.graph import export_onnx
 from tests.helpers.calibrated import calibrated_network
-from tests.helpers.networks import random_images, relative_error, relu6_network, small
+from tests.helpers.networks import narrow, random_images, relative_error, relu6_network, small
 
 
 @pytest.fixture(scope="module", params=["s0", "s4", "relu6"])
 def quantized(request):
     if request.param != "relu6":
-        return calibrated_network(small(request.param), Recipe(target="dla"))
+        arch = small() if request.param == "s0" else narrow("s4")
+        return calibrated_network(arch, Recipe(target="dla"))
     fused = relu6_network()
     return calibrate(fused, [(random_images(fused.arch, 8).numpy(), None)], Recipe(target="dla"))
 

@@ -16,12 +16,12 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import TARGETS
 from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.graphs import power_of_two, run, with_codes
-from tests.helpers.networks import random_images, random_model, relative_error, relu6_network, small
+from tests.helpers.networks import narrow, random_images, random_model, relative_error, relu6_network, small
 
 
-@pytest.fixture(scope="module", params=["s0", "s4"])
+@pytest.fixture(scope="module", params=[small("s0"), narrow("s4")], ids=lambda arch: arch.name)
 def fused(request):
-    return fused_network(small(request.param))
+    return fused_network(request.param)
 
 
 def metadata(proto):
@@ -197,7 +197,7 @@ def test_metadata_names_the_target_of_an_int8_graph(target, floats):
 def test_the_float16_graph_computes_the_same(fused, target):
     """Weights and maps are float16, the function is the same; input, logits and scales are float32."""
     model = quantized_for(fused, target) if target else fused
-    x = random_images(fused.arch, 8)
+    x = random_images(fused.arch, 64)
     proto = to_onnx(model, float_precision="fp16")
     single, half = (torch.from_numpy(run(p, x)[0]) for p in (to_onnx(model), proto))
     assert half.dtype == torch.float32

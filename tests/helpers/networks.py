@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import zlib
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from mobileone_q.architecture.config import ArchitectureConfig
-from mobileone_q.architecture.spec import Architecture
-from mobileone_q.architecture.variants import build_variant
+from mobileone_q.architecture.spec import Architecture, BlockSpec
+from mobileone_q.architecture.variants import VARIANTS, build_trunk, build_variant, find_variant
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
@@ -53,9 +55,25 @@ def random_images(arch: Architecture, count: int = 4, seed: int = 0) -> torch.Te
     return torch.randn(count, arch.in_channels, *arch.image_size, generator=generator)
 
 
+# S1 to S3 lie between S0, which has four branches a block, and S4, which is the widest and has
+# squeeze-and-excite: they are left to `make test-all`.
+EVERY_VARIANT = [
+    name if name in ("s0", "s4") else pytest.param(name, marks=pytest.mark.long) for name in VARIANTS
+]
+
+
 def small(name: str = "s0") -> Architecture:
-    """A variant at 32×32 with ten classes: real structure, quick to run."""
+    """A variant at 32×32 with ten classes: real structure and widths, quick to run."""
     return build_variant(name, num_classes=10, image_size=32)
+
+
+def narrow(name: str = "s4") -> Architecture:
+    """:func:`small` with a quarter of the channels: real structure, for what widths do not change."""
+    _, variant = find_variant(name)
+    thin = replace(variant, widths=tuple(width / 4 for width in variant.widths))
+    blocks = build_trunk(thin)
+    blocks.append(BlockSpec("head", blocks[-1].out_channels, 10, activation="none", pool=True))
+    return Architecture(f"narrow-{name}", tuple(blocks), (32, 32))
 
 
 def relu6_network() -> FusedModel:

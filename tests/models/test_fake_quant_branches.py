@@ -19,7 +19,15 @@ from mobileone_q.models.fake_quant_branches import channel_maps, update_statisti
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import UINT8
 from tests.helpers.graphs import run, with_codes
-from tests.helpers.networks import batch_norms, block_codes, disturb, random_images, random_model, small
+from tests.helpers.networks import (
+    batch_norms,
+    block_codes,
+    disturb,
+    narrow,
+    random_images,
+    random_model,
+    small,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +52,10 @@ def trained(quantized, fused, model, branches, images):
     return trainable.eval()
 
 
-@pytest.mark.parametrize(("arch", "target"), [("s0", "onnxruntime"), ("s4", "tensorrt")])
+@pytest.mark.parametrize(("arch", "target"), [(small(), "onnxruntime"), (narrow("s4"), "tensorrt")])
 def test_it_starts_at_the_quantized_model_and_ships_what_it_trains(arch, target):
-    model = random_model(small(arch))
-    fused, x = fuse_branches(model), random_images(small(arch), 2)
+    model = random_model(arch)
+    fused, x = fuse_branches(model), random_images(arch, 2)
     quantized = calibrate(fused, [(x.numpy(), None)], Recipe(target=target))
     live = with_branches(quantized, model).eval()
     with torch.no_grad():

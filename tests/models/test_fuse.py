@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec
-from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.errors import FusionError
 from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fold_branches, fuse_branches
 from mobileone_q.models.fused import FusedModel, apply_kernel
 from tests.helpers.networks import (
+    EVERY_VARIANT,
     batch_norms,
     fill,
+    narrow,
     random_images,
     random_model,
     relative_error,
@@ -24,7 +25,7 @@ from tests.helpers.networks import (
 )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", EVERY_VARIANT)
 def test_fusion_is_exact_in_float64(name):
     model = random_model(small(name))
     x = random_images(model.arch).double()
@@ -42,7 +43,7 @@ def test_the_model_given_is_left_as_it_was():
 
 
 def test_fusing_twice_is_harmless():
-    once = fuse_branches(random_model(small("s4")))
+    once = fuse_branches(random_model(narrow("s4")))
     twice = fuse_branches(once)
     assert twice is not once
     assert same_state(once, twice)
@@ -91,7 +92,7 @@ def test_a_kernel_without_a_centre_tap_is_refused(kernel):
 
 
 def test_fused_blocks_have_no_branches_left():
-    fused = fuse_branches(random_model(small("s4")))
+    fused = fuse_branches(random_model(narrow("s4")))
     assert isinstance(fused, FusedModel)
     assert not batch_norms(fused)
     assert {key.split(".")[-1] for key in fused.state_dict()} == {"weight", "bias"}

@@ -20,7 +20,7 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.quantized import QuantizedModel
-from tests.helpers.networks import random_images, random_model, relative_error, small
+from tests.helpers.networks import EVERY_VARIANT, random_images, random_model, relative_error, small
 
 SIGNAL = {
     "model_name": "signal", "input_channels": 2, "input_size": [128], "input_filters": 16, "num_classes": 5,
@@ -48,7 +48,7 @@ def network(name):
     return ArchitectureConfig.model_validate({"signal": SIGNAL, "relu6": RELU6}[name]).build()
 
 
-@pytest.fixture(scope="module", params=[*VARIANTS, "s0-face-gdc", "s0-face-conv", "signal", "relu6"])
+@pytest.fixture(scope="module", params=[*EVERY_VARIANT, "s0-face-gdc", "s0-face-conv", "signal", "relu6"])
 def made(request, tmp_path_factory):
     """(architecture, folder with the graphs of both targets, fused model) of one network."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -19,6 +19,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.runs.folder import RunFolder
 from tests.helpers.cli import invoke, refused
+from tests.helpers.sample import EVALUATED
 
 QUICK = ("--images", 64, "--epochs", 2, "--batch", 16, "--device", "cpu", "--log-every", 1)
 
@@ -61,7 +62,7 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     assert report["qat"]["before"] == before["accuracy"]
     assert f"KL {before['accuracy']['kl']:.4f}." in (made / "report.html").read_text()
     assert report["qat"]["steps"] == 2 * (64 if branches == "live" else 48) // 16
-    assert report["accuracy"]["images"] == 2000
+    assert report["accuracy"]["images"] == EVALUATED
     assert report["accuracy"]["fp32"] == before["accuracy"]["fp32"]
     assert report["accuracy"]["int8"]["top1"] > 0.85
     manifest = json.loads((made / "manifest.json").read_text())

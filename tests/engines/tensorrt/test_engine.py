@@ -16,10 +16,11 @@ from mobileone_q.engines.tensorrt.build import log_path, make_logger, parse
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
 from tests.helpers.calibrated import calibrated_network, fused_network
-from tests.helpers.networks import small
+from tests.helpers.networks import narrow, small
 
 CAPABILITIES = (75, 80, 86, 89, 120, 121)
 GRAPHS = ("fp32", "fp16", "int8", "int8-fp16")
+NETWORKS = (small("s0"), narrow("s4"))
 BATCHES = {"fixed": (4, 4, 4), "dynamic": (1, 2, 8)}
 
 
@@ -32,9 +33,9 @@ def write_graphs(arch, folder, images=8):
     return folder
 
 
-@pytest.fixture(scope="module", params=["s0", "s4"])
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda arch: arch.name)
 def graphs(request, tmp_path_factory):
-    return write_graphs(small(request.param), tmp_path_factory.mktemp(request.param))
+    return write_graphs(request.param, tmp_path_factory.mktemp(request.param.name))
 
 
 @pytest.fixture
@@ -63,10 +64,9 @@ def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
 
 
 @pytest.mark.parametrize("floats", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", ["s0", "s4"])
-def test_rtx_builds_mixed_precision(rtx, tmp_path, name, floats):
+@pytest.mark.parametrize("arch", NETWORKS, ids=lambda arch: arch.name)
+def test_rtx_builds_mixed_precision(rtx, tmp_path, arch, floats):
     """Blocks kept in floating point: first, last, before and behind every form of input."""
-    arch = small(name)
     kept = ("stem", "stage2.1.dw", "stage3.0.pw", "stage4.0.pw")
     recipe = Recipe(target="tensorrt", keep_float=kept)
     for each in (recipe, replace(recipe, keep_float=("stage1.0.dw", "stage2.1.pw", "head"))):
