@@ -348,7 +348,9 @@ def evaluate(run_path: Path | None, options: EvaluateOptions) -> None:
 
     run = find_run(run_path)
     run.read_report()  # a damaged one is refused before the work, not after it
-    parity = compare_engines(run, options.data, options.images, options.threads, progress=True)
+    parity = compare_engines(
+        run, options.data, options.images, options.threads, exact=options.exact, progress=True
+    )
     run.add_to_report(parity=parity)
     print_parity(parity)
 

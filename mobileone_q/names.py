@@ -32,6 +32,7 @@ FACE_FORMS: tuple[FaceForm, ...] = get_args(FaceForm)
 TARGETS: tuple[Target, ...] = get_args(Target)
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
 WRITABLE_LAYOUTS: tuple[WritableLayout, ...] = get_args(WritableLayout)
 
 OPSET = 17  # of every ONNX file; TensorRT 8.5 and ONNX Runtime 1.12 read it

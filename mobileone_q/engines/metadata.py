@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mobileone_q.errors import EngineError
-from mobileone_q.names import TARGETS, BackendName, Target, pairing
+from mobileone_q.names import FLOAT_PRECISIONS, TARGETS, BackendName, Target, pairing
 
 PRODUCER = "mobileone-q"  # what export writes as a graph's producer_name
-FLOAT_PRECISIONS = ("fp32", "fp16")
 
 
 def read_target(onnx_path: Path) -> Target | None:

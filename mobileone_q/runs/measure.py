@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
@@ -112,7 +113,13 @@ def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> st
     """A note for accuracy that was measured in another backend than the target's own; else None."""
     if not pairing(target, backend_name).label:
         return None
-    return f"measured in {runtime}, which is not {target}; its accuracy there may differ a little"
+    note = f"measured in {runtime}, which is not {target}; its accuracy there may differ a little"
+    if target == "tensorrt" and backend_name == "onnxruntime":
+        note += (
+            ". ONNX Runtime executes this form as floating-point fake quantization; "
+            "`mobileone-q evaluate --exact` computes it in integers"
+        )
+    return note
 
 
 def measure_latency(
@@ -124,10 +131,12 @@ def measure_latency(
     threads: int,
     runs: int,
     batch: int = 1,
+    keep_float: Collection[str] = (),
     advance: Advance = silent,
 ) -> Latency:
     """Latency of the run's built engines, with a note where the backend is not the target's own.
 
+    ``keep_float`` names the blocks that the INT8 graph leaves in floating point.
     ``advance(1)`` is called 2 * ``runs`` times.
 
     Raises:
@@ -149,7 +158,7 @@ def measure_latency(
         fp32, int8 = map(load, PRECISIONS)
         fp16 = load("fp16") if has_fp16 else None
         latency = profile_engines(
-            fp32, int8, names, x, fp16=fp16, keep_float=run.load_quantized().keep_float,
+            fp32, int8, names, x, fp16=fp16, keep_float=keep_float,
             threads=threads, runs=runs, advance=advance,
         )  # fmt: skip
     return replace(latency, note=pairing(target, backend_name).label or None)

@@ -13,8 +13,9 @@ from mobileone_q import engines
 from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.comparison import TorchModel
+from mobileone_q.evaluation.exact import ExactEvaluator
 from mobileone_q.evaluation.metrics import Parity, Runnable, collect_logits, engine_parity
-from mobileone_q.names import BACKENDS, PRECISIONS
+from mobileone_q.names import BACKENDS, FLOAT_PRECISIONS, PRECISIONS
 from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
@@ -57,15 +58,23 @@ def measure_parity(
     images: LabelledBatches,
     threads: int = 1,
     advance: Advance = silent,
+    exact: bool = False,
 ) -> Parity:
     """Every engine at hand beside the reference of its precision, on the same images.
 
+    ``exact`` also runs the INT8 graph in integers (:mod:`mobileone_q.evaluation.exact`), with FP32 and
+    with FP16 between them.
+
     Raises:
+        EngineError: ``exact``, and the INT8 graph is not for target tensorrt.
         DataError: there are no images, or a label is beyond the network's classes.
         RunError: the weights or a graph have changed.
     """
     with ExitStack() as stack:
         usable, unusable = engines_at_hand(run, threads, stack)
+        if exact:
+            graph = run.graph("int8")
+            usable |= {f"int8 exact {each}": ExactEvaluator(graph, each) for each in FLOAT_PRECISIONS}
         outputs, labels = collect_logits(usable.values(), images, advance)
     logits = dict(zip(usable, outputs))
     fp32 = logits["fp32 torch"]
@@ -77,7 +86,13 @@ def measure_parity(
 
 
 def compare_engines(
-    run: RunFolder, data: Path | None, images: int, threads: int = 1, *, progress: bool = False
+    run: RunFolder,
+    data: Path | None,
+    images: int,
+    threads: int = 1,
+    *,
+    exact: bool = False,
+    progress: bool = False,
 ) -> Parity:
     """As :func:`measure_parity`, on at most ``images`` inputs of ``data``, or of the bundled sample.
 
@@ -86,4 +101,4 @@ def compare_engines(
     """
     chosen = comparison_inputs(run, run.load_fused().arch, data, images)
     with progress_if(progress, "comparing", len(chosen)) as advance:
-        return measure_parity(run, chosen, threads, advance)
+        return measure_parity(run, chosen, threads, advance, exact)

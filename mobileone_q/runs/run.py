@@ -110,6 +110,7 @@ class Run(RunFolder):
                 threads=threads,
                 runs=runs,
                 batch=batch,
+                keep_float=self.load_quantized().keep_float,
                 advance=advance,
             )
         self.add_to_report(latency=latency)

@@ -123,6 +123,9 @@ class EvaluateOptions:
         default_help="the bundled sample's, for its run",
     )
     images: int = setting(200, "How many.", low=1)
+    exact: bool = setting(
+        False, "Also run the INT8 graph for target tensorrt in exact integers, with FP32 and FP16 between."
+    )
     threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
 
 
