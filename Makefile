@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Each process has half of the files, so that what a file shares is made once, and helps the other at the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo test test-all fuzz lint format clean
 
 help:  ## say what there is to make
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -20,6 +20,14 @@ test: $(VENV)/installed-dev  ## install what the tests need, then run all but th
 
 test-all: $(VENV)/installed-dev  ## every test, also those marked long
 	MOBILEONE_Q_TESTS=all $(PYTEST)
+
+fuzz: $(VENV)/installed-dev  ## five minutes of damaged files for every reader; prints the seed, keeps what goes wrong
+	$(BIN)/python -m tests.fuzz.campaign --minutes 5
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then \
+		$(BIN)/python -m tests.fuzz.guided --seconds 60; \
+	else \
+		echo "pip install atheris to have a minute of coverage-guided fuzzing besides"; \
+	fi
 
 lint: $(VENV)/installed-dev  ## check style, types, and that no import runs up the floors
 	$(BIN)/ruff check .

@@ -86,8 +86,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
+def read_json(path: Path, remedy: str = "run the command that made it again") -> Any:
+    """Read a JSON file; ``remedy`` says how to mend one that is not JSON.
 
     Raises:
         FileError: the file is missing, is not a plain file, is too large, or is not JSON.
@@ -97,7 +97,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{path} is not valid JSON ({error}); run the command that made it again") from None
+        raise FileError(f"{path} is not valid JSON ({error}); {remedy}") from None
 
 
 def _read_plain(path: Path, most: int) -> bytes:

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mobileone_q.errors import CheckpointError, FileError
@@ -25,7 +23,6 @@ from mobileone_q.files import (
     write_json,
     write_text,
 )
-from tests.helpers.refusals import answers_or_refuses, damaged
 
 PROGRAM = """
 import sys, torch
@@ -149,14 +146,3 @@ def test_json_of_any_bytes(tmp_path, data):
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(FileError, match="is not valid JSON"):
         read_json(tmp_path / "x.json")
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_damaged_files_are_read_or_refused(tmp_path, data):
-    path = tmp_path / "x"
-    path.write_bytes(data.draw(damaged(json.dumps({"a": [1, None, "ü"], "b": {"c": 1.5}}).encode())))
-    answers_or_refuses(lambda: read_json(path), FileError)
-    save_tensors(path, {"a": torch.zeros(3), "b": torch.zeros(2, dtype=torch.int8)}, "fused", {"seed": [1]})
-    path.write_bytes(data.draw(damaged(path.read_bytes())))
-    answers_or_refuses(lambda: load_tensors(path, "fused"), CheckpointError)

@@ -19,6 +19,7 @@ OF_MANY_MODULES = {
     "architecture/test_damaged_config.py": "damaged and impossible architecture files, beside test_config.py",
     "calibrate/test_properties.py": "calibration of architectures drawn at random",
     "data/test_odd_images.py": "images, labels and names of every kind, through commands too",
+    "fuzz/test_readers.py": "every reader of files, given damaged ones",
     "models/test_import_order.py": "modules of the room import in any order",
     "runs/test_array_runs.py": "every command on a run that was calibrated on arrays",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
@@ -135,7 +136,10 @@ def test_no_test_imports_another():
         f"{module(path)} -> {name}"
         for path in sources("tests")
         for name in imports(path)
-        if inside(name, "tests") and not inside(name, "tests.helpers")
+        if inside(name, "tests")
+        and not inside(name, "tests.helpers")
+        # The harnesses are the fuzzer's own; its tests and campaigns are all that use them.
+        and not (inside(name, "tests.fuzz") and inside(module(path), "tests.fuzz"))
     }
     assert not guilty, "what tests share belongs in tests/helpers/"
 

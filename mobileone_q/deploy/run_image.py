@@ -21,6 +21,7 @@ import ctypes
 import ctypes.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 TO_DEVICE, TO_HOST = 1, 2
+# Width, height and largest value; comments run to the end of a line, and one space ends the header.
+PPM = re.compile(rb"P6" + rb"(?:\s|#[^\n]*\n)+(\d{1,6})" * 3 + rb"\s")
+MOST_PIXELS = 65536  # a side
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -36,26 +40,14 @@ def read_image(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path)
     data = path.read_bytes()
-    if data[:2] == b"P6":
-        fields: list[int] = []
-        position = 2
-        while len(fields) < 3:  # width, height, largest value; comments run to the end of a line
-            while data[position : position + 1].isspace():
-                position += 1
-            if data[position : position + 1] == b"#":
-                position = data.index(b"\n", position)
-                continue
-            end = position
-            while not data[end : end + 1].isspace():
-                end += 1
-            fields.append(int(data[position:end]))
-            position = end
-        width, height, largest = fields
+    header = PPM.match(data)
+    if header:
+        width, height, largest = map(int, header.groups())
         if largest != 255:
             sys.exit(
                 f"{path} has values up to {largest}, and only 255 can be read; save it with 8 bits a channel"
             )
-        pixels = np.frombuffer(data, np.uint8, width * height * 3, position + 1)
+        pixels = np.frombuffer(data, np.uint8, width * height * 3, header.end())
         return pixels.reshape(height, width, 3)
     try:
         from PIL import Image
@@ -111,6 +103,46 @@ def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
     unit = image.astype(np.float32) / np.float32(255)
     normal = (unit - np.asarray(settings["mean"], np.float32)) / np.asarray(settings["std"], np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
+
+
+def read_settings(path: Path) -> dict:
+    """Read and check preprocessing.json."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if settings["takes"] == "array":
+            is_sound = len(settings["shape"]) == 3 and all(map(_is_side, settings["shape"]))
+        else:
+            numbers = np.array([settings["mean"], settings["std"]], np.float64)
+            is_sound = numbers.shape == (2, 3) and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
+            is_sound = is_sound and _is_side(settings["resize"]) and _is_side(settings["crop"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        sys.exit(f"cannot read {path}: {error!r}; copy the bundle again")
+    if not is_sound:
+        sys.exit(f"{path} has values that cannot be; copy the bundle again")
+    return settings
+
+
+def read_labels(path: Path) -> list:
+    """Read labels.txt: a name for each class, one a line."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        sys.exit(f"cannot read {path}: {error}; copy the bundle again")
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST_PIXELS
+
+
+def read_input(path: Path, settings_path: Path) -> np.ndarray:
+    """Make the network's input, float32 (1, channels, height, width), of an image or an array."""
+    settings = read_settings(settings_path)
+    try:
+        if settings["takes"] == "array":
+            return read_array(path, settings["shape"])
+        return preprocess(read_image(path), settings)
+    except Exception as error:  # a damaged file can make NumPy and Pillow raise anything
+        sys.exit(f"cannot read {path}: {' '.join(str(error).split()) or type(error).__name__}")
 
 
 class Cuda:
@@ -170,18 +202,14 @@ def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python3 run_image.py model.plan image.ppm (or array.npy)")
-    settings = json.loads((HERE / "preprocessing.json").read_text())
-    labels = (HERE / "labels.txt").read_text().splitlines()
-    path = Path(sys.argv[2])
-    if settings["takes"] == "array":
-        x = read_array(path, settings["shape"])
-    else:
-        x = preprocess(read_image(path), settings)
+    labels = read_labels(HERE / "labels.txt")
+    x = read_input(Path(sys.argv[2]), HERE / "preprocessing.json")
     logits = run(Path(sys.argv[1]), x)[0]
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     for index in np.argsort(-logits, kind="stable")[:5]:
-        print(f"{100 * probabilities[index]:5.1f} %  {labels[index]}")
+        label = labels[index] if index < len(labels) else f"class {index}"
+        print(f"{100 * probabilities[index]:5.1f} %  {label}")
 
 
 if __name__ == "__main__":

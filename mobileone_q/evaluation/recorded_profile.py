@@ -14,6 +14,7 @@ that are in floating point on purpose. The engines fp32 and int8 are required.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.base import LayerTimes
 from mobileone_q.engines.inspection import Inspection, read_inspection
-from mobileone_q.errors import EngineError, FileError
+from mobileone_q.errors import ArchitectureError, EngineError
 from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, compare_blocks
 from mobileone_q.files import read_json
 from mobileone_q.names import PRECISIONS
@@ -40,7 +41,7 @@ def latency_from(path: Path) -> Latency:
         FileError: a file cannot be read.
         EngineError: it is not a recording, or it lacks an engine.
     """
-    recording = _read(path)
+    recording = read_json(path)
     engines = recording.get("engines") if isinstance(recording, dict) else None
     if not isinstance(engines, dict) or not {"fp32", "int8"} <= engines.keys():
         raise EngineError(f"{path} is not a recording: it needs `engines` with fp32 and int8, see the README")
@@ -51,6 +52,8 @@ def latency_from(path: Path) -> Latency:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise EngineError(f"{path} is not a recording: {field}: {first['msg']}; correct that value") from None
+    except ArchitectureError as error:
+        raise EngineError(f"{path}: {error}; correct `arch`") from None
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise EngineError(
@@ -88,7 +91,10 @@ def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> 
 
 def _layers(path: Path, key: str, engine: dict[str, Any]) -> LayerRecords:
     inspected = _resolve(path, engine.get("layers"))
-    inspection = Inspection() if inspected is None else read_inspection(inspected)
+    try:
+        inspection = Inspection() if inspected is None else read_inspection(inspected)
+    except EngineError as error:
+        raise EngineError(f"{path}: the `layers` of {key} are {error}; record them again") from None
     times: LayerTimes = {}
     for entry in _profile(engine, path):
         if "name" in entry:
@@ -154,15 +160,9 @@ def _resolve(path: Path, value: Any) -> Any:
     """What a recording holds itself, or in a file of its own folder that it names."""
     if not isinstance(value, str):
         return value
-    folder = path.parent.resolve()
-    if not (folder / value).resolve().is_relative_to(folder):
+    folder = Path(os.path.realpath(path.parent))
+    if not Path(os.path.realpath(folder / value)).is_relative_to(folder):
         raise EngineError(
             f"{path} names {value!r}, which is outside its folder; move that file beside the recording"
         )
-    return _read(path.parent / value)
-
-
-def _read(path: Path) -> Any:
-    if path.exists() and not path.is_file():
-        raise FileError(f"{path} is not a regular file; pass a JSON file")
-    return read_json(path)
+    return read_json(path.parent / value)

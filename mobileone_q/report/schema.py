@@ -152,7 +152,7 @@ class Document(BaseModel):
             FileError: it is missing, it is not JSON, it has another schema number, a field in it is
                 missing, unknown or wrong, or it was edited.
         """
-        value = read_json(path)
+        value = read_json(path, REMEDY)
         if not isinstance(value, dict) or "schema" not in value:
             raise FileError(f"{path} is damaged: it has no field schema; {REMEDY}")
         number = value["schema"]

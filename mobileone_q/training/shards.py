@@ -41,6 +41,7 @@ Sample = tuple[Callable[[], Image.Image], int, str]  # opener, label, name
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 BUFFER = 1000  # samples to shuffle among
 MAX_SHARDS = 1_000_000
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?\}")
 MAX_MEMBER_BYTES = 256 << 20  # of an image or a label; a sparse member may claim terabytes
 HTTP = ("http", "https")
 HTTP_ATTEMPTS, HTTP_DELAY_S, HTTP_TIMEOUT_S = 5, 2, 30
@@ -66,6 +67,7 @@ def shard_names(pattern: str, allow_http: bool = False) -> list[str]:
         MissingDependency: webdataset, whose requirement expands braces, is not installed.
     """
     _refuse_scheme(pattern, allow_http)  # also where webdataset is not installed
+    _refuse_long_range(pattern)
     try:
         from braceexpand import braceexpand
     except ImportError:
@@ -75,10 +77,25 @@ def shard_names(pattern: str, allow_http: bool = False) -> list[str]:
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
         raise DataError(f"{pattern!r} is not a brace pattern: {reason(error)}; check --data") from None
     if len(names) > MAX_SHARDS:
-        raise DataError(f"{pattern!r} names more than {MAX_SHARDS:,} shards; write a smaller range")
+        raise _too_many(pattern)
     for name in names:
         _refuse_scheme(name, allow_http)
     return names
+
+
+def _refuse_long_range(pattern: str) -> None:
+    """Check that each range of numbers is short: braceexpand makes all names of a range at once."""
+    for first, last, step in RANGE.findall(pattern):
+        try:
+            count = abs(int(last) - int(first)) // max(1, abs(int(step or 1)))
+        except ValueError:  # more digits than Python converts
+            raise _too_many(pattern) from None
+        if count >= MAX_SHARDS:
+            raise _too_many(pattern)
+
+
+def _too_many(pattern: str) -> DataError:
+    return DataError(f"{pattern[:80]!r} names more than {MAX_SHARDS:,} shards; write a smaller range")
 
 
 def _refuse_scheme(name: str, allow_http: bool) -> None:

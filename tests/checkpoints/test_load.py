@@ -6,19 +6,15 @@ import pickle
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from mobileone_q.checkpoints.load import load_model, read_checkpoint, save_model, stored_image_size
-from mobileone_q.errors import CheckpointError, MobileOneQError
+from mobileone_q.errors import CheckpointError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.cli import refused
 from tests.helpers.networks import random_model, same_state, small
-from tests.helpers.refusals import answers_or_refuses, damaged, odd_values
 
 
 def apple_state(model: MobileOne) -> dict[str, torch.Tensor]:
@@ -230,55 +226,3 @@ def test_whole_numbers_are_not_weights(good):
     state["linear.bias"] = torch.zeros(1000, dtype=torch.int64)
     torch.save(state, path)
     assert "has no floating-point numbers in linear.bias" in refusal(path)
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Good files of each kind: (bytes, suffix, how they are read)."""
-    folder = tmp_path_factory.mktemp("good")
-    model = random_model(small())
-    fused = fuse_branches(model)
-    save_model(model, folder / "own.safetensors")
-    fused.save(folder / "fused.safetensors")
-    QuantizedModel(fused.arch, "tensorrt").save(folder / "quantized.safetensors")
-    torch.save({"state_dict": apple_state(model), "epoch": 3}, folder / "apple.pth")
-    torch.save(apple_state(model), folder / "legacy.pth", _use_new_zipfile_serialization=False)
-    readers = {
-        "own.safetensors": lambda path: load_model(path, "s0"),
-        "fused.safetensors": FusedModel.load,
-        "quantized.safetensors": QuantizedModel.load,
-        "apple.pth": lambda path: load_model(path, "s0", 32),
-        "legacy.pth": lambda path: load_model(path, "s0", 32),
-    }
-    return {name: ((folder / name).read_bytes(), read) for name, read in readers.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["own.safetensors", "fused.safetensors", "quantized.safetensors", "apple.pth", "legacy.pth"]
-)
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_damaged_file_is_read_or_refused(tmp_path, files, name, data):
-    good_bytes, read = files[name]
-    # The headers are at the start; torch's zip has its directory at the end.
-    where = data.draw(st.sampled_from(["start", "end"]))
-    part, rest = good_bytes[:40_000], good_bytes[40_000:]
-    if where == "end":
-        part, rest = good_bytes[-20_000:], good_bytes[:-20_000]
-    made = data.draw(damaged(part))
-    path = tmp_path / name
-    path.write_bytes(made + rest if where == "start" else rest + made)
-    answers_or_refuses(lambda: read(path), MobileOneQError)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(["architecture", "target", "keep_float", "format", "kind"]), odd_values())
-def test_any_description_of_a_quantized_file(tmp_path, field, value):
-    model = QuantizedModel(small(), "tensorrt")
-    metadata = {"format": "mobileone-q", "kind": "quantized"}
-    described = {"architecture": small().to_dict(), "target": "tensorrt", "keep_float": []} | {field: value}
-    metadata |= {key: json.dumps(each) for key, each in described.items()}
-    path = tmp_path / "q.safetensors"
-    save_file({key: each.contiguous() for key, each in model.state_dict().items()}, path, metadata)
-    answers_or_refuses(lambda: QuantizedModel.load(path), MobileOneQError)

@@ -4,8 +4,6 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
@@ -13,7 +11,7 @@ from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines import BuildOptions, EngineInfo, backend
 from mobileone_q.engines.base import sidecar
 from mobileone_q.engines.layer_map import assign_blocks
-from mobileone_q.errors import EngineError, MissingDependency, MobileOneQError
+from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.latency import profile_engines
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import sealed, sha256
@@ -21,7 +19,6 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.names import BACKENDS
 from tests.helpers.graphs import mark
 from tests.helpers.networks import random_images, random_model, small
-from tests.helpers.refusals import answers_or_refuses, damaged, odd_values
 
 BACKEND = backend("onnxruntime")
 ARCH = small()
@@ -203,44 +200,3 @@ def test_a_graph_of_another_tool_is_no_engine(built):
     replace(info, engine_sha256=sha256(built)).save(built)
     with pytest.raises(EngineError, match="is not an engine of mobileone-q; build it again"):
         BACKEND.load(built)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.sampled_from(["backend", "runtime", "device", "precision", "options", "target", "warnings"]),
-    odd_values(),
-)
-def test_any_value_in_a_sidecar(built, field, value):
-    before = sidecar(built).read_text()
-    sidecar(built).write_text(json.dumps(json.loads(before) | {field: value}))
-    try:
-        answers_or_refuses(lambda: BACKEND.load(built), MobileOneQError)
-    finally:
-        sidecar(built).write_text(before)
-
-
-@pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_damaged_engine_runs_or_is_refused(built, data):
-    whole = built.read_bytes()
-    batch = random_images(ARCH, 1).numpy()
-    head, rest = whole[:20_000], whole[20_000:]
-    built.write_bytes(data.draw(damaged(head)) + rest)
-    try:
-        answers_or_refuses(lambda: BACKEND.load(built).run(batch), MobileOneQError)
-    finally:
-        built.write_bytes(whole)
-
-
-@pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_damaged_graph_is_built_or_refused(tmp_path, tensorrt_graph, data):
-    whole = tensorrt_graph.read_bytes()
-    graph = tmp_path / "int8.onnx"
-    end = data.draw(st.booleans())
-    head, rest = (whole[-20_000:], whole[:-20_000]) if end else (whole[:20_000], whole[20_000:])
-    part = data.draw(damaged(head))
-    graph.write_bytes(rest + part if end else part + rest)
-    answers_or_refuses(lambda: BACKEND.build(graph, tmp_path / "e.onnx", BuildOptions()), MobileOneQError)

@@ -249,4 +249,4 @@ def test_the_script_is_python_3_8():
         if isinstance(node, ast.Import)
         for name in node.names
     }
-    assert imported == {"ctypes", "json", "os", "sys", "numpy", "tensorrt"}
+    assert imported == {"ctypes", "json", "os", "re", "sys", "numpy", "tensorrt"}

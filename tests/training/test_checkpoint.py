@@ -1,36 +1,15 @@
 """A checkpoint that is damaged is refused in one line, and changes nothing."""
 
-import contextlib
-import copy
 import json
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from torch import nn
 
-from mobileone_q.errors import MobileOneQError, TrainingError
-from mobileone_q.training.checkpoint import NAME, TrainingProgress, TrainingState
-from mobileone_q.training.metric_log import MetricLog
-from mobileone_q.training.optim import averaged, make_optimizer
-from mobileone_q.training.settings import TrainingSettings
+from mobileone_q.errors import TrainingError
+from mobileone_q.training.checkpoint import NAME, TrainingProgress
 from tests.helpers.cli import invoke, refused
-from tests.helpers.mutations import damaged, edited
 from tests.helpers.tiny import recipe, write_tiny
-
-CHECK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def state(seed=0, optimizer="adamw"):
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    made = make_optimizer(model, TrainingSettings(optimizer=optimizer))
-    model(torch.ones(2, 2)).sum().backward()
-    made.step()
-    progress = TrainingProgress(3, 0.5, 2, 1, False, {"loss": 1.0})
-    average = averaged(model, 0.9)
-    best = copy.deepcopy(average.module.state_dict())
-    return TrainingState(model, average, made, None, {"epochs": 3, "lr": 0.1}, progress, best)
+from tests.helpers.training import state
 
 
 def content(folder, optimizer="adamw"):
@@ -45,46 +24,6 @@ def test_a_checkpoint_comes_back(tmp_path, optimizer):
     other.load(tmp_path)
     assert torch.equal(other.model[0].weight, state(0, optimizer).model[0].weight)
     assert other.progress == TrainingProgress(3, 0.5, 2, 1, False, {"loss": 1.0})
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_damaged_bytes_are_refused(tmp_path, optimizer):
-    good = content(tmp_path, optimizer)
-
-    @CHECK
-    @given(damaged(good))
-    def check(data):
-        (tmp_path / NAME).write_bytes(data)
-        with contextlib.suppress(MobileOneQError):
-            state(1, optimizer).load(tmp_path)
-
-    check()
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_values_of_another_kind_are_refused(tmp_path, optimizer):
-    content(tmp_path, optimizer)
-    good = torch.load(tmp_path / NAME, weights_only=True)
-
-    @CHECK
-    @given(edited(plain(good)))
-    def check(value):
-        torch.save(value, tmp_path / NAME)
-        fresh = state(1, optimizer)
-        before = copy.deepcopy(fresh.model.state_dict())
-        try:
-            fresh.load(tmp_path)
-        except MobileOneQError:
-            assert all(torch.equal(before[key], now) for key, now in fresh.model.state_dict().items())
-
-    check()
-
-
-def plain(value):
-    """Ordered dicts as plain ones, which have ``copy`` too."""
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list) else value
 
 
 @pytest.fixture(scope="module")
@@ -135,19 +74,6 @@ def test_odd_lines_of_metrics_end_the_reading(trained, text):
     log.write_bytes(b'{"step": 0, "loss": 1.0}\n' + text + b'{"step": 1, "loss": 1.0}\n')
     invoke(*words, "--resume")
     assert json.loads(log.read_text().splitlines()[0])["step"] == 0
-
-
-def test_damaged_metrics_are_read(tmp_path):
-    pytest.importorskip("tensorboard")
-
-    @settings(max_examples=40, deadline=None, database=None)
-    @given(damaged(b'{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5}\n'))
-    def check(data):
-        (tmp_path / "metrics.jsonl").write_bytes(data)
-        with contextlib.suppress(MobileOneQError), MetricLog(tmp_path, 1):
-            pass
-
-    check()
 
 
 def test_a_checkpoint_that_is_no_file_is_refused(tmp_path):

@@ -3,12 +3,9 @@
 import struct
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mobileone_q.engines.tensorrt.calibration_cache import for_version, header, read_cache
 from mobileone_q.errors import ExportError
-from tests.helpers.refusals import answers_or_refuses, damaged
 
 
 @pytest.mark.parametrize(
@@ -35,14 +32,6 @@ def test_a_cache_that_is_not_text_is_refused(tmp_path):
     path.write_bytes(b"TRT-8502-EntropyCalibration2\ninput: \xff\n")
     with pytest.raises(ExportError, match="is damaged: it is not UTF-8"):
         for_version(path, "10.3.0")
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_a_damaged_cache_is_rewritten_or_refused(tmp_path, data):
-    path = tmp_path / "int8.calib"
-    path.write_bytes(data.draw(damaged(b"TRT-8502-EntropyCalibration2\ninput: 3c008912\nstem: 3d810204\n")))
-    answers_or_refuses(lambda: for_version(path, "10.3.0"), ExportError)
 
 
 CACHES = {  # header number, algorithm, and how many tensors have a scale, counted with `grep -c ': '`
