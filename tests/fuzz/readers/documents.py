@@ -20,11 +20,16 @@ from tests.helpers.records import make_manifest, make_report
 PROFILE = [{"count": 5}, *({"name": name, "medianMs": 1.0, "averageMs": 1.0} for name in BLOCKS[:3])]
 LAYERS = {
     "Layers": [
-        {"Name": "stem", "LayerType": "Convolution", "Outputs": [{"Name": "a"}], "Metadata": ""},
+        {
+            "Name": "stem", "LayerType": "CaskConvolution", "ParameterType": "Convolution", "Groups": 1,
+            "Inputs": [{"Name": "input", "Format/Datatype": "Channel major FP32 format"}],
+            "Outputs": [{"Name": "a", "Format/Datatype": "Four wide channel vectorized Int8 format"}],
+            "Metadata": "",
+        },
         {"Name": "Reformat 1", "LayerType": "Reformat", "Outputs": [], "Metadata": "[ONNX Layer: stem]"},
     ],
     "Bindings": ["input"],
-}
+}  # fmt: skip
 NEWER_LAYERS = {"Layers": LAYERS["Layers"], "I/O Tensors": [{"Name": "input"}, {"Name": "logits"}]}
 ENGINE = {
     "version": "10.3.0", "profile": PROFILE, "layers": LAYERS, "latency_ms": {"median": 3.0, "p95": 4.0},
