@@ -54,7 +54,8 @@ def test_an_npz_of_another_kind_is_refused(tmp_path, content, message):
 
 
 def idx_file(shape, data):
-    return gzip.compress(bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + data)
+    content = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + data
+    return gzip.compress(content, mtime=0)  # the same bytes in every process that collects the tests
 
 
 @pytest.fixture
