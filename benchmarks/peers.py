@@ -36,7 +36,7 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.sources import ImageFolder
 from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import MobileOneQError
-from mobileone_q.evaluation.metrics import collect_logits, compare
+from mobileone_q.evaluation.streaming import compare, each_batch
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import write_json, write_text
 from mobileone_q.models.fuse import fuse_branches
@@ -222,8 +222,9 @@ class Benchmark:
         backend, path_of_engine = engines.backend("onnxruntime"), path.with_suffix(".engine.onnx")
         backend.build(path, path_of_engine, BuildOptions(threads=self.args.threads))
         with backend.load(path_of_engine, threads=self.args.threads) as engine:
-            (values,), labels = collect_logits([engine], self.evaluation)
-        return values, labels
+            batches = [(values, labels) for (values,), labels in each_batch([engine], self.evaluation)]
+        values, labels = zip(*batches)
+        return np.concatenate(values), np.concatenate(labels)
 
     def run(self, tool: str, setting: str) -> tuple[Path, float]:
         """Run one tool: (quantized graph, seconds)."""

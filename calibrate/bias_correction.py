@@ -6,7 +6,7 @@ There the mean is taken over all positions alike; here over those that matter (:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead ch
 
 
 def mean_error(
-    spec: BlockSpec, expected: Sequence[Tensor], outputs: Sequence[Tensor], by_importance: bool = True
+    spec: BlockSpec, expected: Iterable[Tensor], outputs: Iterable[Tensor], by_importance: bool = True
 ) -> Tensor:
     """float32 (C_out,): mean of FP32 minus INT8 output per channel, values counted by importance or alike.
 

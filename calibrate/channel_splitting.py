@@ -51,6 +51,7 @@ def split_channels(
         name = block.spec.name
         steps = grids[name].steps
         step = channel_ranges(block.spec, histograms[name], range_method, steps) / steps
+        histograms[name].forget_moments()
         # Half the second derivative times a rounding error's mean square, step^2 / 12.
         cost = torch.where(dead, 0.0, fisher[name] * step**2 / 24)
         source = _place(_copies(cost, int(dead.sum())), dead)

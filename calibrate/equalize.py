@@ -65,7 +65,10 @@ def equalize_channels(
         factor = _factor(histograms[name], features, consumer, range_method, grids[name].steps, alphas, left)
         exchange(producer, consumer, factor)
         for key in {name, map_of(name)} & histograms.keys():
-            histograms[key] = histograms[key].scaled(1 / factor)
+            before = histograms[key]
+            histograms[key] = before.scaled(1 / factor)
+            before.forget_moments()  # of all blocks together they would take hundreds of megabytes
+            histograms[key].forget_moments()
         if consumer.spec.pool:
             features = features / factor.float()
     return model, Statistics(histograms, statistics.images, features)

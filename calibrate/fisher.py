@@ -8,7 +8,9 @@ Source: Martens, "New insights and perspectives on the natural gradient method" 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,28 +22,35 @@ from mobileone_q.progress import Advance, silent
 BATCH = 16
 
 
-@torch.enable_grad()
-def gradients(
-    model: FusedModel, batches: Iterable[Tensor], images: int, reads: Collection[str], writes: Collection[str]
-) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """(gradients by what blocks read, gradients by what they write), by block name, a few images at a time.
+Take = Callable[[str, Tensor], None]
 
-    A block reads its input (N, C_in, H, W), and writes its output (N, C_out, H, W) ahead of its
-    activation. ``reads`` and ``writes`` name the blocks. Reads the first ``images`` images of ``batches``.
+
+@torch.enable_grad()
+def visit_gradients(
+    model: FusedModel,
+    batches: Iterable[Tensor],
+    images: int,
+    side: Literal["inputs", "outputs"],
+    names: Collection[str],
+    take: Take,
+) -> Iterator[int]:
+    """Call ``take(name, gradient)`` for each named block, a few images at a time; gives their number.
+
+    The gradients are those by the blocks' inputs (N, C_in, H, W), or by their outputs (N, C_out, H, W) ahead
+    of the activation. Reads the first ``images`` images of ``batches``. A gradient is taken as soon as it is
+    known and then freed, so that those of all blocks are never in memory together.
     """
     generator = torch.Generator().manual_seed(0)
     first = torch.cat(first_images(batches, images))
     # Gradients need the maps of all blocks at once: of large images, fewer fit.
-    for x in first.split(max(1, min(BATCH, images_held(model.arch) // 8))):
-        x = x.detach().requires_grad_()
-        read: dict[str, Tensor] = {}
-        written: dict[str, Tensor] = {}
+    for few in first.split(max(1, min(BATCH, images_held(model.arch) // 8))):
+        x = start = few.detach().requires_grad_()
         for name, block in model.blocks():
+            if side == "inputs" and name in names:
+                x.register_hook(partial(_hand_over, take, name))
             y = block.linear(block.gather(x))
-            if name in reads:
-                read[name] = x
-            if name in writes:
-                written[name] = y
+            if side == "outputs" and name in names:
+                y.register_hook(partial(_hand_over, take, name))
             x = block.activate(y)
         if model.arch.task == "classify":
             log_p = x.log_softmax(1)
@@ -49,8 +58,14 @@ def gradients(
             value = log_p.gather(1, drawn).sum()
         else:
             value = (x * torch.randn(x.shape, generator=generator)).sum()
-        found = torch.autograd.grad(value, [*read.values(), *written.values()])
-        yield dict(zip(read, found)), dict(zip(written, found[len(read) :]))
+        del x, y
+        torch.autograd.grad(value, start)
+        yield len(few)
+
+
+def _hand_over(take: Take, name: str, gradient: Tensor) -> None:
+    """What autograd calls with a gradient; what a hook returns would replace it."""
+    take(name, gradient)
 
 
 def input_fisher(
@@ -58,11 +73,11 @@ def input_fisher(
 ) -> dict[str, Tensor]:
     """float64 (C_in,) for each named block: of its input channels, summed over positions."""
     sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
-    count = 0
-    for read, _ in gradients(model, batches, images, names, ()):
-        for name, gradient in read.items():
-            sums[name] += gradient.double().square().sum((0, 2, 3))
-        count += len(gradient)
+
+    def take(name: str, gradient: Tensor) -> None:
+        sums[name] += gradient.double().square().sum((0, 2, 3))
+
+    count = sum(visit_gradients(model, batches, images, "inputs", names, take))
     return {name: total / count for name, total in sums.items()}
 
 
@@ -79,11 +94,13 @@ def output_fisher(
     ``advance(n)`` is called after each few images.
     """
     sums: dict[str, Tensor] = {}
+
+    def take(name: str, gradient: Tensor) -> None:
+        rows = gradient.transpose(0, 1).flatten(1)
+        sums[name] = sums.get(name, 0) + (rows @ rows.T).double()
+
     count = 0
-    for _, written in gradients(model, batches, images, (), names):
-        for name, gradient in written.items():
-            rows = gradient.transpose(0, 1).flatten(1)
-            sums[name] = sums.get(name, 0) + (rows @ rows.T).double()
-        count += len(gradient)
-        advance(len(gradient))
+    for few in visit_gradients(model, batches, images, "outputs", names, take):
+        count += few
+        advance(few)
     return {name: total / count for name, total in sums.items()}

@@ -27,10 +27,29 @@ def load_all(images: Iterable[Batch]) -> tuple[Tensor, NDArray[np.int64]]:
     return torch.from_numpy(np.concatenate(pixels)), np.concatenate(labels)
 
 
+CHUNK = 10  # images that calibration computes with at once, however they come
+
+
 def tensors(images: Iterable[Batch]) -> Iterator[Tensor]:
-    """The pixels of each batch as torch tensors."""
+    """The pixels in chunks of :data:`CHUNK` as torch tensors; the last may be smaller.
+
+    Sums in floating point depend on what is added first. With chunks of one size, the same images in the
+    same order give the same result, whatever the size of the batches that they come in.
+    """
+    waiting: list[NDArray[np.float32]] = []
+    count = 0
     for pixels, _ in images:
-        yield torch.from_numpy(pixels)
+        waiting.append(pixels)
+        count += len(pixels)
+        if count >= CHUNK:
+            joined = np.concatenate(waiting) if len(waiting) > 1 else pixels
+            whole = count - count % CHUNK
+            for start in range(0, whole, CHUNK):
+                yield torch.from_numpy(joined[start : start + CHUNK])
+            count -= whole
+            waiting = [joined[whole:]] if count else []
+    if count:
+        yield torch.from_numpy(np.concatenate(waiting))
 
 
 MOST_IMAGES = 256

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from calibrate.images import Images, load_all
@@ -23,6 +21,7 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.errors import DataError
 from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.evaluation.roofline import block_bounds
+from mobileone_q.files import scratch_folder
 from mobileone_q.jetpack import JETSON_MODULES
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
@@ -71,8 +70,8 @@ def calibrate_within(
     equalized, statistics = prepare(fused, images, recipe)
     models: dict[tuple[str, ...], QuantizedModel] = {}
 
-    with TemporaryDirectory() as folder:
-        comparison = Comparison(fused, evaluation, Path(folder))
+    with scratch_folder() as folder:
+        comparison = Comparison(fused, evaluation, folder)
 
         def drop_pts(in_float: tuple[str, ...]) -> float:
             trial = replace(recipe, keep_float=(*recipe.keep_float, *in_float))

@@ -68,7 +68,10 @@ def fit(
 ) -> tuple[FusedModel, QuantizedModel]:
     """As :func:`calibrate`, with the equalized FP32 model that the quantized one was made from."""
     equalized, statistics = prepare(fused, images, recipe, advance)
-    return equalized, finish(equalized, statistics, images, recipe, advance)
+    quantized = quantize(equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float)
+    del statistics  # correcting needs its memory
+    correct(equalized, quantized, images, recipe, advance)
+    return equalized, quantized
 
 
 def prepare(
@@ -101,6 +104,18 @@ def finish(
 ) -> QuantizedModel:
     """The second half: a quantized model of ``equalized``, which :func:`prepare` has made."""
     quantized = quantize(equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float)
+    correct(equalized, quantized, images, recipe, advance)
+    return quantized
+
+
+def correct(
+    equalized: FusedModel,
+    quantized: QuantizedModel,
+    images: Images,
+    recipe: Recipe,
+    advance: Advance = silent,
+) -> None:
+    """Make up for rounding errors, in place: steps 5 to 7 of those above, as ``recipe`` says."""
     fisher: dict[str, Tensor] = {}
     if recipe.compensates_rows:
         dense = [spec.name for spec in equalized.arch.blocks if spec.groups == 1 and not spec.is_head]
@@ -109,7 +124,6 @@ def finish(
         reconstruct_blocks(equalized, quantized, tensors(images), recipe, fisher, advance)
     if recipe.tunes_scales:
         tune_scales(equalized, quantized, tensors(images), recipe.tune_scales_seconds, advance=advance)
-    return quantized
 
 
 @torch.no_grad()
@@ -137,6 +151,7 @@ def quantize(
         result.weight_scale.copy_(scale)
         steps = result.grid.steps
         end = input_range(block.spec, histograms[name], range_method, steps)
+        histograms[name].forget_moments()
         result.input_scale.fill_(end / steps or 1.0)
         if result.quantize_map:
             end = clip_ranges(histograms[map_of(name)].pooled(), range_method, steps).item()

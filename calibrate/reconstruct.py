@@ -7,7 +7,7 @@ does not depend on how many there are (:func:`~calibrate.images.images_held`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 
 import torch
@@ -26,6 +26,7 @@ from mobileone_q.progress import Advance, silent
 
 POSITIONS = 64  # per image, for the covariance of a block's inputs
 ENOUGH = 8  # samples per weight of a row; with fewer, compensation fits the noise of the covariance
+WIDE_BYTES = 192 << 20  # of a block's outputs in float32; INT8 outputs beyond that are not held
 GAINS = [1 + 0.005 * k for k in sorted(range(-20, 21), key=abs)]
 
 
@@ -55,19 +56,23 @@ def reconstruct_blocks(
         if _is_compensated(block, recipe):
             _compensate(reference, block, int8, recipe, fisher.get(block.spec.name))
         _replace_each(fp32, _linear(reference))
-        _replace_each(int8, _multiply(block))
+        outputs = Outputs(int8, _multiply(block), is_held=_bytes(fp32) <= WIDE_BYTES)
+        gain, error = 1.0, None
         is_last = following is None
         if recipe.logit_gain and is_last and fused.arch.task == "classify" and not block.is_float:
-            gain = best_gain(torch.cat(fp32), torch.cat(int8))
-            block.weight_scale *= gain
-            _replace_each(int8, _stretch(block, gain))
+            gain = best_gain(torch.cat(fp32), torch.cat(list(outputs)))
+            outputs.then(_stretch(block, gain))
         if recipe.bias_correction:
-            error = mean_error(block.spec, fp32, int8, recipe.weigh_bias_errors)
-            block.bias += error
-            _replace_each(int8, _shift(error))
+            error = mean_error(block.spec, fp32, outputs, recipe.weigh_bias_errors)
+            outputs.then(_shift(error))
         if following is not None:
             _replace_each(fp32, reference.activate)
-            _replace_each(int8, _pass_on(block, following))
+            outputs.then(_pass_on(block, following))
+            int8 = outputs.settled()
+        # Only now: until they are settled, outputs may be computed again from the block as it was.
+        block.weight_scale *= gain
+        if error is not None:
+            block.bias += error
         advance(1)
 
 
@@ -157,6 +162,44 @@ def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:
 
 
 Step = Callable[[Tensor], Tensor]
+
+
+class Outputs:
+    """A block's INT8 outputs, batch by batch, from its input codes.
+
+    Held, they are in memory as float32. Where they are not, they are computed again from the codes, which
+    take a quarter of that or less, each time they are read: for a block with wide maps.
+    """
+
+    def __init__(self, codes: list[Tensor], first: Step, is_held: bool) -> None:
+        self._maps, self._is_held = codes, is_held
+        self._steps: list[Step] = []
+        self.then(first)
+
+    def then(self, step: Step) -> None:
+        """Let ``step`` follow those before it; it may change what it is given."""
+        if self._is_held:
+            _replace_each(self._maps, step)
+        else:
+            self._steps.append(step)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for x in self._maps:
+            yield self._taken(x)
+
+    def settled(self) -> list[Tensor]:
+        """What the steps make of the codes, in place of the codes."""
+        _replace_each(self._maps, self._taken)
+        return self._maps
+
+    def _taken(self, x: Tensor) -> Tensor:
+        for step in self._steps:
+            x = step(x)
+        return x
+
+
+def _bytes(batches: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in batches)
 
 
 def _replace_each(batches: list[Tensor], step: Step) -> None:

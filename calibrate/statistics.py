@@ -102,6 +102,10 @@ class ChannelHistogram:
                 torch.cumsum(self.counts * centres**k, 1, out=moment[:, 1:])
         return self._moments
 
+    def forget_moments(self) -> None:
+        """Free the sums of :meth:`moments`, which are three times as large as the counts."""
+        self._moments = None
+
     def pooled(self, bins: int = 2 * BINS) -> ChannelHistogram:
         """All channels on one axis: a histogram with a single channel."""
         top = self.maximum.max()

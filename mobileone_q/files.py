@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import stat
 import tempfile
 import time
@@ -18,6 +20,7 @@ from mobileone_q.errors import CheckpointError, FileError
 
 FORMAT = "mobileone-q"
 DIGEST = "digest"  # the field of a sealed JSON object that holds the hash of the others
+PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)-\w+(\.\w+)?")  # an unfinished file or folder
 SETTLED_NS = 2_000_000_000  # a file changed within one tick of the clock may keep its times
 
 _hashes: dict[tuple[int, ...], str] = {}
@@ -28,14 +31,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then move it into place.
 
     An interruption at any moment leaves either the old file or the new one, and parent folders are
-    made where they are missing.
+    made where they are missing. What killed processes left in the folder is removed.
 
     Raises:
         FileError: the file or its folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        remove_abandoned(path.parent)
+        prefix = f"{partial_name(path.name)}-"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
     except OSError as error:
         raise FileError(
             f"cannot write {path}: {error.strerror}; choose a folder that you may write to"
@@ -52,6 +57,61 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_name(name: str) -> str:
+    """How the name begins of what this process has not finished yet; it says which process that is."""
+    return f".{name}.partial-{os.getpid()}"
+
+
+def remove_abandoned(folder: Path, with_folders: bool = False) -> None:
+    """Remove the unfinished files in a folder whose process has died, and where asked, such folders.
+
+    A folder may be a run with a checkpoint to go on from, so that not every caller may ask for that.
+    """
+    for path in folder.glob(".*.partial-*"):
+        match = PARTIAL.fullmatch(path.name)
+        if match is None or is_running(int(match["pid"])):
+            continue
+        if path.is_file() and not path.is_symlink():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        elif with_folders and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is a process of that number on this machine."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def scratch_folder(parent: Path | None = None, name: str = "mobileone-q") -> Iterator[Path]:
+    """A folder for files that are needed for a moment, by default in the system's place for such.
+
+    It is removed at the end. One that a killed process left is removed when the next is made.
+
+    Raises:
+        FileError: it cannot be made.
+    """
+    place = parent or Path(tempfile.gettempdir())
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(place, with_folders=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{partial_name(name)}-", dir=place))
+    except OSError as error:
+        remedy = "choose another folder" if parent else "set TMPDIR"
+        raise FileError(f"cannot write to {place}: {error.strerror}; {remedy}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

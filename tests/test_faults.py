@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,9 +70,11 @@ def test_a_training_checkpoint_keeps_the_last_one(tmp_path):
     state.load(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own
+@pytest.mark.filterwarnings("error")
 def test_a_log_of_metrics_that_cannot_grow(tmp_path):
+    """TensorBoard's own thread says nothing beside the one line."""
     pytest.importorskip("tensorboard")
+    hook = threading.excepthook
 
     def log_steps():
         with MetricLog(tmp_path, 0) as log:
@@ -80,6 +83,7 @@ def test_a_log_of_metrics_that_cannot_grow(tmp_path):
 
     with full_disk(100), pytest.raises(FileError, match=r"cannot write .*metrics\.jsonl"):
         log_steps()
+    assert threading.excepthook is hook
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from mobileone_q.files import (
     read_json,
     read_safetensors,
     save_tensors,
+    scratch_folder,
     sha256,
     write_atomically,
     write_json,
     write_text,
 )
+from tests.helpers.processes import dead_pid
 
 PROGRAM = """
 import sys, torch
@@ -146,3 +149,26 @@ def test_json_of_any_bytes(tmp_path, data):
     (tmp_path / "x.json").write_bytes(data)
     with pytest.raises(FileError, match="is not valid JSON"):
         read_json(tmp_path / "x.json")
+
+
+def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
+    left = tmp_path / f".other.json.partial-{dead_pid()}-abc123.json"
+    working = tmp_path / f".file.partial-{os.getpid()}-abc123"
+    foreign = [tmp_path / ".file.partial-x", tmp_path / ".hidden", tmp_path / ".gone.partial-1"]
+    staged = tmp_path / f".run.partial-{dead_pid()}-abc123"
+    staged.mkdir()  # perhaps with a checkpoint to go on from
+    for path in (left, working, *foreign):
+        path.touch()
+    write_text(tmp_path / "file", "whole")
+    assert not left.exists()
+    assert all(path.exists() for path in (working, staged, *foreign))
+
+
+def test_what_a_killed_command_left_in_the_temporary_folder_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f".mobileone-q.partial-{dead_pid()}-abc123"
+    left.mkdir()
+    (left / "trace.json").touch()
+    with scratch_folder() as folder:
+        assert list(tmp_path.iterdir()) == [folder]
+    assert not list(tmp_path.iterdir())

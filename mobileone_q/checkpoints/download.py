@@ -22,7 +22,7 @@ from typing import Any
 
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
 from mobileone_q.errors import CheckpointError
-from mobileone_q.files import cache_folder, sha256, write_atomically, write_text
+from mobileone_q.files import cache_folder, scratch_folder, sha256, write_atomically, write_text
 from mobileone_q.progress import Advance, progress
 
 OFFLINE = "MOBILEONE_Q_OFFLINE"
@@ -113,8 +113,10 @@ def fetch(name: str) -> Path:
         expected = _read_pointer(name, wanted.pointer, path)
 
     def write(temporary: Path) -> None:
-        temporary.unlink()  # pooch keeps a file that is there
-        _transfer(name, wanted.url, temporary, path, needs_length=not expected)
+        with scratch_folder(path.parent, path.name) as folder:  # for what pooch has not finished
+            fetched = folder / wanted.file
+            _transfer(name, wanted.url, fetched, path, needs_length=not expected)
+            os.replace(fetched, temporary)
         digest = sha256(temporary)
         if not digest.startswith(expected):
             raise CheckpointError(

@@ -25,7 +25,7 @@ from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.spec import MOST_WEIGHTS, Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
-from mobileone_q.checkpoints.safe_pickle import UnsafePickle, module_state, read_zip
+from mobileone_q.checkpoints.safe_pickle import UnsafePickle, check_claims, module_state, read_zip
 from mobileone_q.errors import ArchitectureError, CheckpointError
 from mobileone_q.files import read_safetensors, save_pickled, save_tensors, write_safetensors
 from mobileone_q.models.chain import Chain
@@ -284,6 +284,7 @@ def _read_pickled(path: Path) -> tuple[Any, str | None]:
             raise CheckpointError(
                 f"{path} is a tar archive of torch before 0.4; save it again with a newer torch"
             )
+        check_claims(path)
         return _unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except UnsafePickle as error:
         raise _unsafe(path, str(error)) from None

@@ -45,6 +45,7 @@ INERT_NAMES = {
 }
 
 
+OLD_MAGIC = 0x1950A86A20F9469CFC6C  # of files that torch before 1.6 wrote
 MEMO_WRITERS = ("PUT", "BINPUT", "LONG_BINPUT")
 LARGEST_PICKLE = 16 << 20  # bytes, without the tensors; a checkpoint with optimizer state has under one MiB
 MOST_MODULES = 100_000  # that a pickled network may have
@@ -94,6 +95,71 @@ def check_opcodes(data: bytes) -> None:
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in MEMO_WRITERS and int(argument or 0) > len(data):
             raise ValueError("a memo index that is larger than the pickle")
+
+
+def check_claims(path: Path) -> None:
+    """Check that a file of torch before 1.6, which is no zip, claims no more storage than it has bytes.
+
+    torch reserves what a pickle claims before it reads a single number. Such a file is a row of pickles:
+    a magic number, a version, facts on the system, and the object. The storages follow it. Any other file
+    is left to torch, which refuses it.
+
+    Raises:
+        ValueError, pickle.UnpicklingError and others: it claims more, or is damaged.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = io.BytesIO(file.read(LARGEST_PICKLE))
+    if not _is_old(head):
+        return
+    for _ in range(2):
+        _next_pickle(head).load()
+    reader = _next_pickle(head)
+    reader.load()
+    if reader.claimed > size:
+        raise ValueError(f"it claims {reader.claimed:,} bytes of numbers and has {size:,}")
+
+
+def _is_old(head: io.BytesIO) -> bool:
+    try:
+        return _next_pickle(head).load() == OLD_MAGIC
+    except Exception:  # whatever a file of another kind makes the unpickler raise
+        return False
+
+
+def _next_pickle(head: io.BytesIO) -> _ClaimsUnpickler:
+    """A reader of the pickle that begins here, whose opcodes are bounded."""
+    start = head.tell()
+    for opcode, argument, _ in pickletools.genops(head):
+        if opcode.name in MEMO_WRITERS and int(argument or 0) > len(head.getbuffer()):
+            raise ValueError("a memo index that is larger than the pickle")
+    head.seek(start)
+    return _ClaimsUnpickler(head)
+
+
+class _ClaimsUnpickler(pickle.Unpickler):
+    """Adds up the bytes that the storages of an old file claim; whatever it names stays inert."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.claimed = 0
+        self._seen: set[str] = set()
+        self._inert = _inert_class()
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Give an inert class, or for a storage the bytes of its numbers. Nothing is imported."""
+        if name in STORAGES:
+            return STORAGES[name].itemsize
+        return OrderedDict if (module, name) == ("collections", "OrderedDict") else self._inert
+
+    def persistent_load(self, identity: Any) -> None:
+        """Take note of a storage: (``storage``, kind, key, device, count, view)."""
+        kind, itemsize, key, _, count = identity[:5]
+        if kind != "storage" or not isinstance(count, int) or count < 0:
+            raise ValueError(f"an unknown kind of storage, {kind!r}")
+        if str(key) not in self._seen:
+            self._seen.add(str(key))
+            self.claimed += count * (itemsize if isinstance(itemsize, int) else 1)
 
 
 class _TensorUnpickler(pickle.Unpickler):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler,
 from mobileone_q.engines.metadata import has_only_int8_grids
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, FileError, MissingDependency
-from mobileone_q.files import write_atomically
+from mobileone_q.files import scratch_folder, write_atomically
 from mobileone_q.names import BackendName, Target
 from mobileone_q.progress import Advance
 
@@ -108,15 +108,11 @@ class OnnxRuntimeProfiler(LayerProfiler):
     """Profiles in a session of its own; the trace goes to a temporary folder, which is removed."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix="mobileone-q-")
-        except OSError as error:
-            raise FileError(
-                f"cannot write to {tempfile.gettempdir()}: {error.strerror}; set TMPDIR"
-            ) from error
+        self._scratch = ExitStack()
+        folder = self._scratch.enter_context(scratch_folder())
         options = _session_options(threads, optimize=False)
         options.enable_profiling = True
-        options.profile_file_prefix = str(Path(self._folder.name) / "trace")
+        options.profile_file_prefix = str(folder / "trace")
         self._path = path
         self._session: Any = _session(path, options)
         self._runs: list[LayerTimes] = []
@@ -136,7 +132,7 @@ class OnnxRuntimeProfiler(LayerProfiler):
                 f"ONNX Runtime could not write all of its trace, {trace}; free space there"
             ) from None
         finally:
-            self._folder.cleanup()
+            self._scratch.close()
         times: LayerTimes = {}
         for event in sorted(events, key=lambda e: e["ts"] + e["dur"]):
             if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):

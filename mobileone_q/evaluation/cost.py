@@ -14,14 +14,13 @@ Pooling and Sigmoid move data and have no FLOP. That profiler leaves out what po
 from __future__ import annotations
 
 import statistics
-import tempfile
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
 from mobileone_q.architecture.variants import VARIANTS, build_variant
+from mobileone_q.files import scratch_folder
 
 BYTES = 4  # of a float32
 PUBLISHED_TOP1 = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}  # Apple's README
@@ -189,8 +188,8 @@ def operator_times(arch: Architecture, runs: int, threads: int = 1) -> dict[str,
             torch.randn(parameter.shape, generator=generator) / max(1, parameter[0].numel()) ** 0.5
         )
     x = np.random.default_rng(0).standard_normal((1, arch.in_channels, *arch.image_size), np.float32)
-    with tempfile.TemporaryDirectory(prefix="mobileone-q-") as folder:
-        path = Path(folder) / "fp32.onnx"
+    with scratch_folder() as folder:
+        path = folder / "fp32.onnx"
         operators = {node.name: node.op_type for node in export_onnx(model, path).graph.node}
         # In the graph, the classifier is a convolution at one position, which is a matrix product.
         operators |= {spec.name: "Gemm" for spec in arch.blocks if spec.pool}

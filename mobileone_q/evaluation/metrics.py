@@ -7,16 +7,12 @@ fields are keys of ``report.json``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from mobileone_q.data.batches import LabelledBatches
-from mobileone_q.errors import DataError
-from mobileone_q.progress import Advance, silent
 
 Logits = NDArray[np.float32]
 Z95 = 1.959964
@@ -119,114 +115,16 @@ class Parity:
     not_run: Mapping[str, str]
 
 
-def collect_logits(
-    engines: Iterable[Runnable],
-    batches: LabelledBatches,
-    advance: Advance = silent,
-) -> tuple[list[Logits], NDArray[np.int64]]:
-    """Logits (N, classes) of each engine over all batches, and the labels (N,).
-
-    Each batch is read once for all engines.
-
-    Raises:
-        DataError: there are no images.
-    """
-    engines = list(engines)
-    outputs: list[list[Logits]] = [[] for _ in engines]
-    labels = []
-    for x, y in batches:
-        for engine, output in zip(engines, outputs):
-            output.append(engine.run(x))
-        labels.append(y)
-        advance(len(y))
-    if not labels:
-        raise DataError("there are no images to evaluate on; pass --eval-data with at least one")
-    return [np.concatenate(output) for output in outputs], np.concatenate(labels)
-
-
-def compare(fp32: Logits, int8: Logits, labels: NDArray[np.int64]) -> Accuracy:
-    """Accuracy from two sets of logits (N, classes) and the labels (N,), below 0 where unknown.
-
-    Raises:
-        DataError: a label is beyond the network's classes.
-    """
-    classes = fp32.shape[1]
-    if labels.max() >= classes:
-        raise DataError(
-            f"an evaluation image has label {labels.max()}, and the network has {classes} classes; "
-            "check the class folders or classes.txt"
-        )
-    known = labels >= 0
-    correct = [_ranks(logits[known], labels[known]) for logits in (fp32, int8)]
-    has_labels = bool(known.any())
-    shares = [TopK(float((r < 1).mean()), float((r < 5).mean())) if has_labels else None for r in correct]
-    interval = paired_interval(correct[0] < 1, correct[1] < 1) if has_labels else None
-    return Accuracy(
-        images=len(labels),
-        fp32=shares[0],
-        int8=shares[1],
-        drop_pts=100 * (shares[0].top1 - shares[1].top1) if shares[0] and shares[1] else None,
-        drop_ci95_pts=interval,
-        agreement=agreement(fp32, int8),
-        kl=kl_divergence(fp32, int8),
-    )
-
-
-def compare_embeddings(fp32: Logits, int8: Logits) -> Accuracy:
-    """Accuracy from two sets of outputs (N, ...) that are not logits: cosine similarity alone."""
-    cosine = cosine_similarity(fp32, int8)
-    return Accuracy(len(fp32), None, None, None, None, agreement=None, kl=None, cosine=cosine)
-
-
-def cosine_similarity(a: Logits, b: Logits) -> Cosine:
-    """Cosine similarity of corresponding rows, flattened; two rows of zeros count as equal."""
-    x, y = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (a, b))
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    equal = (x == y).all(axis=1)
-    values = np.where(equal, 1.0, (x * y).sum(1) / np.where(norms > 0, norms, 1.0))
-    return Cosine(float(values.mean()), float(values.min()))
-
-
-def agreement(a: Logits, b: Logits) -> float:
-    """Share of images on which logits (N, classes) of both have the same best class."""
-    return float((a.argmax(1) == b.argmax(1)).mean())
-
-
-def simulation_fidelity(fp32: Logits, int8: Logits, simulated: Logits) -> SimulationFidelity:
-    """Fidelity of a classifier's simulation, from logits (N, classes) on the same images."""
-    return SimulationFidelity(
-        images=len(simulated),
-        agreement=agreement(simulated, int8),
-        kl=kl_divergence(fp32, simulated),
-        engine_kl=kl_divergence(fp32, int8),
-    )
-
-
-def engine_parity(
-    name: str, reference: str, values: Logits, expected: Logits, fp32: Logits, labels: NDArray[np.int64]
-) -> EngineParity:
-    """Parity of one engine's logits ``values`` (N, classes) with those ``expected`` by ``reference``.
-
-    Raises:
-        DataError: a label is beyond the network's classes.
-    """
-    difference, largest = (float(np.abs(x).max()) for x in (values - expected, expected))
-    accuracy = compare(fp32, values, labels).int8
-    return EngineParity(
-        name=name,
-        reference=reference,
-        largest_difference=difference,
-        relative=difference / largest if largest else float(difference > 0),
-        agreement=agreement(expected, values),
-        kl=kl_divergence(fp32, values),
-        top1=accuracy.top1 if accuracy else None,
-    )
-
-
 def kl_divergence(a: Logits, b: Logits) -> float:
     """Mean over images of KL(softmax(a) to softmax(b)) in nats, from logits (N, classes)."""
+    return float(kl_divergences(a, b).mean())
+
+
+def kl_divergences(a: Logits, b: Logits) -> NDArray[np.float64]:
+    """KL(softmax(a) to softmax(b)) of each image in nats, (N,), from logits (N, classes)."""
     log_p, log_q = _log_softmax(a), _log_softmax(b)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(1).mean())
+    values: NDArray[np.float64] = (np.exp(log_p) * (log_p - log_q)).sum(1)
+    return values
 
 
 def paired_interval(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tuple[float, float]:
@@ -236,15 +134,19 @@ def paired_interval(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> tupl
     proportions based on paired data", J. Educ. Behav. Stat. 37 (2012). It holds also where few
     images differ, or none.
     """
-    n = len(first) + 2
-    only_first = (int((first & ~second).sum()) + 1) / n
-    only_second = (int((second & ~first).sum()) + 1) / n
-    difference = only_first - only_second
-    half = Z95 * math.sqrt((only_first + only_second - difference**2) / n)
+    return interval_of_counts(len(first), int((first & ~second).sum()), int((second & ~first).sum()))
+
+
+def interval_of_counts(images: int, only_first: int, only_second: int) -> tuple[float, float]:
+    """As :func:`paired_interval`, from the number of images, and of those in one share alone."""
+    n = images + 2
+    first, second = (only_first + 1) / n, (only_second + 1) / n
+    difference = first - second
+    half = Z95 * math.sqrt((first + second - difference**2) / n)
     return 100 * (difference - half), 100 * (difference + half)
 
 
-def _ranks(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+def ranks(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of classes (N,) that score above each image's label."""
     own = logits[np.arange(len(labels)), labels]
     return (logits > own[:, None]).sum(1)

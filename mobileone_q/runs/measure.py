@@ -18,15 +18,13 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.evaluation.latency import Latency, profile_engines
-from mobileone_q.evaluation.metrics import (
-    MeasuredAccuracy,
-    Runnable,
-    SimulationFidelity,
-    collect_logits,
-    compare,
-    compare_embeddings,
-    cosine_similarity,
-    simulation_fidelity,
+from mobileone_q.evaluation.metrics import MeasuredAccuracy, Runnable, SimulationFidelity
+from mobileone_q.evaluation.streaming import (
+    AccuracySum,
+    EmbeddingFidelitySum,
+    EmbeddingSum,
+    FidelitySum,
+    each_batch,
 )
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import BackendName, Precision, Target, pairing
@@ -94,19 +92,20 @@ def measure_accuracy(
         backend.build(graph, path, BuildOptions(precision, threads=threads))
         loaded.append(backend.load(path, graph, threads))
     simulation = Simulation(quantized, math.inf if is_dla else SIMULATED_IMAGES)
-    (fp32, *rest, simulated), labels = collect_logits([*loaded, simulation], images, advance)
-    int8 = rest[0] if rest else simulated
     has_classes = quantized.arch.task == "classify"
-    cost = compare(fp32, int8, labels) if has_classes else compare_embeddings(fp32, int8)
+    cost = AccuracySum() if has_classes else EmbeddingSum()
+    fidelity = FidelitySum() if has_classes else EmbeddingFidelitySum()
+    for (fp32, *rest, simulated), labels in each_batch([*loaded, simulation], images, advance):
+        cost.add(fp32, rest[0] if rest else simulated, labels)
+        few = len(simulated)
+        if rest and few:
+            fidelity.add(fp32[:few], rest[0][:few], simulated)
     if is_dla:
-        return AccuracySections(MeasuredAccuracy(**vars(cost), engine=IN_SIMULATION), None)
-    runtime, few = backend.runtime(), len(simulated)
+        return AccuracySections(MeasuredAccuracy(**vars(cost.result()), engine=IN_SIMULATION), None)
+    runtime = backend.runtime()
     note = accuracy_note(quantized.target, "onnxruntime", runtime)
-    accuracy = MeasuredAccuracy(**vars(cost), engine=runtime, note=note)
-    if has_classes:
-        return AccuracySections(accuracy, simulation_fidelity(fp32[:few], int8[:few], simulated))
-    cosine = cosine_similarity(simulated, int8[:few]).mean
-    return AccuracySections(accuracy, SimulationFidelity(few, cosine=cosine))
+    accuracy = MeasuredAccuracy(**vars(cost.result()), engine=runtime, note=note)
+    return AccuracySections(accuracy, fidelity.result())
 
 
 def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> str | None:

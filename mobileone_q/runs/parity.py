@@ -14,7 +14,8 @@ from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.comparison import TorchModel
 from mobileone_q.evaluation.exact import ExactEvaluator
-from mobileone_q.evaluation.metrics import Parity, Runnable, collect_logits, engine_parity
+from mobileone_q.evaluation.metrics import Parity, Runnable
+from mobileone_q.evaluation.streaming import ParitySum, each_batch
 from mobileone_q.names import BACKENDS, FLOAT_PRECISIONS, PRECISIONS
 from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.folder import RunFolder
@@ -75,14 +76,15 @@ def measure_parity(
         if exact:
             graph = run.graph("int8")
             usable |= {f"int8 exact {each}": ExactEvaluator(graph, each) for each in FLOAT_PRECISIONS}
-        outputs, labels = collect_logits(usable.values(), images, advance)
-    logits = dict(zip(usable, outputs))
-    fp32 = logits["fp32 torch"]
-    rows = []
-    for name, values in logits.items():
-        reference = REFERENCE[name.split()[0]]
-        rows.append(engine_parity(name, reference, values, logits[reference], fp32, labels))
-    return Parity(len(labels), tuple(rows), unusable)
+        references = {name: REFERENCE[name.split()[0]] for name in usable}
+        sums, count = {name: ParitySum() for name in usable}, 0
+        for outputs, labels in each_batch(usable.values(), images, advance):
+            logits = dict(zip(usable, outputs))
+            for name, total in sums.items():
+                total.add(logits[name], logits[references[name]], logits["fp32 torch"], labels)
+            count += len(labels)
+    rows = tuple(total.result(name, references[name]) for name, total in sums.items())
+    return Parity(count, rows, unusable)
 
 
 def compare_engines(

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobileone_q.errors import FileError, RunError
+from mobileone_q.files import is_running, partial_name, remove_abandoned
 from mobileone_q.runs.folder import RUNS
 from mobileone_q.training.checkpoint import NAME
 
@@ -64,7 +65,8 @@ def stage(output: Path | None, name: str) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place.parent)
-        prefix = f".{output.name if output else name}.partial-{os.getpid()}-"
+        remove_abandoned(place.parent)
+        prefix = f"{partial_name(output.name if output else name)}-"
         return Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
     except OSError as error:
         raise FileError(f"cannot write to {place}: {error.strerror}; choose another folder") from error
@@ -133,7 +135,7 @@ def half_made(parent: Path) -> list[Path]:
 def is_in_use(staged: Path) -> bool:
     """Whether the process that made a hidden folder is still at work."""
     match = STAGED.fullmatch(staged.name)
-    return match is not None and _is_running(int(match["pid"]))
+    return match is not None and is_running(int(match["pid"]))
 
 
 def _remove_abandoned(parent: Path) -> None:
@@ -141,13 +143,3 @@ def _remove_abandoned(parent: Path) -> None:
     for path in half_made(parent):
         if not is_in_use(path):
             discard(path)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

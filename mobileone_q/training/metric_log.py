@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from contextlib import closing
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,8 +39,14 @@ class MetricLog:
         path = folder / "metrics.jsonl"
         earlier = [line for line in _lines(path) if line["step"] <= step]
         write_text(path, "".join(json.dumps(line) + "\n" for line in earlier))
-        self._file = path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._quiet = ExitStack()
+        self._quiet.enter_context(_quiet_disk_errors())
+        try:
+            self._file = path.open("a", encoding="utf-8")
+            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        except OSError as error:
+            self._quiet.close()
+            raise FileError(f"cannot write to {folder}: {error.strerror or error}") from error
 
     def write(self, step: int, **metrics: Any) -> None:
         """Record the metrics of a step; those that are numbers go to TensorBoard too."""
@@ -62,13 +70,37 @@ class MetricLog:
         if self._file is None or self._events is None:
             return
         try:
-            with closing(self._events), self._file:
+            with self._quiet, closing(self._events), self._file:
                 self._file.flush()
                 os.fsync(self._file.fileno())
         except OSError as fault:
             if error is None:
                 place, reason = self._file.name, fault.strerror or fault
                 raise FileError(f"cannot write {place}: {reason}") from fault
+
+
+@contextmanager
+def _quiet_disk_errors() -> Iterator[None]:
+    """Keep Python from printing the trace of a thread that a full disk has ended.
+
+    TensorBoard writes in a thread of its own. Its error is raised again by the next use of the writer, so
+    that nothing is lost by not printing it.
+    """
+    before = threading.excepthook
+
+    def show_others(failure: threading.ExceptHookArgs) -> None:
+        if not issubclass(failure.exc_type, OSError) or not _is_tensorboards(failure.thread):
+            before(failure)
+
+    threading.excepthook = show_others
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _is_tensorboards(thread: threading.Thread | None) -> bool:
+    return type(thread).__module__.partition(".")[0] == "tensorboard"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from calibrate.recipe import Recipe
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.errors import ArchitectureError
-from mobileone_q.evaluation.metrics import compare_embeddings, cosine_similarity
+from mobileone_q.evaluation.streaming import EmbeddingSum, cosine_similarity
 from mobileone_q.export.graph import to_onnx
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fuse_branches
@@ -98,7 +98,10 @@ def test_cosine_similarity():
     cosine = cosine_similarity(a, b)
     assert cosine.lowest == 0
     assert cosine.mean == pytest.approx(2 / 3)
-    assert compare_embeddings(a, b).kl is None
+    total = EmbeddingSum()
+    total.add(a, b, np.array([0, 1, 2]))
+    assert total.result().cosine == cosine
+    assert total.result().kl is None
 
 
 def test_a_face_checkpoint_knows_what_it_is(tmp_path):

@@ -102,6 +102,18 @@ def test_same_seed_same_bytes(fused):
     assert all(torch.equal(value, runs[1][key]) for key, value in runs[0].items())
 
 
+def test_the_size_of_batches_changes_nothing(fused):
+    images = torch.cat([random_images(fused.arch, 8, seed) for seed in range(5)]).numpy()
+
+    def codes(size: int) -> dict[str, torch.Tensor]:
+        batched = [(images[start : start + size], None) for start in range(0, len(images), size)]
+        return calibrate(fused, batched, Recipe()).state_dict()
+
+    expected = codes(10)
+    for size in (7, 40):
+        assert all(torch.equal(value, expected[key]) for key, value in codes(size).items()), size
+
+
 def test_degenerate_weights_and_tensors_still_calibrate():
     fused = fuse_branches(random_model(small()))
     fused.block("stage1.0.pw").weight.zero_()  # every channel constant

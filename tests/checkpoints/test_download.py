@@ -16,6 +16,7 @@ from mobileone_q.files import cache_folder
 from tests.helpers.cli import invoke, refused
 from tests.helpers.faulty_server import faulty_server
 from tests.helpers.networks import random_model, small
+from tests.helpers.processes import dead_pid
 
 PROXIES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy")
 APPLE_FILE = "APPLE/mobileone_s0_unfused.pth.tar"
@@ -67,6 +68,15 @@ def test_apple_s_file_is_fetched_once_and_watched(server):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="has changed since it was downloaded; delete it"):
         fetch("apple:s0")
+
+
+def test_what_a_killed_download_left_goes_with_the_next(server):
+    put(server / "APPLE" / "mobileone_s0_unfused.pth.tar", "apple")
+    left = cache_folder() / f".mobileone_s0.pth.partial-{dead_pid()}-abc"
+    left.mkdir(parents=True)
+    (left / "tmpabc").write_text("half")
+    path = fetch("apple:s0")
+    assert sorted(cache_folder().iterdir()) == [path, path.with_name(f"{path.name}.sha256")]
 
 
 def test_the_hub_s_hash_is_checked(server):

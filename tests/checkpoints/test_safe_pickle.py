@@ -302,3 +302,28 @@ def test_a_module_that_holds_itself(tmp_path):
     node._modules["again"] = node
     path = put_pickle(tmp_path / "w.pth", pickle.dumps(node, protocol=2))
     assert "nested without end" in refusal(path)
+
+
+def write_old(folder: Path) -> Path:
+    """The small network as torch before 1.6 wrote it, with a tensor more of a length of its own."""
+    path = folder / "old.pth"
+    state = {**random_model(small()).state_dict(), "extra": torch.zeros(12345)}
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def test_an_old_file_is_read(tmp_path):
+    state = read_checkpoint(write_old(tmp_path)).state
+    assert torch.equal(state["head.weight"], random_model(small()).state_dict()["head.weight"])
+
+
+def test_an_old_file_cannot_claim_more_than_it_holds(tmp_path, monkeypatch):
+    """torch would reserve the 8 GB that this one claims."""
+    path = write_old(tmp_path)
+    honest, claimed = b"M" + (12345).to_bytes(2, "little"), b"J" + (2**31 - 1).to_bytes(4, "little")
+    content = path.read_bytes()
+    assert content.count(honest) >= 2  # of the storage and of the tensor
+    path.write_bytes(content.replace(honest, claimed))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch was asked"))
+    with pytest.raises(MobileOneQError, match=r"old\.pth is damaged.*claims 8,\d+,\d+,\d+ bytes"):
+        read_checkpoint(path)

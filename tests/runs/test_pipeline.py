@@ -15,7 +15,7 @@ from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.engines import BuildOptions, backend
-from mobileone_q.evaluation.metrics import cosine_similarity
+from mobileone_q.evaluation.streaming import cosine_similarity
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.certificate import certify
 from mobileone_q.models.fuse import fuse_branches
