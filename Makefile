@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Each process has half of the files, so that what a file shares is made once, and helps the other at the end.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-all fuzz lint format clean
+.PHONY: docs help demo test test-all fuzz lint format clean
 
 help:  ## say what there is to make
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1|\2/p' Makefile | while IFS='|' read -r name what; do \
@@ -42,6 +42,10 @@ lint: $(VENV)/installed-dev  ## check style, types, and that no import runs up t
 format: $(VENV)/installed-dev  ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/installed-dev  ## build the pages of docs/ into build/docs
+	$(BIN)/pip install -q -e ".[docs]"
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs
 
 clean:  ## remove the environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,22 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
+
+import mobileone_q
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("mobileone_q", "calibrate", "configs", "tests", "benchmarks", "docs", ".ci")
+FOLDERS = (
+    "mobileone_q",
+    "calibrate",
+    "configs",
+    "tests",
+    "benchmarks",
+    "docs",
+    ".ci",
+    ".devcontainer",
+    ".github",
+)
 PACKAGES = {"mobileone_q": "mobileone_q", "calibrate": "calibrate", "configs": "mobileone_q/configs"}
 # Some that are quick, and read files of the sdist.
 QUICK_TESTS = (
@@ -124,6 +138,7 @@ def test_the_sdist_is_the_whole_checkout(unpacked):
     names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     names = {name for name in names if not name.startswith("mobileone_q.egg-info/")}
     top = {"cli.py", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", ".gitignore"}
+    top |= {"CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", ".pre-commit-config.yaml"}
     assert names == files(*FOLDERS) | top | {"pyproject.toml", "setup.cfg", "PKG-INFO"}
 
 
@@ -138,7 +153,7 @@ def test_the_metadata(dist):
     assert "quantization" in metadata["Keywords"].split(",")
     pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)}
     assert pythons | {"Typing :: Typed"} <= set(metadata.get_all("Classifier"))
-    assert set(metadata.get_all("Provides-Extra")) == {"rtx", "tensorrt", "torchao", "train", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == {"rtx", "tensorrt", "torchao", "train", "docs", "dev"}
     assert metadata.get_payload().startswith("# mobileone-q")
 
 
@@ -187,3 +202,13 @@ def test_the_script_passes_strict_type_checks_against_the_wheel(installed, tmp_p
         capture_output=True, text=True,
     )  # fmt: skip
     assert "incompatible type" in wrong.stdout
+
+
+def test_one_version_everywhere():
+    """The package, the newest release in the changelog, and the citation."""
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    releases = re.findall(
+        r"^## (\d+\.\d+\.\d+) \((\d{4}-\d\d-\d\d)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M
+    )
+    assert citation["version"] == mobileone_q.__version__ == releases[0][0]
+    assert str(citation["date-released"]) == releases[0][1]
