@@ -18,6 +18,8 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import is_idx_folder, read_split
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import DEFAULT_IMAGES, InputOptions
+from mobileone_q.data.shard_files import is_shards
+from mobileone_q.data.shards import ShardSource
 from mobileone_q.data.sources import Arrays, ImageArray, ImageFolder, PictureList, Source
 from mobileone_q.errors import CheckpointError, DataError
 
@@ -104,7 +106,8 @@ def as_source(images: object, arch: Architecture, preprocessing: Preprocessing |
 
     Accepted are:
 
-    - the path of a folder of images, or of an ``.npz`` with arrays ``x`` and, if known, ``y``
+    - the path of a folder of images, of tar shards such as ``train-{000..099}.tar``, or of an ``.npz``
+      with arrays ``x`` and, if known, ``y``
     - a sequence of PIL images
     - a floating-point array of normalized inputs, (N, C, H, W), or (N, C, L) for signals
     - a pair of either of the last two and its labels (N,)
@@ -127,6 +130,9 @@ def as_source(images: object, arch: Architecture, preprocessing: Preprocessing |
         path = Path(images)
         if path.suffix == ARRAYS:
             return _fitting(ArrayFile(path), arch)
+        if is_shards(str(images)):
+            classes = arch.num_classes if arch.task == "classify" else None
+            return ShardSource(str(images), _transform(arch, preprocessing), classes=classes)
         return ImageFolder(path, _transform(arch, preprocessing))
     if _is_array(images):
         return _fitting(Arrays(_floating(np.asarray(images), arch), labels), arch)
@@ -164,8 +170,8 @@ def sample_images(split: str, preprocessing: Preprocessing = sample.PREPROCESSIN
     return ImageArray(f"{sample.NAME}, {split} images", pixels, labels, preprocessing, sample.CLASSES)
 
 
-def labelled(path: Path, split: str, image_size: int | None) -> Batches:
-    """All inputs of a folder of images, of an ``.npz``, or of idx files, with their labels.
+def labelled(data: Path | str, split: str, image_size: int | None, allow_http: bool = False) -> Batches:
+    """All inputs of a folder of images, of tar shards, of an ``.npz``, or of idx files, with their labels.
 
     ``split`` is ``train`` or ``test``, which idx files tell apart; ``image_size`` is for folders of
     images, 224 by default.
@@ -174,7 +180,10 @@ def labelled(path: Path, split: str, image_size: int | None) -> Batches:
         DataError: there are none, or some have no label.
     """
     source: Source
-    if path.suffix == ARRAYS:
+    path = Path(data)
+    if is_shards(str(data)):
+        source = ShardSource(str(data), Preprocessing.for_size(image_size or 224), allow_http=allow_http)
+    elif path.suffix == ARRAYS:
         source = ArrayFile(path)
     elif is_idx_folder(path):
         source = read_split(path, split)

@@ -9,6 +9,7 @@ from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import ARRAYS, Inputs, as_source, choose_inputs, sample_images
 from mobileone_q.data.settings import InputOptions
+from mobileone_q.data.shard_files import is_shards
 from mobileone_q.errors import DataError
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
@@ -29,7 +30,7 @@ def inputs_of(
     seen = manifest.images
     if eval_data is None and data is None and seen.evaluation not in (None, seen.source):
         eval_data = Path(seen.evaluation)
-    if data is None and not Path(seen.source).exists():
+    if data is None and not (is_shards(seen.source) or Path(seen.source).exists()):
         raise DataError(
             f"the inputs that {run.path} was calibrated on are not on disk ({seen.source}); pass --data"
         )

@@ -41,7 +41,9 @@ class CalibrationOptions:
 class QatOptions:
     """Where `qat` takes its images from and writes to."""
 
-    data: Path | None = setting(None, "Training images; labels are optional.", default_help="the run's")
+    data: Path | None = setting(
+        None, "Folder, .npz or .tar shards; labels are optional.", default_help="the run's"
+    )
     eval_data: Path | None = setting(None, "Folder of labelled images.", default_help="the run's")
     images: int | None = setting(None, "Images to draw.", low=1, default_help="as many as the run's")
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/RUN-qat, numbered")
@@ -59,7 +61,7 @@ class TrainOptions:
     data: str = setting(
         "", "Folder with one folder per class, .npz, or .tar shards {000..099}.", is_required=True
     )
-    eval_data: Path = setting(Path(), "The same for evaluation; no shards.", is_required=True)
+    eval_data: Path = setting(Path(), "The same for evaluation.", is_required=True)
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
     output: Path | None = setting(None, "Folder, new or empty.", default_help="runs/train-ARCH, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")

@@ -22,7 +22,6 @@ from mobileone_q.training.settings import (
     EpochSettings,
     TrainingSettings,
 )
-from mobileone_q.training.shards import is_shards
 from mobileone_q.training.train import train_classifier
 
 WEIGHTS = "weights.safetensors"
@@ -56,7 +55,8 @@ def train_run(
     preprocessing = evaluation.source.preprocessing
     size = preprocessing.crop if preprocessing else None
     model = _begin(arch, weights, evaluation.num_classes(), size, settings.seed)
-    inputs = data if is_shards(data) else labelled(Path(data), "train", image_size)
+    allows_http = epochs is not None and epochs.allow_http
+    inputs = agree(accelerator, lambda: labelled(data, "train", image_size, allows_http))
     name = f"train-{model.arch.name}"
     folder = _unfinished(output, name) if resume else agree(accelerator, lambda: _new(output, name))
     try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mobileone_q.errors import Interrupted, TrainingError
 from mobileone_q.progress import Advance, progress, silent
 from mobileone_q.training.checkpoint import TrainingProgress, TrainingState
-from mobileone_q.training.data import Batch, Feed, Slot, Views
+from mobileone_q.training.data import Batch, Loader, Slot, Views
 from mobileone_q.training.distributed import first_message, make_accelerator
 from mobileone_q.training.metric_log import MetricLog
 from mobileone_q.training.objectives import Metrics, Objective
@@ -68,7 +68,7 @@ class Training:
         self,
         model: nn.Module,
         objective: Objective,
-        feed: Feed,
+        feed: Views,
         held_out: Views | None,
         settings: TrainingSettings,
         folder: Path,
@@ -83,9 +83,11 @@ class Training:
         self.accelerator = accelerator or make_accelerator(settings)
         processes = self.accelerator.num_processes
         batch_per_process = settings.batch_per_process(processes)
-        self.slot = Slot(batch_per_process, self.accelerator.process_index, processes, settings.workers)
-        self.steps_per_epoch = feed.batches_per_epoch(self.slot.batch) // settings.accumulate
-        if not self.steps_per_epoch:
+        place = (batch_per_process, self.accelerator.process_index, processes)
+        self.slot = Slot(*place, settings.workers, settings.accumulate)
+        self.loader = Loader(feed, self.slot)
+        self.steps_per_epoch = feed.steps_per_epoch(settings.batch)
+        if len(feed) < settings.batch:
             raise TrainingError(f"fewer inputs than one batch of {settings.batch}; lower --batch")
         self.steps = self.steps_per_epoch * settings.epochs
         # Convolutions run fastest in channels-last memory; torch's stubs lack it for modules.
@@ -144,7 +146,7 @@ class Training:
         self.model.train()
         micro_batches: list[Metrics] = []
         last = time.monotonic()
-        for batch in self.feed.loader(epoch, self.slot, first):
+        for batch in self.loader.epoch(epoch, first):
             micro_batches.append(
                 self._micro_batch(batch.to(self.accelerator.device), epoch, len(micro_batches))
             )

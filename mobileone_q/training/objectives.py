@@ -32,12 +32,12 @@ class Objective(Protocol):
 
 
 def label_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    """Mean cross entropy of the labels, blended ones included; inputs without a label add nothing."""
+    """Weighted mean cross entropy of the labels, blended ones too; inputs without a label add nothing."""
     losses = [
         weight * F.cross_entropy(logits, y, label_smoothing=smoothing, ignore_index=-1, reduction="none")
         for y, weight in ((batch.y, batch.mixup_weight), (batch.y2, 1 - batch.mixup_weight))
     ]
-    return (losses[0] + losses[1]).mean()
+    return batch.mean(losses[0] + losses[1])
 
 
 def hits(logits: Tensor, y: Tensor) -> MetricSums:
@@ -85,9 +85,9 @@ class Distillation:
         with torch.no_grad():
             teacher = self.teacher(batch.x)
         logits, t = model(batch.x), self.temperature
-        soft = t**2 * divergence(teacher / t, logits / t).mean()
+        soft = t**2 * batch.mean(divergence(teacher / t, logits / t))
         with torch.no_grad():
-            kl = divergence(teacher, logits).mean()
+            kl = batch.mean(divergence(teacher, logits))
         return {"loss": self._blend(soft, logits, batch), "kl": kl}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:

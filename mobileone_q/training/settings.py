@@ -167,8 +167,14 @@ class EpochSettings:
     """
 
     resolutions: tuple[int, ...] = setting((), "Sides to train at in turn, pixels; repeatable.", low=1)
-    epoch_images: int | None = setting(None, "Images per epoch, for shards.", low=1)
-    allow_http: bool = setting(False, "Stream shards from http(s) addresses too.")
+    epoch_images: int | None = setting(
+        None,
+        "Inputs per epoch. Epochs follow each other through the data, and a new pass begins only when "
+        "each input has been taken once.",
+        low=1,
+        default_help="all",
+    )
+    allow_http: bool = setting(False, "Read shards at http(s) addresses too.")
 
     def __post_init__(self) -> None:
         _refuse_mistakes(self)

@@ -22,7 +22,7 @@ class Says(nn.Module):
 @pytest.fixture
 def batch():
     y = torch.arange(6)
-    return Batch(torch.zeros(6, 1), y, y, torch.ones(6), [str(k) for k in range(6)])
+    return Batch(torch.zeros(6, 1), y, y, torch.ones(6), torch.ones(6), [str(k) for k in range(6)])
 
 
 def test_divergence_is_that_of_torch():

@@ -6,6 +6,7 @@ import torch
 from mobileone_q.architecture.config import read_architecture
 from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
+from mobileone_q.data.inputs import sample_images
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.settings import EpochSettings, TrainingSettings
@@ -33,9 +34,10 @@ def test_a_network_learns(parts, tmp_path):
 def test_what_does_not_go_together_is_refused_before_a_file_is_written(parts, tmp_path):
     arch, data, evaluation = parts
     model, folder = MobileOne(arch), tmp_path / "none"
+    images = Batches.choose(sample_images("calibration"))
     for inputs, epochs, message in (
         (data, EpochSettings(resolutions=(32, 64)), "--resolutions are for images"),
-        ("train-{0..3}.tar", EpochSettings(epoch_images=40), "--eval-data holds arrays"),
+        (images, EpochSettings(epoch_images=40), "--eval-data holds arrays"),
     ):
         with pytest.raises(TrainingError, match=message):
             train_classifier(model, inputs, evaluation, folder=folder, epochs=epochs, settings=SETTINGS)

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
+from mobileone_q.data.shard_files import is_shards
+from mobileone_q.data.shards import ShardSource
 from mobileone_q.errors import MobileOneQError
 from mobileone_q.training.checkpoint import NAME
-from mobileone_q.training.data import Slot
+from mobileone_q.training.data import Slot, Views
 from mobileone_q.training.metric_log import MetricLog
 from mobileone_q.training.settings import Augmentation
-from mobileone_q.training.shards import Shards, is_shards
 from tests.fuzz.harness import Harness, fresh_folder
 from tests.fuzz.readers.inputs import SMALL, picture
 from tests.helpers.mutations import damaged, edited, in_gzip, in_zip
@@ -77,17 +78,21 @@ def one_image(mode: str) -> bytes:
     return shard(("0.png", picture("PNG")), ("0.cls", b"0"), mode=mode)
 
 
+def read_once(source: ShardSource) -> None:
+    joined(Views(source, range(len(source)), Augmentation()).loader(0, Slot(1)))
+
+
 def use_shard(folder: Path, content: bytes) -> None:
     path = folder / "a.tar"
     path.write_bytes(content)
-    joined(Shards(str(path), 2, SMALL, Augmentation(), classes=3).loader(0, Slot(2)))
+    read_once(ShardSource(str(path), SMALL, classes=3))
 
 
 def use_pattern(folder: Path, content: bytes) -> None:
     """The name of shards, as a recipe gives it."""
     pattern = content.decode("utf-8", "replace")
     if is_shards(pattern):
-        joined(Shards(pattern, 2, SMALL, Augmentation(), classes=3).loader(0, Slot(2)))
+        read_once(ShardSource(pattern, SMALL, classes=3))
 
 
 HARNESSES = (
