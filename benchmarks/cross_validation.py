@@ -1,0 +1,181 @@
+"""What INT8 costs on images that calibration did not see, over draws, and what each step is worth there.
+
+    python benchmarks/cross_validation.py --weights mobileone_s0_fused.pth --data calib/ val/
+
+All images of the folders form one pool. Calibration gets some of them, and accuracy is measured on all
+others. 200 images are drawn anew each time; with 480 of 600 the draws are the five parts of one
+partition, so that each image is evaluated on once. Settings of the recipe are chosen on these figures
+and on nothing else; ``--steps`` measures the recipe without each of its steps, on the same draws.
+
+Every draw is appended to ``--results``, and what stands there is not measured again: the script may be
+stopped at any time. Figures are those of the exported graph in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibrate.pipeline import calibrate
+from calibrate.recipe import Recipe
+from mobileone_q import engines
+from mobileone_q.checkpoints.load import load_model
+from mobileone_q.data.batches import Batches
+from mobileone_q.data.sources import ImageFolder
+from mobileone_q.engines import BuildOptions
+from mobileone_q.evaluation.metrics import Z95, kl_divergences
+from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.progress import progress
+
+DRAWS, BATCH = 5, 10
+TARGETS, COUNTS = ("tensorrt", "onnxruntime"), (200, 480)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What one measurement is of."""
+
+    target: str
+    recipe: str
+    images: int
+    draw: int
+
+
+class Pool:
+    """All images, in memory, and the FP32 network's answers to them."""
+
+    def __init__(self, weights: Path, folders: Sequence[Path], work: Path) -> None:
+        self.fused = fuse_branches(load_model(weights, "s0")[0])
+        self.work = work
+        parts = [part for folder in folders for part in Batches.choose(ImageFolder(folder))]
+        self.x = np.concatenate([x for x, _ in parts])
+        self.labels = np.concatenate([labels for _, labels in parts])
+        self.fp32 = self.logits(self.fused, range(len(self.x)))
+
+    def logits(self, model: FusedModel | QuantizedModel, indices: Sequence[int]) -> NDArray[np.float32]:
+        """Logits (N, classes) of the exported graph for these images."""
+        backend, options = engines.backend("onnxruntime"), BuildOptions(threads=os.cpu_count() or 1)
+        precision = "int8" if isinstance(model, QuantizedModel) else "fp32"
+        graph, path = self.work / f"{precision}.onnx", self.work / f"{precision}.engine.onnx"
+        export_onnx(model, graph)
+        backend.build(graph, path, replace(options, precision=precision))
+        engine = backend.load(path, threads=options.threads)
+        chunks = [indices[k : k + BATCH] for k in range(0, len(indices), BATCH)]
+        return np.concatenate([engine.run(self.x[chunk]) for chunk in chunks])
+
+    def split(self, images: int, draw: int) -> tuple[list[int], list[int]]:
+        """(for calibration, for evaluation): a part of a partition where the draws can be one."""
+        order = list(range(len(self.x)))
+        rest = len(order) - images
+        if rest * DRAWS == len(order):
+            random.Random(0).shuffle(order)
+            held = order[draw * rest : (draw + 1) * rest]
+            return [k for k in order if k not in set(held)], held
+        random.Random(draw).shuffle(order)
+        return order[:images], order[images:]
+
+    def measure(self, key: Key, recipe: Recipe) -> dict[str, object]:
+        """One calibration, and its figures on the images that it did not see."""
+        chosen, held = self.split(key.images, key.draw)
+        chunks = [chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)]
+        quantized = calibrate(self.fused, [(self.x[k], self.labels[k]) for k in chunks], recipe)
+        int8, fp32, labels = self.logits(quantized, held), self.fp32[held], self.labels[held]
+        lost = (fp32.argmax(1) == labels).astype(int) - (int8.argmax(1) == labels)
+        return {
+            "kl": float(kl_divergences(fp32, int8).mean()),
+            "agreement": float((fp32.argmax(1) == int8.argmax(1)).mean()),
+            "held": held,
+            "lost": lost.tolist(),  # of each image held out: 1 where only FP32 is right, -1 where only INT8
+        }
+
+
+def recipes(target: str, steps: bool) -> Iterator[tuple[str, Recipe]]:
+    """The default, then the default without each of its steps."""
+    default = Recipe(target=target)
+    yield "default", default
+    if steps:
+        for field in fields(Recipe):
+            if field.default is True:
+                yield f"without {field.name}", replace(default, **{field.name: False})
+        yield "rounding nearest", replace(default, rounding="nearest")
+
+
+def drop(results: list[dict]) -> tuple[float, float]:
+    """(drop, half of its 95 % interval) in points; an image that several draws held out counts once."""
+    lost: dict[int, list[int]] = {}
+    for result in results:
+        for index, value in zip(result["held"], result["lost"]):
+            lost.setdefault(index, []).append(value)
+    means = [statistics.mean(values) for values in lost.values()]
+    return 100 * statistics.mean(means), 100 * Z95 * statistics.stdev(means) / len(means) ** 0.5
+
+
+def line(*cells: str) -> None:
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def table(measured: dict[Key, dict]) -> None:
+    line(
+        "target", "images", "recipe", "KL: mean (least to most)", "worst / mean", "agreement", "drop, points"
+    )
+    line(*["---"] * 7)
+    groups = dict.fromkeys((key.target, key.images, key.recipe) for key in measured)
+    for target, images, recipe in groups:
+        results = [value for key, value in measured.items()
+                   if (key.target, key.images, key.recipe) == (target, images, recipe)]  # fmt: skip
+        kl, same = [r["kl"] for r in results], [r["agreement"] for r in results]
+        mean, half = drop(results)
+        line(
+            f"`{target}`", str(images), recipe,
+            f"{statistics.mean(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})",
+            f"{max(kl) / statistics.mean(kl):.2f}",
+            f"{statistics.mean(same):.2%} ({min(same):.2%} to {max(same):.2%})",
+            f"{mean:+.2f} ± {half:.2f}",
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True)
+    parser.add_argument("--results", type=Path, default=Path("cross_validation.jsonl"))
+    parser.add_argument("--steps", action="store_true")
+    parser.add_argument("--images", type=int, nargs="+", default=COUNTS)
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--draws", type=int, default=DRAWS)
+    args = parser.parse_args()
+    lines = args.results.read_text().splitlines() if args.results.exists() else []
+    known = {Key(**entry["key"]): entry["result"] for entry in map(json.loads, lines)}
+    wanted = {
+        Key(target, title, images, draw): recipe
+        for target in args.targets
+        for images in args.images
+        for title, recipe in recipes(target, args.steps)
+        for draw in range(args.draws)
+    }
+    missing = [key for key in wanted if key not in known]
+    with TemporaryDirectory() as folder, progress("calibrating", len(missing)) as advance:
+        pool = Pool(args.weights, args.data, Path(folder)) if missing else None
+        for key in missing:
+            known[key] = pool.measure(key, wanted[key])
+            with args.results.open("a") as file:
+                file.write(json.dumps({"key": vars(key), "result": known[key]}) + "\n")
+            advance(1)
+    table({key: known[key] for key in wanted})
+
+
+if __name__ == "__main__":
+    main()
