@@ -63,10 +63,9 @@ def draw() -> str:
         for tick in TICKS
     ]
     title = "KL(FP32 to INT8) of MobileOne-S0 by tool, in nats; lower is better"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" role="img" aria-label="{title}">\n'
-        f"<title>{title}</title>\n{STYLE}\n" + "\n".join([*lines, *parts]) + "\n</svg>\n"
-    )
+    size = f'viewBox="0 0 {WIDTH} {y}" role="img" aria-label="{title}"'
+    first = (f'<svg xmlns="http://www.w3.org/2000/svg" {size}>', f"<title>{title}</title>", STYLE)
+    return "\n".join([*first, *lines, *parts, "</svg>\n"])
 
 
 def main() -> None:
