@@ -22,6 +22,9 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.files import save_pickled
 
 NAME = "checkpoint.pt"
+# What a resumed run may change; where one of the second kind differs, the results are close, not equal.
+FREE = {"workers", "device", "log_every", "checkpoint_every"}
+NEARLY_FREE = ("processes", "accumulate")
 SCHEDULED = {"lr", "weight_decay"}  # what a run changes in an optimizer's groups
 ADAMW_STATE, SGD_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}
 
@@ -46,8 +49,9 @@ class TrainingProgress:
 class TrainingState:
     """The moving parts of a run.
 
-    ``settings`` are what a resumed run must have in common with this one. ``best_weights`` are the
-    averaged weights of the best evaluation, empty where the last weights are kept.
+    ``settings`` are what a resumed run must have in common with this one, but for those in ``FREE`` and
+    ``NEARLY_FREE``; ``changes`` says which of the latter a loaded checkpoint was made with.
+    ``best_weights`` are the averaged weights of the best evaluation, empty where the last weights are kept.
     """
 
     model: nn.Module
@@ -57,6 +61,7 @@ class TrainingState:
     settings: dict[str, Any]
     progress: TrainingProgress
     best_weights: dict[str, torch.Tensor]
+    changes: list[str] = field(default_factory=list)
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, whole or not at all.
@@ -95,10 +100,13 @@ class TrainingState:
             self.scaler.load_state_dict(saved.scaler)
         self.progress = saved.progress
         self.best_weights = saved.best_weights
+        before, now = saved.settings, self.settings
+        self.changes = [f"{key} {before.get(key)}" for key in NEARLY_FREE if before.get(key) != now.get(key)]
 
     def _refuse_other_settings(self, path: Path, before: dict[str, Any]) -> None:
         now = json.loads(json.dumps(self.settings))
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+        bound = (before.keys() | now.keys()) - FREE - {*NEARLY_FREE}
+        changed = sorted(key for key in bound if before.get(key) != now.get(key))
         if changed:
             listing = ", ".join(f"{key} {before.get(key)} (now {now.get(key)})" for key in changed)
             raise TrainingError(f"{path} was made with {listing}; resume with the same options")

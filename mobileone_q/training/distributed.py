@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 from mobileone_q.errors import MissingDependency, TrainingError
+from mobileone_q.training.launch import from_slurm, refuse_dropped_processes
 from mobileone_q.training.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
     Raises:
         MissingDependency: Accelerate is not installed.
-        TrainingError: fp16 on a CPU, where Accelerate would quietly train in float32.
+        TrainingError: fp16 on a CPU, where Accelerate would quietly train in float32; a launcher that has
+            started fewer processes than it was asked for; processes that do not find each other.
     """
     try:
         from accelerate import Accelerator
@@ -43,11 +45,13 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         raise MissingDependency("training needs Accelerate: pip install mobileone-q[train]") from None
     keep_freed_memory()
     AcceleratorState._reset_state()  # otherwise a second run in one process keeps the first one's precision
+    os.environ.update(from_slurm(os.environ))
     accelerator = Accelerator(
         cpu=settings.device == "cpu",
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.accumulate,
     )
+    refuse_dropped_processes(os.environ, accelerator.num_processes)
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise TrainingError("--precision fp16 needs a GPU; on a CPU use bf16, or leave it out")
     return accelerator

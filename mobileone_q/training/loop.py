@@ -6,6 +6,7 @@ in which order, is decided in :mod:`mobileone_q.training.data`, so that two proc
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -109,6 +110,7 @@ class Training:
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
         """
         started = time.monotonic()
+        self._say_how(title)
         if resume:
             self._resume()
         done = self.state.progress
@@ -136,6 +138,31 @@ class Training:
                 f"the checkpoint in {self.folder} is damaged (step {done.step} of {self.steps}, or no best "
                 "weights); begin again in a new folder"
             )
+        if self.state.changes:
+            self._say(
+                f"resuming at step {done.step} of a run with {', '.join(self.state.changes)}: every batch holds "
+                "the same inputs, but sums are rounded in another order, and batch statistics and dropout may be "
+                "others, so the weights will be close to those of that run, not equal bit for bit"
+            )
+
+    def _say_how(self, title: str) -> None:
+        """Say on how many processes the run is, and what an epoch is."""
+        slot, settings = self.slot, self.settings
+        parts = f"{slot.world} x " * (slot.world > 1) + f"{settings.accumulate} x " * (
+            settings.accumulate > 1
+        )
+        batch = f"{settings.batch} = {parts}{slot.batch_per_process}" if parts else f"{settings.batch}"
+        processes = "1 process" if slot.world == 1 else f"{slot.world} processes"
+        held = f", {len(self.held_out)} to evaluate on" if self.held_out is not None else ""
+        self._say(
+            f"{title} on {processes}, {self.accelerator.device.type}: batches of {batch}, "
+            f"{self.steps_per_epoch} steps an epoch of {self.feed.epoch_inputs or len(self.feed)} inputs, "
+            f"{settings.epochs} epochs{held}"
+        )
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            print(text, file=sys.stderr, flush=True)
 
     def _epoch(self, epoch: int, log: MetricLog, advance: Advance, stop: threading.Event) -> None:
         """Train from the next step to the end of an epoch, with its evaluation and checkpoints."""
