@@ -140,9 +140,9 @@ class Training:
             )
         if self.state.changes:
             self._say(
-                f"resuming at step {done.step} of a run with {', '.join(self.state.changes)}: every batch holds "
-                "the same inputs, but sums are rounded in another order, and batch statistics and dropout may be "
-                "others, so the weights will be close to those of that run, not equal bit for bit"
+                f"resuming at step {done.step} of a run with {', '.join(self.state.changes)}: every batch "
+                "holds the same inputs, but sums are rounded in another order, and batch statistics and "
+                "dropout may be others, so the weights will be close to those of that run, not equal"
             )
 
     def _say_how(self, title: str) -> None:
