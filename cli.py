@@ -229,7 +229,7 @@ def qat(
 
     A folder of unlabelled images is enough. After Ctrl-C or a crash, --resume goes on.
     """
-    from mobileone_q.report.terminal import print_accuracy
+    from mobileone_q.report.terminal import print_accuracy, print_fine_tuning
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.qat import fine_tune_run
 
@@ -242,8 +242,7 @@ def qat(
         return  # the first process of several speaks for all
     made = run.read_report()
     print_accuracy(made)
-    if made.qat is not None:
-        click.echo(f"fine-tuned in   {made.qat.seconds:.1f} s, {made.qat.steps} steps")
+    print_fine_tuning(made)
     _say_next(run)
 
 

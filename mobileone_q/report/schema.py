@@ -27,6 +27,7 @@ from mobileone_q.errors import FileError
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, SimulationFidelity
 from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
+from mobileone_q.models.changes import CodeChanges
 from mobileone_q.names import Target, Task
 
 SCHEMA: Literal[3] = 3
@@ -104,7 +105,7 @@ class FineTuning:
 
     ``metrics`` are those of the weights kept, ``start`` those before the first step; ``kept_step`` is
     the step whose weights were kept. ``before`` is the accuracy of the run that was fine-tuned, None
-    where it had none.
+    where it had none. ``changes`` says which codes and scales are others.
     """
 
     steps: int
@@ -113,6 +114,7 @@ class FineTuning:
     metrics: Mapping[str, float]
     start: Mapping[str, float]
     before: MeasuredAccuracy | None
+    changes: CodeChanges | None = None
 
 
 @dataclass(frozen=True)

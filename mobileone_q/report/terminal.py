@@ -16,6 +16,7 @@ from mobileone_q.report.schema import Report
 
 FILE_COLUMNS = 140
 TABLE_COLUMNS = 100
+MOST_CHANGED = 3  # blocks that fine-tuning changed, shown by name
 
 
 def console() -> Console:
@@ -79,6 +80,34 @@ def _print_classes(out: Console, report: Report, accuracy: MeasuredAccuracy) -> 
         out.print(f"agreement       {100 * accuracy.agreement:.2f} % of images have the same best class")
     if accuracy.kl is not None:
         out.print(f"KL(FP32‖INT8)   {accuracy.kl:.4f} nats")
+
+
+def print_fine_tuning(report: Report) -> None:
+    """Print what fine-tuning has changed, and accuracy before and after."""
+    out, tuned = console(), report.qat
+    if tuned is None:
+        return
+    kept = "" if tuned.kept_step == tuned.steps else f", of which step {tuned.kept_step} is kept"
+    out.print(f"fine-tuned in   {tuned.seconds:.1f} s, {tuned.steps} steps{kept}")
+    if tuned.changes is not None:
+        changes = tuned.changes
+        most = [block for block in changes.blocks[:MOST_CHANGED] if block.moved or block.scale_change]
+        out.print(f"weight codes    {changes.moved:,} of {changes.codes:,} moved")
+        out.print(f"scales          {changes.scales_moved:,} of {changes.scales:,} moved")
+        for block in most:
+            out.print(
+                f"                {block.name}: {100 * block.moved / block.codes:.2f} % of codes, a scale by "
+                f"{100 * block.scale_change:.2f} %"
+            )
+    before, after = tuned.before, report.accuracy
+    if before is not None and after is not None:
+        pairs = [("KL(FP32‖INT8)", before.kl, after.kl, 1, ".4f", " nats")]
+        pairs += [("agreement", before.agreement, after.agreement, 100, ".2f", " %")]
+        if before.int8 is not None and after.int8 is not None:
+            pairs += [("top-1", before.int8.top1, after.int8.top1, 100, ".2f", " %")]
+        for name, old, new, factor, form, unit in pairs:
+            if old is not None and new is not None:
+                out.print(f"{name:<16}{factor * old:{form}}{unit} before, {factor * new:{form}}{unit} after")
 
 
 def _shares(shares: TopK | None) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from mobileone_q.checkpoints.load import fill_model, read_checkpoint
 from mobileone_q.data.inputs import Inputs
 from mobileone_q.errors import TrainingError
 from mobileone_q.files import write_atomically
+from mobileone_q.models.changes import CodeChanges, compare_codes
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, utc_now
@@ -79,7 +80,8 @@ def fine_tune_run(
         if tuned is None:
             return None
         settled = {**tuning.to_dict(), **settings.to_dict(), "augmentation": augmentation.to_dict()}
-        _write(run, RunFolder(staged), fused, *tuned, inputs, settled, progress)
+        changes = compare_codes(quantized, tuned[0])
+        _write(run, RunFolder(staged), fused, *tuned, changes, inputs, settled, progress)
         return RunFolder(publish_folder(staged, output, name))
     finally:
         if accelerator.is_main_process:
@@ -100,6 +102,7 @@ def _write(
     fused: FusedModel,
     quantized: QuantizedModel,
     outcome: Outcome,
+    changes: CodeChanges,
     inputs: Inputs,
     settings: dict[str, Any],
     progress: bool,
@@ -124,6 +127,7 @@ def _write(
             metrics=outcome.metrics,
             start=outcome.start,
             before=before.accuracy,
+            changes=changes,
         ),
     )
     changed = {

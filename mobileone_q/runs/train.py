@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from mobileone_q.training.settings import (
 from mobileone_q.training.train import train_classifier
 
 WEIGHTS = "weights.safetensors"
+LAST = "last.safetensors"  # the weights after the last step, where better ones are kept
 
 
 @lost_processes_told()
@@ -77,6 +79,10 @@ def train_run(
     if outcome is None:
         return None
     save_model(model, folder / WEIGHTS)
+    if outcome.kept_step != outcome.steps:
+        last = copy.deepcopy(model)
+        last.load_state_dict(outcome.last)
+        save_model(last, folder / LAST)
     return folder / WEIGHTS, outcome
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from mobileone_q.training.settings import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LAST = "last.safetensors"  # the weights after the last step, where better ones are kept
 GRADIENT_TYPES: dict[MixedPrecision, torch.dtype] = {
     "no": torch.float32,
     "bf16": torch.bfloat16,
@@ -54,7 +56,8 @@ def fine_tune(
     """Train ``quantized`` to answer as ``fused``, the FP32 network that it was made from.
 
     ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
-    ``"live"`` needs it. ``folder`` gets the checkpoint and the metrics. All checks come before the
+    ``"live"`` needs it. ``folder`` gets the checkpoint, the metrics and, where they are not the ones
+    kept, the last weights. All checks come before the
     first file is written.
 
     Returns the trained network, on the CPU, and how the run ended; None in every process but the
@@ -71,9 +74,9 @@ def fine_tune(
         raise TrainingError(
             f"{fused.arch.name} has no classes, which the KL divergence needs; qat is for classifiers"
         )
-    held_out = None
-    if tuning.held_out:
-        batches, held_out = batches.hold_out(tuning.held_out, settings.seed)
+    held_out, share = None, tuning.share_held_out(len(batches))
+    if share:
+        batches, held_out = batches.hold_out(share, settings.seed)
     if tuning.labels and not batches.is_labelled:
         raise TrainingError(
             f"--labels needs labels, and {batches.source.name} has inputs without one; "
@@ -88,7 +91,9 @@ def fine_tune(
     teacher = fused.to(accelerator.device)
     training = Training(
         model,
-        Distillation(teacher, tuning.labels, settings.label_smoothing, tuning.temperature),
+        Distillation(
+            teacher, tuning.labels, settings.label_smoothing, tuning.temperature, batches.is_labelled
+        ),
         Views.of(batches, augmentation, settings.seed),
         Views.of(held_out) if held_out else None,
         settings,
@@ -100,7 +105,15 @@ def fine_tune(
     outcome = training.run("fine-tuning", resume)
     end(accelerator)
     fused.to("cpu")
-    return (model.to("cpu").to_quantized(), outcome) if accelerator.is_main_process else None
+    if not accelerator.is_main_process:
+        return None
+    model.to("cpu")
+    if outcome.kept_step != outcome.steps:
+        kept = copy.deepcopy(model.state_dict())
+        model.load_state_dict(outcome.last)
+        model.to_quantized().save(folder / LAST)
+        model.load_state_dict(kept)
+    return model.to_quantized(), outcome
 
 
 def _trainable(

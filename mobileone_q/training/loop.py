@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mobileone_q.errors import Interrupted, TrainingError
 from mobileone_q.progress import Advance, progress, silent
+from mobileone_q.training import announce
 from mobileone_q.training.checkpoint import TrainingProgress, TrainingState
 from mobileone_q.training.data import Batch, Loader, Slot, Views
 from mobileone_q.training.distributed import first_message, make_accelerator
@@ -41,6 +42,7 @@ class Outcome:
 
     ``metrics`` are those of the weights kept, ``start`` those before the first step. ``steps`` were
     taken in all; the weights kept are those after ``kept_step``. ``seconds`` are this process's.
+    ``last`` are the averaged weights after the last step, on the CPU.
     """
 
     metrics: dict[str, float]
@@ -48,9 +50,7 @@ class Outcome:
     steps: int
     kept_step: int
     seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    last: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
 class Training:
@@ -110,7 +110,9 @@ class Training:
             Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
         """
         started = time.monotonic()
-        self._say_how(title)
+        inputs, held = self.feed.epoch_inputs or len(self.feed), len(self.held_out or ())
+        how = (self.accelerator.device.type, self.slot, self.settings, self.steps_per_epoch, inputs, held)
+        self._say(announce.beginning(title, *how))
         if resume:
             self._resume()
         done = self.state.progress
@@ -122,12 +124,13 @@ class Training:
                     if done.is_done:
                         break
                     self._epoch(epoch, log, advance, stop)
+        last = {key: value.detach().cpu().clone() for key, value in self.average.module.state_dict().items()}
         if self.keeps_best:
             self.average.module.load_state_dict(self.state.best_weights)
         self.model.load_state_dict(self.average.module.state_dict())
         seconds = time.monotonic() - started
         kept_step = done.best_step if self.keeps_best else done.step
-        return Outcome(self.evaluate(), done.start, done.step, kept_step, seconds)
+        return Outcome(self.evaluate(), done.start, done.step, kept_step, seconds, last)
 
     def _resume(self) -> None:
         """Take over the checkpoint in the folder."""
@@ -139,26 +142,7 @@ class Training:
                 "weights); begin again in a new folder"
             )
         if self.state.changes:
-            self._say(
-                f"resuming at step {done.step} of a run with {', '.join(self.state.changes)}: every batch "
-                "holds the same inputs, but sums are rounded in another order, and batch statistics and "
-                "dropout may be others, so the weights will be close to those of that run, not equal"
-            )
-
-    def _say_how(self, title: str) -> None:
-        """Say on how many processes the run is, and what an epoch is."""
-        slot, settings = self.slot, self.settings
-        parts = f"{slot.world} x " * (slot.world > 1) + f"{settings.accumulate} x " * (
-            settings.accumulate > 1
-        )
-        batch = f"{settings.batch} = {parts}{slot.batch_per_process}" if parts else f"{settings.batch}"
-        processes = "1 process" if slot.world == 1 else f"{slot.world} processes"
-        held = f", {len(self.held_out)} to evaluate on" if self.held_out is not None else ""
-        self._say(
-            f"{title} on {processes}, {self.accelerator.device.type}: batches of {batch}, "
-            f"{self.steps_per_epoch} steps an epoch of {self.feed.epoch_inputs or len(self.feed)} inputs, "
-            f"{settings.epochs} epochs{held}"
-        )
+            self._say(announce.going_on(done.step, self.state.changes))
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
@@ -172,6 +156,7 @@ class Training:
             self.on_epoch(self.model, epoch)
         self.model.train()
         micro_batches: list[Metrics] = []
+        steps: list[dict[str, float]] = []
         last = time.monotonic()
         for batch in self.loader.epoch(epoch, first):
             micro_batches.append(
@@ -182,6 +167,7 @@ class Training:
             self.average.update_parameters(self.model)
             done.step += 1
             metrics = self._means(micro_batches)
+            steps.append(metrics)
             rate = settings.batch / max(time.monotonic() - last, 1e-9)
             micro_batches, last = [], time.monotonic()
             shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
@@ -191,7 +177,7 @@ class Training:
                 log.write(done.step, epoch=epoch, **metrics, lr=lr, inputs_per_s=rate)
             is_last = done.step % self.steps_per_epoch == 0
             if is_last and (epoch + 1) % settings.evaluate_every == 0:
-                self._evaluate_and_compare(log)
+                self._report(epoch, steps, log)
                 self.model.train()
             if is_last or done.step % settings.checkpoint_every == 0:
                 self.save()
@@ -255,10 +241,20 @@ class Training:
             for key, value in sums.items()
         }
 
-    def _evaluate_and_compare(self, log: MetricLog) -> dict[str, float]:
+    def _report(self, epoch: int, steps: list[dict[str, float]], log: MetricLog) -> None:
+        """Evaluate at the end of an epoch, and say how it went."""
+        trained = {key: sum(step[key] for step in steps) / len(steps) for key in steps[0]}
+        done = self.state.progress
+        held_out = self._evaluate_and_compare(
+            log, epoch=epoch, **{f"epoch/{k}": v for k, v in trained.items()}
+        )
+        is_best = bool(held_out) and done.best_step == done.step
+        self._say(announce.epoch_line(epoch, self.settings.epochs, trained, held_out, is_best))
+
+    def _evaluate_and_compare(self, log: MetricLog, **beside: float) -> dict[str, float]:
         metrics = self.evaluate()
         self._compare_with_best(metrics)
-        log.write(self.state.progress.step, **{f"held_out/{key}": v for key, v in metrics.items()})
+        log.write(self.state.progress.step, **beside, **{f"held_out/{k}": v for k, v in metrics.items()})
         return metrics
 
     def _compare_with_best(self, metrics: dict[str, float]) -> None:

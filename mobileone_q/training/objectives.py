@@ -47,6 +47,12 @@ def hits(logits: Tensor, y: Tensor) -> MetricSums:
     return {"top1": ((rank < 1) & known).sum(), "top5": ((rank < 5) & known).sum()}
 
 
+def training_top1(logits: Tensor, batch: Batch) -> Tensor:
+    """Share of inputs whose label is the best class; of a blend, the label with the larger share counts."""
+    label = torch.where(batch.mixup_weight >= 0.5, batch.y, batch.y2)
+    return batch.mean((logits.detach().argmax(1) == label).float())
+
+
 @dataclass
 class Classification:
     """Cross entropy with label smoothing; top-1 decides which weights are best."""
@@ -56,7 +62,8 @@ class Classification:
     higher_is_better: bool = True
 
     def measure(self, model: nn.Module, batch: Batch) -> Metrics:
-        return {"loss": label_loss(model(batch.x), batch, self.smoothing)}
+        logits = model(batch.x)
+        return {"loss": label_loss(logits, batch, self.smoothing), "top1": training_top1(logits, batch)}
 
     def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
         logits = model(batch.x)
@@ -71,13 +78,15 @@ class Distillation:
     Training softens both distributions by ``temperature`` and multiplies the divergence by its
     square, as in the paper. At temperature 1 a confident answer teaches only about a class or two,
     and a small set of images is soon overfitted. Evaluation uses temperature 1. ``labels`` is the
-    share of the loss that is cross entropy; the inputs must then have labels.
+    share of the loss that is cross entropy; the inputs must then have labels. ``is_labelled`` says that
+    all of them have, so that top-1 is measured while training.
     """
 
     teacher: nn.Module
     labels: float = 0.0
     smoothing: float = 0.0
     temperature: float = 1.0
+    is_labelled: bool = False
     monitor: str = "loss"
     higher_is_better: bool = False
 
@@ -88,7 +97,8 @@ class Distillation:
         soft = t**2 * batch.mean(divergence(teacher / t, logits / t))
         with torch.no_grad():
             kl = batch.mean(divergence(teacher, logits))
-        return {"loss": self._blend(soft, logits, batch), "kl": kl}
+        metrics = {"loss": self._blend(soft, logits, batch), "kl": kl}
+        return metrics | ({"top1": training_top1(logits, batch)} if self.is_labelled else {})
 
     def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
         logits, teacher = model(batch.x), self.teacher(batch.x)

@@ -17,6 +17,7 @@ MixedPrecision = Literal["no", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu"]
 KeptWeights = Literal["best", "last"]
 BranchMode = Literal["fused", "live"]
+HELD_OUT, HELD_OUT_FROM = 0.1, 400  # fewer inputs are too few to choose by, and are missed in training
 
 
 def _refuse_mistakes(settings: Any, below_one: Sequence[str] = (), above_zero: Sequence[str] = ()) -> None:
@@ -52,7 +53,7 @@ class TrainingSettings:
     momentum: float = setting(0.9, "Momentum of SGD, or AdamW's first beta.", low=0, high=1)
     weight_decay: float = setting(0.0, "Weight decay at the start; it follows a cosine of its own.", low=0)
     final_weight_decay: float = setting(0.0, "Weight decay at the end.", low=0)
-    clip_norm: float = setting(0.0, "Largest norm of the gradient; 0 for any.", low=0)
+    clip_norm: float = setting(1.0, "Largest norm of the gradient; 0 for any.", low=0)
     label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", low=0, high=1)
     ema: float = setting(0.99, "Decay of the averaged weights, which are the ones kept.", low=0, high=1)
     precision: MixedPrecision = setting(
@@ -124,7 +125,7 @@ class FineTuneSettings:
     """Settings of fine-tuning a quantized network, beside :class:`TrainingSettings`.
 
     ``labels`` is the labels' share of the loss; the rest is the KL divergence from the FP32 network.
-    The share ``held_out`` of the inputs chooses which weights are kept; without it the last ones are.
+    The share ``held_out`` of the inputs chooses which weights are kept; where it is 0 the last ones are.
 
     Raises:
         TrainingError: settings out of range, all of them listed at once.
@@ -139,16 +140,23 @@ class FineTuneSettings:
     temperature: float = setting(
         10.0, "Softens both networks' answers while training, to learn from every class.", low=1
     )
-    held_out: float = setting(
-        0.0,
-        "Share of the images that choose the weights to keep; it takes hundreds.  [0: keep the last]",
+    held_out: float | None = setting(
+        None,
+        "Share of the images that choose the weights to keep, and are measured in every epoch.",
         low=0,
         high=0.5,
+        default_help=f"{HELD_OUT} from {HELD_OUT_FROM} images on, none below",
     )
     bn_epochs: int = setting(0, "Epochs until batch statistics are frozen (--branches live).", low=0)
 
     def __post_init__(self) -> None:
         _refuse_mistakes(self)
+
+    def share_held_out(self, inputs: int) -> float:
+        """The share of so many inputs that is held out."""
+        if self.held_out is not None:
+            return self.held_out
+        return HELD_OUT if inputs >= HELD_OUT_FROM else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -183,7 +191,7 @@ class EpochSettings:
 # Each command's defaults, where they differ from those of the fields.
 FINE_TUNING = TrainingSettings(epochs=50, lr=0.005)
 FINE_TUNING_AUGMENTATION = Augmentation(crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
-TRAINING = TrainingSettings(optimizer="sgd", lr=0.1, ema=0.999)
+TRAINING = TrainingSettings(optimizer="sgd", lr=0.1, ema=0.999, clip_norm=5.0)
 TRAINING_AUGMENTATION = Augmentation()
 
 S = TypeVar("S", TrainingSettings, Augmentation, FineTuneSettings, EpochSettings)

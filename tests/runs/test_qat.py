@@ -57,6 +57,13 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     extra = ["--labels", 0.1, "--bn-epochs", 1] if branches == "live" else ["--lr", 0.1, "--held-out", 0.25]
     output = invoke("qat", run, "--branches", branches, "--output", made, *QUICK, *extra)
     assert "KL(FP32‖INT8)" in output
+    assert f"fine-tuning on 1 process, cpu: batches of 16, {64 // 16 - (branches == 'fused')} steps" in output
+    held = "no inputs held out, so the last weights are kept" if branches == "live" else "16 inputs held out"
+    assert held in output
+    lines = [line for line in output.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2
+    assert all("top1" in line.split("held out")[0] for line in lines)
+    assert all(("kl" in line and "agreement" in line) or branches == "live" for line in lines)
     assert f"build-engine --int8 {made}" in output
     report, before = (json.loads((path / "report.json").read_text()) for path in (made, run))
     assert report["qat"]["before"] == before["accuracy"]
@@ -65,6 +72,11 @@ def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     assert report["accuracy"]["images"] == EVALUATED
     assert report["accuracy"]["fp32"] == before["accuracy"]["fp32"]
     assert report["accuracy"]["int8"]["top1"] > 0.85
+    changes = report["qat"]["changes"]
+    assert f"weight codes    {changes['moved']:,} of {changes['codes']:,} moved" in output
+    assert f"scales          {changes['scales_moved']:,} of" in output
+    old, new = before["accuracy"]["kl"], report["accuracy"]["kl"]
+    assert f"KL(FP32‖INT8)   {old:.4f} nats before, {new:.4f} nats after" in output
     manifest = json.loads((made / "manifest.json").read_text())
     assert manifest["qat"]["branches"] == branches
     assert manifest["tuned_from"] == str(run)

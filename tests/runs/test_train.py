@@ -70,6 +70,10 @@ def test_the_best_weights_are_kept_unless_the_last_are_wanted(folder, tmp_path):
         wanted = max(top1) if keep == "best" else top1[-1]
         assert f"FP32 top-1      {100 * wanted:.2f} %" in said
         assert max(top1) > top1[-1]
+        assert said.count("the best so far") < said.count("\nepoch ") == 6
+    both = [tmp_path / "best" / "last.safetensors", tmp_path / "last" / "weights.safetensors"]
+    assert same(*(read_safetensors(path)[0] for path in both))
+    assert not (tmp_path / "last" / "last.safetensors").exists()
 
 
 def test_a_refused_run_leaves_no_folder(folder):

@@ -73,3 +73,10 @@ def test_nothing_heavy_is_imported():
     heavy = "{'torch', 'numpy', 'PIL', 'pydantic'}"
     code = f"import sys, {module.__name__}; assert not {heavy} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "inputs", "share"), [(None, 399, 0), (None, 400, 0.1), (0.0, 5000, 0), (0.3, 10, 0.3)]
+)
+def test_a_tenth_is_held_out_where_there_are_enough(chosen, inputs, share):
+    assert FineTuneSettings(held_out=chosen).share_held_out(inputs) == share
