@@ -18,7 +18,7 @@ from typing import Literal, get_args
 ArchitectureName = Literal["s0", "s1", "s2", "s3", "s4"]
 FaceForm = Literal["gdc", "conv"]
 Target = Literal["tensorrt", "onnxruntime", "dla"]
-BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "int8"]
 FloatPrecision = Literal["fp32", "fp16"]
 RangeMethod = Literal["minmax", "percentile", "entropy", "mse"]
@@ -34,6 +34,9 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
 WRITABLE_LAYOUTS: tuple[WritableLayout, ...] = get_args(WritableLayout)
+
+# They compute a float16 graph in float32 (there is no FP16 engine to time), and know no DLA.
+CPU_BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
 
 OPSET = 17  # of every ONNX file; TensorRT 8.5 and ONNX Runtime 1.12 read it
 
@@ -75,15 +78,18 @@ _RTX_COMPUTES_IN_FLOAT = Pairing(
     label="a check of form only: TensorRT for RTX has no INT8 convolution and computes in floating point"
 )
 
-# Places are left for the backend openvino and the target dla-qdq, which come later.
+# A place is left for the target dla-qdq, which comes later.
 _PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
     ("onnxruntime", "onnxruntime"): Pairing(),
+    ("onnxruntime", "openvino"): Pairing(),
     ("onnxruntime", "tensorrt"): Pairing(_UNSIGNED_CODES.format(backend="TensorRT")),
     ("onnxruntime", "tensorrt-rtx"): Pairing(_UNSIGNED_CODES.format(backend="TensorRT for RTX")),
     ("tensorrt", "onnxruntime"): _not_its_target("tensorrt", "onnxruntime"),
+    ("tensorrt", "openvino"): _not_its_target("tensorrt", "openvino"),
     ("tensorrt", "tensorrt"): Pairing(),
     ("tensorrt", "tensorrt-rtx"): _RTX_COMPUTES_IN_FLOAT,
     ("dla", "onnxruntime"): Pairing(_DLA_GRIDS.format(backend="ONNX Runtime", other="onnxruntime")),
+    ("dla", "openvino"): Pairing(_DLA_GRIDS.format(backend="OpenVINO", other="onnxruntime")),
     ("dla", "tensorrt"): Pairing(),  # with a DLA core: see pairing()
     ("dla", "tensorrt-rtx"): Pairing(_DLA_GRIDS.format(backend="TensorRT for RTX", other="tensorrt")),
 }

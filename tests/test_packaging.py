@@ -153,7 +153,8 @@ def test_the_metadata(dist):
     assert "quantization" in metadata["Keywords"].split(",")
     pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)}
     assert pythons | {"Typing :: Typed"} <= set(metadata.get_all("Classifier"))
-    assert set(metadata.get_all("Provides-Extra")) == {"rtx", "tensorrt", "torchao", "train", "docs", "dev"}
+    extras = {"rtx", "openvino", "tensorrt", "torchao", "train", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra")) == extras
     assert metadata.get_payload().startswith("# mobileone-q")
 
 

@@ -13,6 +13,7 @@ __all__ = ["Backend", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "
 
 _CLASSES: dict[BackendName, tuple[str, str]] = {
     "onnxruntime": ("mobileone_q.engines.onnxruntime", "OnnxRuntime"),
+    "openvino": ("mobileone_q.engines.openvino", "OpenVINO"),
     "tensorrt": ("mobileone_q.engines.tensorrt.engine", "TensorRT"),
     "tensorrt-rtx": ("mobileone_q.engines.tensorrt.engine", "TensorRTForRTX"),
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.metadata import has_only_int8_grids
+from mobileone_q.engines.processor import cpu_name
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, FileError, MissingDependency
 from mobileone_q.files import scratch_folder, write_atomically
@@ -145,16 +145,6 @@ class OnnxRuntimeProfiler(LayerProfiler):
     @property
     def runs(self) -> list[LayerTimes]:
         return self._runs
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def _import() -> Any:

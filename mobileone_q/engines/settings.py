@@ -26,7 +26,7 @@ class BuildOptions:
     batch: tuple[int, int, int] = setting(
         (1, 1, 8), "Images at once; one number for a fixed batch.", metavar="MIN:OPT:MAX"
     )
-    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
     compute_capabilities: tuple[int, ...] = setting(
         (),
         "GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",

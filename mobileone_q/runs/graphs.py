@@ -9,7 +9,7 @@ from mobileone_q import engines
 from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.names import BackendName, FloatPrecision, Precision, pairing
+from mobileone_q.names import CPU_BACKENDS, BackendName, FloatPrecision, Precision, pairing
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.integrity import CALIBRATION_CACHE, record_graph
 
@@ -52,8 +52,8 @@ def graph_name(
         return "fp32" if precision == "fp16" else precision
     if precision != "int8" or float_precision == "fp32":
         return precision
-    # DLA's graph has flags for its types, and ONNX Runtime has no FP16 kernels on a CPU.
-    return "int8" if run.read_manifest().target == "dla" or backend_name == "onnxruntime" else "int8-fp16"
+    # DLA's graph has flags for its types, and there are no FP16 kernels on a CPU.
+    return "int8" if run.read_manifest().target == "dla" or backend_name in CPU_BACKENDS else "int8-fp16"
 
 
 def refuse_foreign_target(run: RunFolder, backend_name: BackendName, dla_core: int | None) -> None:

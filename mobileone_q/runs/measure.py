@@ -27,7 +27,7 @@ from mobileone_q.evaluation.streaming import (
     each_batch,
 )
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import BackendName, Precision, Target, pairing
+from mobileone_q.names import CPU_BACKENDS, BackendName, Precision, Target, pairing
 from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
@@ -142,8 +142,7 @@ def measure_latency(
         EngineError: an engine is missing, stale or edited, or cannot run here.
         RunError: a graph has changed.
     """
-    # On a CPU, ONNX Runtime computes a float16 graph in float32: there is nothing to time.
-    has_kernels = backend_name != "onnxruntime"
+    has_kernels = backend_name not in CPU_BACKENDS
     suffix = engines.backend(backend_name).suffix
     has_fp16 = has_kernels and run.engine("fp16", backend_name, suffix).is_file()
     shape = (batch, arch.in_channels, *arch.image_size)

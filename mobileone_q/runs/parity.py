@@ -16,7 +16,7 @@ from mobileone_q.evaluation.comparison import TorchModel
 from mobileone_q.evaluation.exact import ExactEvaluator
 from mobileone_q.evaluation.metrics import Parity, Runnable
 from mobileone_q.evaluation.streaming import ParitySum, each_batch
-from mobileone_q.names import BACKENDS, FLOAT_PRECISIONS, PRECISIONS
+from mobileone_q.names import BACKENDS, CPU_BACKENDS, FLOAT_PRECISIONS, PRECISIONS
 from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
@@ -44,7 +44,7 @@ def engines_at_hand(
             if not path.is_file():
                 continue
             label = f"{precision} {name}"
-            if is_dla and name == "onnxruntime" and precision == "int8":
+            if is_dla and name in CPU_BACKENDS and precision == "int8":
                 unusable[label] = "its graph has no grids: for DLA they are in the calibration cache"
                 continue
             try:

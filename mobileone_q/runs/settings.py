@@ -99,7 +99,7 @@ class ProfileOptions:
     recorded: Path | None = setting(
         None, "Report a profile recorded on a device instead.", flag="--from", default_help="time here"
     )
-    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class EvaluateOptions:
     exact: bool = setting(
         False, "Also run the INT8 graph for target tensorrt in exact integers, with FP32 and FP16 between."
     )
-    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
 
 
 @dataclass(frozen=True)
@@ -138,4 +138,4 @@ class InfoOptions:
     arch: str | None = setting(None, "", default_help="a table of s0 to s4")
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
     runs: int = setting(10, "Timed runs in ONNX Runtime; 0 for none.", low=0)
-    threads: int = setting(1, "CPU threads (onnxruntime).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)

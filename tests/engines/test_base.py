@@ -25,7 +25,7 @@ def test_every_name_has_its_backend(name):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(EngineError, match="no backend 'tvm'; choose from onnxruntime, tensorrt, "):
+    with pytest.raises(EngineError, match="no backend 'tvm'; choose from onnxruntime, openvino, tensorrt, "):
         engines.backend("tvm")
 
 

@@ -1,0 +1,92 @@
+"""OpenVINO: both forms of the INT8 graph in its integer kernels, FP32 in float32."""
+
+import numpy as np
+import pytest
+
+from calibrate.recipe import Recipe
+from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.errors import EngineError
+from mobileone_q.evaluation.latency import profile_engines
+from mobileone_q.export.graph import export_onnx
+from tests.helpers.calibrated import calibrated_network, fused_network
+from tests.helpers.cli import invoke, refused
+from tests.helpers.networks import random_images, small
+
+pytest.importorskip("openvino", reason="needs the extra [openvino]")
+BACKEND = backend("openvino")
+ARCH = small()
+NAMES = [block.name for block in ARCH.blocks]
+MODELS = {
+    "fp32": lambda: fused_network(ARCH),
+    "tensorrt": lambda: calibrated_network(ARCH, Recipe(target="tensorrt")),
+    "onnxruntime": lambda: calibrated_network(ARCH, Recipe(target="onnxruntime")),
+}
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """(the model, its engine) by name of :data:`MODELS`."""
+    folder, made = tmp_path_factory.mktemp("openvino"), {}
+    for name, make in MODELS.items():
+        model, path = make(), folder / f"{name}.blob"
+        export_onnx(model, folder / f"{name}.onnx")
+        BACKEND.build(folder / f"{name}.onnx", path, BuildOptions("fp32" if name == "fp32" else "int8"))
+        made[name] = model, BACKEND.load(path, folder / f"{name}.onnx")
+    return made
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_engine_computes_the_model(engines, name):
+    """FP32 in float32, where OpenVINO itself would take bfloat16; INT8 but for single codes."""
+    model, engine = engines[name]
+    x = random_images(ARCH, 5)
+    expected, ours = model(x).numpy(), engine(x.numpy())
+    bound = 1e-5 if name == "fp32" else 0.05
+    assert np.abs(expected - ours).max() < bound * np.abs(expected).max()
+    assert engine(x[:2].numpy()).shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "onnxruntime"])
+def test_every_block_of_either_form_runs_on_integers(engines, name):
+    """ONNX Runtime has no integer kernels for the form of ``tensorrt``; OpenVINO has."""
+    x = random_images(ARCH, 1).numpy()
+    latency = profile_engines(engines["fp32"][1], engines[name][1], NAMES, x, runs=3)
+    assert [row.name for row in latency.layers] == NAMES
+    assert all(row.types.startswith("INT8") for row in latency.layers)
+    assert not any(row.is_fallback for row in latency.layers)
+    assert all(row.fp32_ms > 0 and row.int8_ms > 0 for row in latency.layers)
+
+
+def test_from_the_command_line(sample_run):
+    run = sample_run("tensorrt")
+    said = " ".join(invoke("build-engine", "--int8", "--backend", "openvino", run).split())
+    assert "not its target" in said
+    said = invoke("evaluate", run, "--images", 50)
+    assert "int8 openvino" in said
+    dla = sample_run("dla")
+    assert "--target onnxruntime" in refused("build-engine", "--int8", "--backend", "openvino", dla)
+
+
+def test_a_damaged_engine_is_refused(engines, tmp_path):
+    path, graph = tmp_path / "a.blob", tmp_path / "a.onnx"
+    export_onnx(MODELS["fp32"](), graph)
+    info = BACKEND.build(graph, path, BuildOptions("fp32"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(EngineError, match="is not the file that"):
+        BACKEND.load(path, graph)
+    path.write_bytes(b"garbage")
+    with pytest.raises(EngineError, match=r"OpenVINO cannot load .*a\.blob: .*; build it again"):
+        BACKEND._open(path, info, 1)
+
+
+def test_a_closed_engine_says_so(engines, tmp_path):
+    graph, path = tmp_path / "a.onnx", tmp_path / "a.blob"
+    export_onnx(MODELS["fp32"](), graph)
+    BACKEND.build(graph, path, BuildOptions("fp32"))
+    engine = BACKEND.load(path, graph)
+    with pytest.raises(EngineError, match=r"takes inputs of shape \[\?,3,32,32\], not \(1, 5, 32, 32\)"):
+        engine(np.zeros((1, 5, 32, 32), np.float32))
+    engine.close()
+    with pytest.raises(ValueError, match="is closed"):
+        engine(random_images(ARCH, 1).numpy())
