@@ -19,7 +19,7 @@ from mobileone_q import __version__
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import MobileOneQError, RunError
-from mobileone_q.jetpack import JETSON_MODULES
+from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
 from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
     ARCH,
@@ -120,6 +120,7 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     run = result.save(options.output, evaluate_on=chosen.evaluated, progress=True)
     print_accuracy(run.read_report())
     click.echo(f"calibrated in   {result.seconds.calibrate:.1f} s on {len(chosen.calibration)} images")
+    _say_plan(run)
     _say_next(run)
 
 
@@ -139,6 +140,8 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     from mobileone_q.runs.run import resolve_backend
 
     run, precisions = find_run(run_path), wanted.precisions
+    if "int8" in precisions:
+        _say_plan(run)
     options = replace(options, float_precision="fp16" if wanted.fp16 else "fp32")
     if wanted.bundle is not None:
         click.echo(write_bundle(run, wanted.bundle, precisions[-1], options))
@@ -420,7 +423,10 @@ def clean(folder: Path, yes: bool, checkpoints: bool) -> None:
 
 
 @main.command()
-@click.option("--device", type=click.Choice(tuple(JETSON_MODULES)), required=True, help="Jetson module.")
+@click.option(
+    "--device", type=click.Choice(DEVICE_NAMES), required=True, metavar="MODULE[@MODE]",
+    help="Jetson module in a power mode, such as agx-orin@30w; the highest where none is named.",
+)  # fmt: skip
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
 @BATCH
@@ -431,7 +437,7 @@ def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool)
     from mobileone_q.evaluation.roofline import block_bounds, to_dict
     from mobileone_q.report.network import print_roofline
 
-    chain, module = build_variant(arch, image_size=image_size), JETSON_MODULES[device]
+    chain, module = build_variant(arch, image_size=image_size), find_device(device)
     bounds = block_bounds(chain, module, batch)
     if as_json:
         _print_json(to_dict(chain, module, batch, bounds))
@@ -467,6 +473,15 @@ def _show_latency(run: RunFolder, options: ProfileOptions) -> None:
     print_latency(latency)
     print_accuracy(run.read_report())
     click.echo(f"as HTML         {run.html}")
+
+
+def _say_plan(run: RunFolder) -> None:
+    """Say what DLA is expected to run, of a run for DLA."""
+    from mobileone_q.runs.graphs import planned_for_dla
+
+    plan = planned_for_dla(run)
+    if plan is not None:
+        click.echo(plan.describe())
 
 
 def _say_next(run: RunFolder) -> None:

@@ -22,7 +22,7 @@ from mobileone_q.errors import DataError
 from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.evaluation.roofline import block_bounds
 from mobileone_q.files import scratch_folder
-from mobileone_q.jetpack import JETSON_MODULES
+from mobileone_q.jetson_devices import find_device
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 
@@ -94,7 +94,7 @@ def calibrate_within(
 
 def time_won(arch: Architecture) -> dict[str, float]:
     """Microseconds that INT8 can save against FP16, by block, by the roofline of a Jetson Orin Nano."""
-    bounds = block_bounds(arch, JETSON_MODULES["orin-nano"])
+    bounds = block_bounds(arch, find_device("orin-nano@15w"))
     return {bound.name: bound.fp16.least_us - bound.int8.least_us for bound in bounds}
 
 

@@ -8,7 +8,7 @@ In FP32 (:func:`prepare`):
 
 In INT8 (:func:`finish`):
 
-4. choose every grid, round every weight to its nearest code (ranges)
+4. choose every grid, round every weight to its nearest code (ranges; for DLA also dla_scales)
 5. find out which errors the loss minds                      (fisher)
 6. go down the chain: round weights again, so that errors make up for each other (rounding), take mean
    errors into the biases (bias_correction), stretch the logits                  (reconstruct)
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from calibrate.channel_splitting import split_channels
+from calibrate.dla_scales import fill_dla_scales
 from calibrate.equalize import ALPHAS, equalize_channels
 from calibrate.fisher import output_fisher
 from calibrate.images import Images, tensors
@@ -115,7 +116,11 @@ def correct(
     recipe: Recipe,
     advance: Advance = silent,
 ) -> None:
-    """Make up for rounding errors, in place: steps 5 to 7 of those above, as ``recipe`` says."""
+    """Make up for rounding errors, in place: steps 5 to 7 of those above, as ``recipe`` says.
+
+    For DLA, the scales beside those of block inputs are chosen first.
+    """
+    fill_dla_scales(equalized, quantized, tensors(images), recipe.range_method)
     fisher: dict[str, Tensor] = {}
     if recipe.compensates_rows:
         dense = [spec.name for spec in equalized.arch.blocks if spec.groups == 1 and not spec.is_head]

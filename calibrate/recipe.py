@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mobileone_q.errors import CalibrationError
-from mobileone_q.names import RangeMethod, Rounding, Target
+from mobileone_q.names import DLA_TARGETS, RangeMethod, Rounding, Target
 from mobileone_q.settings import mistakes, setting
 
 
@@ -72,8 +72,11 @@ class Recipe:
             wrong.append(f"alpha {self.alpha} (choose from 0 to 1, or None for each block's own)")
         if math.isinf(self.tune_scales_seconds):
             wrong.append("tune_scales_seconds inf (choose a number of seconds)")
-        if self.keep_float and self.target == "dla":
-            wrong.append("blocks in floating point for target dla (its cache cannot say so; use tensorrt)")
+        if self.keep_float and self.target in DLA_TARGETS:
+            wrong.append(
+                f"blocks in floating point for target {self.target} (there every tensor has a scale; "
+                "use tensorrt)"
+            )
         if wrong:
             raise CalibrationError(f"unusable calibration settings: {'; '.join(wrong)}")
 

@@ -19,7 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mobileone_q.jetpack import find_jetpack, has_dla
+from mobileone_q.jetpack import (
+    FIRST_QDQ,
+    NO_DLA,
+    TAKES_LATER,
+    dla_form,
+    dla_is_restored,
+    find_jetpack,
+    has_dla,
+)
 from mobileone_q.names import OPSET
 
 OK, WARNING, MISSING = "ok", "warning", "missing"
@@ -158,13 +166,22 @@ def _jetpack(facts: Facts) -> Check | None:
     if jetpack is None:
         return Check("jetpack", WARNING, f"L4T {release} is not in the table", "JetPack 5.1, 6 or 7")
     version = facts.version("tensorrt")
-    if version and not version.startswith(jetpack.tensorrt):
+    if version and jetpack.l4t == TAKES_LATER and _numbers(version) >= FIRST_QDQ:
+        return Check(
+            "jetpack", OK, f"{jetpack.name} (L4T {release}) with TensorRT {version} of the SBSA package"
+        )
+    if version and not version.startswith(f"{jetpack.tensorrt}."):
         return Check(
             "jetpack", WARNING,
             f"JetPack {jetpack.name} comes with TensorRT {jetpack.tensorrt}, and {version} is installed",
             "reinstall with `sudo apt install nvidia-jetpack`, or use a container made for this JetPack",
         )  # fmt: skip
-    return Check("jetpack", OK, f"{jetpack.name} (L4T {release}, TensorRT {jetpack.tensorrt})")
+    later = "; JetPack 7.2.2 and later also takes TensorRT 11.4.1 and later, from the SBSA package"
+    return Check(
+        "jetpack", OK,
+        f"{jetpack.name} (L4T {release}, TensorRT {jetpack.tensorrt})"
+        f"{later if jetpack.l4t == TAKES_LATER else ''}",
+    )  # fmt: skip
 
 
 def _gpu(facts: Facts) -> Check:
@@ -191,12 +208,18 @@ def _dla(facts: Facts) -> Check | None:
         return None
     if not has_dla(facts.board):
         return Check("dla", OK, f"{facts.board} has none; build without --dla")
-    if _numbers(facts.version("tensorrt")) >= (11,):
+    version = facts.version("tensorrt")
+    form = dla_form(_numbers(version)) if version else "cache"
+    if form is None:
+        return Check("dla", WARNING, f"TensorRT {version} has no DLA on Jetson", f"drop --dla. {NO_DLA}")
+    if form == "cache":
+        return Check("dla", OK, "there is one: calibrate --target dla, then build-engine --int8 --dla 0")
+    if not dla_is_restored(facts.board):
         return Check(
-            "dla", WARNING, "TensorRT 11 has no calibration cache, which INT8 on DLA needs",
-            "JetPack 5 or 6, or build without --dla",
+            "dla", WARNING, f"TensorRT {version} runs DLA on AGX Orin alone",
+            "the TensorRT 10.3 of JetPack 6 with --target dla, or build without --dla",
         )  # fmt: skip
-    return Check("dla", OK, "there is one: calibrate --target dla, then build-engine --int8 --dla 0")
+    return Check("dla", OK, "there is one: calibrate --target dla-qdq, then build-engine --int8 --dla 0")
 
 
 def _opset(facts: Facts) -> Check | None:

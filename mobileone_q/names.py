@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 ArchitectureName = Literal["s0", "s1", "s2", "s3", "s4"]
 FaceForm = Literal["gdc", "conv"]
-Target = Literal["tensorrt", "onnxruntime", "dla"]
+Target = Literal["tensorrt", "onnxruntime", "dla", "dla-qdq"]
 BackendName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "int8"]
 FloatPrecision = Literal["fp32", "fp16"]
@@ -30,6 +30,7 @@ Task = Literal["classify", "embed", "features"]
 ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
 FACE_FORMS: tuple[FaceForm, ...] = get_args(FaceForm)
 TARGETS: tuple[Target, ...] = get_args(Target)
+DLA_TARGETS: tuple[Target, ...] = ("dla", "dla-qdq")  # scales in a calibration cache; Q/DQ in the graph
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
@@ -78,7 +79,6 @@ _RTX_COMPUTES_IN_FLOAT = Pairing(
     label="a check of form only: TensorRT for RTX has no INT8 convolution and computes in floating point"
 )
 
-# A place is left for the target dla-qdq, which comes later.
 _PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
     ("onnxruntime", "onnxruntime"): Pairing(),
     ("onnxruntime", "openvino"): Pairing(),
@@ -92,6 +92,13 @@ _PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
     ("dla", "openvino"): Pairing(_DLA_GRIDS.format(backend="OpenVINO", other="onnxruntime")),
     ("dla", "tensorrt"): Pairing(),  # with a DLA core: see pairing()
     ("dla", "tensorrt-rtx"): Pairing(_DLA_GRIDS.format(backend="TensorRT for RTX", other="tensorrt")),
+    ("dla-qdq", "onnxruntime"): _not_its_target("dla-qdq", "onnxruntime"),
+    ("dla-qdq", "openvino"): _not_its_target("dla-qdq", "openvino"),
+    ("dla-qdq", "tensorrt"): Pairing(),  # with a DLA core: see pairing()
+    ("dla-qdq", "tensorrt-rtx"): Pairing(
+        "the INT8 graph is for target dla-qdq, whose uint8 codes TensorRT for RTX reads as int32; "
+        "calibrate again with --target tensorrt"
+    ),
 }
 
 
@@ -101,11 +108,11 @@ def pairing(target: Target, backend: BackendName, dla_core: int | None = None) -
     ``dla_core`` is the DLA core that an engine is built for; None for the GPU or the CPU. Do not ask
     for graphs in floating point: they run in every backend.
     """
-    if target == "dla" and backend == "tensorrt" and dla_core is None:
+    if target in DLA_TARGETS and backend == "tensorrt" and dla_core is None:
         return Pairing("the INT8 graph is for DLA; pass --dla 0, or calibrate again with --target tensorrt")
-    if target != "dla" and dla_core is not None:
+    if target not in DLA_TARGETS and dla_core is not None:
         return Pairing(
-            f"the INT8 graph is for target {target}, not DLA; calibrate again with --target dla, "
-            "or drop --dla"
+            f"the INT8 graph is for target {target}, not DLA; calibrate again with --target dla "
+            "(TensorRT 8.5 to 10.7) or dla-qdq (11.4.1 and later), or drop --dla"
         )
     return _PAIRINGS[target, backend]

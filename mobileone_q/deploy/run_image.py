@@ -180,6 +180,8 @@ def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
     cuda = Cuda()
     logger = trt.Logger()
     runtime = trt.Runtime(logger)
+    if hasattr(runtime, "engine_host_code_allowed"):  # a version-compatible engine brings its own runtime
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(engine_path.read_bytes())
     if engine is None:
         sys.exit(f"TensorRT cannot load {engine_path}; build it again on this device with build.sh")

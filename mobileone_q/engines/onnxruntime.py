@@ -54,7 +54,7 @@ class OnnxRuntime(Backend):
         target: Target | None,
         advance: Advance,
     ) -> str:
-        stands_in = target == "tensorrt" if target else has_only_int8_grids(onnx_path)
+        stands_in = target in ("tensorrt", "dla-qdq") if target else has_only_int8_grids(onnx_path)
 
         disabled = BIAS_ROUNDERS if stands_in else ()
 

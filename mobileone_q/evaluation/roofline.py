@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec, Pair
-from mobileone_q.jetpack import JetsonModule
+from mobileone_q.jetson_devices import JetsonDevice
 
 BoundPrecision = Literal["int8", "fp16"]
 
@@ -75,7 +75,7 @@ class Work:
     outputs: int
 
 
-def block_bounds(arch: Architecture, module: JetsonModule, batch: int = 1) -> list[BlockBound]:
+def block_bounds(arch: Architecture, module: JetsonDevice, batch: int = 1) -> list[BlockBound]:
     """The bound of every block for a batch, in chain order."""
     bounds = []
     size = arch.image_size
@@ -112,7 +112,7 @@ def block_work(spec: BlockSpec, size: Pair) -> tuple[Work, Pair]:
 
 
 def _least(
-    work: Work, module: JetsonModule, batch: int, precision: BoundPrecision, in_bytes: int, out_bytes: int
+    work: Work, module: JetsonDevice, batch: int, precision: BoundPrecision, in_bytes: int, out_bytes: int
 ) -> Least:
     weight_bytes = 1 if precision == "int8" else HALF_BYTES
     moved = batch * (work.inputs * in_bytes + work.outputs * out_bytes)
@@ -125,7 +125,7 @@ def _least(
     return Least(moved, memory_us, operations_us, max(memory_us, operations_us), binding)
 
 
-def to_dict(arch: Architecture, module: JetsonModule, batch: int, bounds: list[BlockBound]) -> dict[str, Any]:
+def to_dict(arch: Architecture, module: JetsonDevice, batch: int, bounds: list[BlockBound]) -> dict[str, Any]:
     """The bound as JSON values, which say that it is a bound and name its sources."""
     totals = {p: sum(getattr(bound, p).least_us for bound in bounds) for p in ("int8", "fp16")}
     return {

@@ -1,4 +1,4 @@
-"""INT8 on Jetson's DLA before TensorRT 11: a graph without Q/DQ, and its scales in a calibration cache.
+"""INT8 on Jetson's DLA with TensorRT 8.5 to 10.7: a graph without Q/DQ, its scales in a calibration cache.
 
 Assumptions: every grid is symmetric int8 with zero-point 0 (target ``dla``), and the cache is complete
 enough that TensorRT never calibrates again. The cache is text::
@@ -26,13 +26,14 @@ from pathlib import Path
 from mobileone_q.engines.tensorrt.calibration_cache import DEFAULT_VERSION, header
 from mobileone_q.errors import ExportError
 from mobileone_q.files import write_text
+from mobileone_q.models.dla import OUTPUT, window_role
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.layers import per_output_channel
-from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
 
 def without_grids(model: QuantizedModel) -> FusedModel:
-    """Write the network as plain convolutions: weights are code x scale, biases and SE stay as they are.
+    """The network as plain convolutions: weights are code x scale, biases and SE stay as they are.
 
     Raises:
         ExportError: the model is for another target, whose grids a calibration cache cannot hold.
@@ -54,11 +55,10 @@ def without_grids(model: QuantizedModel) -> FusedModel:
 
 
 def tensor_scales(model: QuantizedModel) -> Iterator[tuple[str, float]]:
-    """Yield (name in the graph, scale) of every quantized tensor, in execution order.
+    """Yield (name in the graph, scale) of every tensor, in execution order.
 
     The output of a convolution gets the scale of the activation behind it: TensorRT fuses the two, and
-    what lies below zero is cut either way. Behind a squeeze-and-excite gate only the gated tensor has
-    a scale: the layers of the gate run in FP16. So do the logits, which have no scale either.
+    what lies below zero is cut either way.
     """
     tensors = ["input"]
     for name, block in model.blocks():
@@ -67,12 +67,41 @@ def tensor_scales(model: QuantizedModel) -> Iterator[tuple[str, float]]:
             for tensor in tensors:
                 yield tensor, float(block.pool_scale)
         if spec.pool:
+            yield from _window_scales(block, f"{name}/pool")
             tensors = [f"{name}/pool:0"]
         for tensor in tensors:
             yield tensor, float(block.input_scale)
+        if spec.se_channels:
+            yield from _squeeze_excite_scales(block, name)
         tensors = [f"{name}/se/gate:0" if spec.se_channels else f"{name}:0"]
         if spec.activation != "none":
             tensors.append(f"{name}/{spec.activation}:0")
+    if not spec.is_head:
+        tensors.pop()  # the last tensor of all bears the name of the graph's output
+    for tensor in [*tensors, "logits"]:
+        yield tensor, _scale(block, OUTPUT)
+
+
+def _squeeze_excite_scales(block: QuantizedBlock, name: str) -> Iterator[tuple[str, float]]:
+    """Yield the scales of a squeeze-and-excite unit, from the convolution's output to the gate."""
+    yield f"{name}:0", _scale(block, "map")
+    yield from _window_scales(block, f"{name}/se/pool")
+    yield f"{name}/se/pool:0", _scale(block, "pool")
+    for role, activation in (("reduce", "relu"), ("expand", "sigmoid")):
+        yield f"{name}/se/{role}:0", _scale(block, role)
+        yield f"{name}/se/{role}/{activation}:0", _scale(block, "gate" if role == "expand" else role)
+
+
+def _window_scales(block: QuantizedBlock, pool: str) -> Iterator[tuple[str, float]]:
+    """Yield the scales of the maps between the pooling steps of ``pool``."""
+    for index in range(len(block.dla.windows) - 1 if block.dla else 0):
+        yield f"{pool}/{window_role(index)}:0", _scale(block, window_role(index))
+
+
+def _scale(block: QuantizedBlock, role: str) -> float:
+    if block.dla is None:
+        raise ExportError(f"{block.spec.name} has no scales for DLA; calibrate with --target dla")
+    return float(block.dla.scale(role))
 
 
 def write_cache(model: QuantizedModel, path: Path, version: str = DEFAULT_VERSION) -> None:

@@ -24,28 +24,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
-from torch import Tensor
 
-from mobileone_q.architecture.spec import Architecture
+from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.engines.tensorrt.calibration_cache import cache_path
 from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.emitter import Emitter, Value
+from mobileone_q.export.gates import emit_pool, emit_rounding, emit_squeeze_excite, rounding_of
 from mobileone_q.files import write_atomically
+from mobileone_q.models.dla import OUTPUT, windows_of
 from mobileone_q.models.fused import Block, FusedModel
 from mobileone_q.models.grids import UINT8, int8_form
-from mobileone_q.models.layers import SqueezeExcite
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
-from mobileone_q.names import OPSET, FloatPrecision
+from mobileone_q.names import DLA_TARGETS, OPSET, FloatPrecision
 
 IR_VERSION = 8  # what the parsers of TensorRT 8.5 and ONNX Runtime 1.13 read
 CODE_SHIFT = 128  # distance between the codes of a uint8 grid and those of its int8 form
 SIX = 6.0  # where ReLU6 cuts
+Windows = dict[str, tuple[Pair, ...]]
 TOP_CODE = 254.51  # 6 rounds to code 255, the last, if 6 / scale is above 254.5
 
 
@@ -84,9 +85,11 @@ def to_onnx(
         metadata |= {"precision": "int8", "target": model.target}
     if preprocessing is not None:
         metadata["preprocessing"] = json.dumps(dict(preprocessing))
-    if isinstance(model, QuantizedModel) and model.target == "dla":
-        model = dla.without_grids(model)
-    proto = _wrap(_emit_blocks(model, float_precision), model.arch, metadata)
+    windows = None
+    if isinstance(model, QuantizedModel) and model.target in DLA_TARGETS:
+        windows = windows_of(model.arch)
+        model = dla.without_grids(model) if model.target == "dla" else model
+    proto = _wrap(_emit_blocks(model, float_precision, windows), model.arch, metadata)
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -94,19 +97,25 @@ def to_onnx(
     return proto
 
 
-def _emit_blocks(model: FusedModel | QuantizedModel, float_precision: FloatPrecision) -> Emitter:
-    """Emit every block, from ``input`` to ``logits``."""
+def _emit_blocks(
+    model: FusedModel | QuantizedModel, float_precision: FloatPrecision, windows: Windows | None
+) -> Emitter:
+    """Emit every block, from ``input`` to ``logits``.
+
+    ``windows`` are the steps in which DLA pools, by block; None for other targets.
+    """
     emitter, shifts = Emitter(float_precision), _shifts(model)
     blocks = [block for _, block in model.blocks()]
     tensor = Value("input", np.float32)
     for block, following in zip_longest(blocks, blocks[1:]):
         own_shift = shifts.get(block.spec.name)
         next_shift = shifts.get(following.spec.name) if following else None
-        tensor = _emit_input(emitter, block, tensor, own_shift)
+        steps = windows.get(block.spec.name) if windows else None
+        tensor = _emit_input(emitter, block, tensor, own_shift, steps)
         tensor = _emit_linear(emitter, block, tensor, own_shift, next_shift)
         if _leaves_map(block, following):
             tensor = emitter.to_half(block.spec.name, tensor)
-        tensor = _emit_activation(emitter, block, tensor, next_shift)
+        tensor = _emit_activation(emitter, block, tensor, next_shift, steps)
     emitter.name_output(emitter.to_float(blocks[-1].spec.name, tensor), "logits")
     return emitter
 
@@ -124,7 +133,9 @@ class Shift:
 
 def _leaves_map(block: Block, following: Block | None) -> bool:
     """Whether a quantized block leaves a map in floating point in memory: float16 halves such maps."""
-    return not block.is_float and following is not None and (block.se is not None or following.spec.pool)
+    if block.is_float or following is None or rounding_of(block) or rounding_of(following):
+        return False
+    return block.se is not None or following.spec.pool
 
 
 def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
@@ -140,7 +151,9 @@ def _shifts(model: FusedModel | QuantizedModel) -> dict[str, Shift]:
     return shifts
 
 
-def _emit_input(emitter: Emitter, block: Block, x: Value, shift: Shift | None) -> Value:
+def _emit_input(
+    emitter: Emitter, block: Block, x: Value, shift: Shift | None, windows: tuple[Pair, ...] | None
+) -> Value:
     """Emit what lies between the producer's output and the block's kernel: pooling and Q/DQ."""
     name, is_matrix = block.spec.name, _is_matrix(block)
     if block.is_float:
@@ -150,7 +163,7 @@ def _emit_input(emitter: Emitter, block: Block, x: Value, shift: Shift | None) -
         scale = block.pool_scale.numpy()
         x = emitter.quantize(f"{name}/pool", emitter.to_float(name, x), scale, grid.numpy_dtype)
     if block.spec.pool:
-        x = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
+        x = emit_pool(emitter, f"{name}/pool", x, windows, rounding_of(block))
     if is_matrix:
         x = emitter.node("Flatten", f"{name}/flatten", [x])
     if not isinstance(block, QuantizedBlock) or grid is None:
@@ -164,7 +177,7 @@ def _emit_input(emitter: Emitter, block: Block, x: Value, shift: Shift | None) -
 
 
 def _is_matrix(block: Block) -> bool:
-    return isinstance(block, QuantizedBlock) and block.quantize_map
+    return isinstance(block, QuantizedBlock) and block.quantize_map and block.dla is None
 
 
 def _emit_linear(
@@ -203,15 +216,22 @@ def _emit_linear(
         dilations=spec.dilation,
         group=spec.groups,
     )
-    return emitter.node("Flatten", f"{name}/flatten", [y]) if spec.pool else y
+    if not spec.pool:
+        return y
+    y = emit_rounding(emitter, name, y, rounding_of(block), OUTPUT)
+    return emitter.node("Flatten", f"{name}/flatten", [y])
 
 
-def _emit_activation(emitter: Emitter, block: Block, x: Value, next_shift: Shift | None) -> Value:
+def _emit_activation(
+    emitter: Emitter, block: Block, x: Value, next_shift: Shift | None, windows: tuple[Pair, ...] | None
+) -> Value:
     """Emit squeeze-and-excite, the activation where the consumer's grid does not cut, and flattening."""
     spec, name = block.spec, block.spec.name
     if block.se is not None:
-        x = _emit_squeeze_excite(emitter, f"{name}/se", block.se, x)
+        x = emit_squeeze_excite(emitter, f"{name}/se", block.se, x, windows, rounding_of(block))
     if spec.flatten:
+        if _is_last(block):
+            x = emit_rounding(emitter, name, x, rounding_of(block), OUTPUT)
         return emitter.node("Flatten", f"{name}/flatten", [x])
     if next_shift and next_shift.form == "saturate":
         # Codes end at 255 steps: a grid whose last code is 6 or less cuts where ReLU6 would.
@@ -224,19 +244,16 @@ def _emit_activation(emitter: Emitter, block: Block, x: Value, next_shift: Shift
             emitter.constant_like(x, f"{name}/relu6_{k}", np.asarray(v))
             for k, v in (("min", 0), ("max", SIX))
         ]
-        return emitter.node("Clip", f"{name}/relu6", [x, *limits])
-    return x if spec.activation == "none" else emitter.node("Relu", f"{name}/relu", [x])
+        x = emitter.node("Clip", f"{name}/relu6", [x, *limits])
+    elif spec.activation == "relu":
+        x = emitter.node("Relu", f"{name}/relu", [x])
+    return emit_rounding(emitter, name, x, rounding_of(block), OUTPUT) if _is_last(block) else x
 
 
-def _emit_squeeze_excite(emitter: Emitter, name: str, se: SqueezeExcite, x: Value) -> Value:
-    """Emit the gate of :class:`SqueezeExcite` and its product with ``x``."""
-    gate = emitter.node("GlobalAveragePool", f"{name}/pool", [x])
-    for part, layer, op in (("reduce", se.reduce, "Relu"), ("expand", se.expand, "Sigmoid")):
-        weight = emitter.constant_like(x, f"{name}/{part}/weight", layer.weight.detach().numpy())
-        bias = emitter.constant_like(x, f"{name}/{part}/bias", cast(Tensor, layer.bias).detach().numpy())
-        gate = emitter.node("Conv", f"{name}/{part}", [gate, weight, bias], kernel_shape=(1, 1))
-        gate = emitter.node(op, f"{name}/{part}/{op.lower()}", [gate])
-    return emitter.node("Mul", f"{name}/gate", [x, gate])
+def _is_last(block: Block) -> bool:
+    """Whether this block's output is the network's, on DLA, and has not been rounded yet."""
+    rounding = rounding_of(block)
+    return rounding is not None and OUTPUT in rounding.roles and not block.spec.pool
 
 
 def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, str]) -> onnx.ModelProto:

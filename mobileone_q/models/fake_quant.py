@@ -16,6 +16,7 @@ few percent of them then round differently at once, which undoes the compensatio
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.models import dla as on_dla
 from mobileone_q.models.chain import Chain
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import WEIGHT_STEPS, Grid
+from mobileone_q.models.grids import INT8, WEIGHT_STEPS, Grid
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel
-from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel, round_weight
 
 BIAS_UNIT = 0.03  # the share of a bias that a shift of 1 is
 SCALE_UNIT = 0.016  # the logarithm of the factor on a scale that a gain of 1 is
@@ -121,6 +123,7 @@ class FakeQuantBlock(Block):
         if q.se is not None:
             self.se = SqueezeExcite(q.spec.out_channels, q.spec.se_channels)
             self.se.load_state_dict(q.se.state_dict())
+        self.dla = copy.deepcopy(q.dla)  # its scales stay as calibration left them
 
     @property
     def is_float(self) -> bool:
@@ -146,6 +149,8 @@ class FakeQuantBlock(Block):
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map:
             x = fake_codes(x, self.pool_scale, self.grid) * self.pool_scale
+        if self.dla is not None:
+            return on_dla.gather(self, self.dla, x, self._round)
         return super().gather(x)
 
     def linear(self, x: Tensor) -> Tensor:
@@ -162,6 +167,18 @@ class FakeQuantBlock(Block):
             return apply_kernel(self.spec, codes, weight, None)
         return cast(Tensor, _ExactConvolution.apply(codes, weight, self.spec, self.gradient_type))
 
+    def activate(self, y: Tensor) -> Tensor:
+        if self.dla is None:
+            return super().activate(y)
+        return on_dla.activate(self, self.dla, y, self._round, _round_weight_through)
+
+    def _round(self, role: str, x: Tensor) -> Tensor:
+        """A tensor as DLA leaves it; gradients pass straight through."""
+        if self.dla is None:
+            return x
+        scale = self.dla.scale(role)
+        return fake_codes(x, scale, INT8) * scale
+
     @torch.no_grad()
     def write_to(self, q: QuantizedBlock) -> None:
         """Copy the present codes, scales and bias into ``q``."""
@@ -176,6 +193,13 @@ class FakeQuantBlock(Block):
             q.pool_scale.copy_(self.pool_scale)
         if self.se is not None and q.se is not None:
             q.se.load_state_dict(self.se.state_dict())
+        if self.dla is not None and q.dla is not None:
+            q.dla.load_state_dict(self.dla.state_dict())
+
+
+def _round_weight_through(weight: Tensor) -> Tensor:
+    """Rounded weights of squeeze-and-excite; the gradient passes as if nothing had been rounded."""
+    return weight + (round_weight(weight) - weight).detach()
 
 
 class FakeQuantModel(Chain[FakeQuantBlock]):

@@ -13,7 +13,7 @@ from torch import Tensor
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.layers import per_output_channel
-from mobileone_q.names import TARGETS
+from mobileone_q.names import DLA_TARGETS, TARGETS
 
 WEIGHT_STEPS = 127
 
@@ -58,9 +58,10 @@ UINT8 = Grid("uint8", 0, 255)
 def input_grids(arch: Architecture, target: str) -> dict[str, Grid]:
     """The grid that each block's input is quantized on, by block name.
 
-    Inputs that are never negative are best on uint8. ONNX Runtime has it. TensorRT has int8 alone, and
-    takes a uint8 grid only where :func:`int8_form` can write it as an int8 one. Elsewhere, and on
-    ``dla``, the grid is int8, and such inputs use only half of it.
+    Inputs that are never negative are best on uint8. ONNX Runtime has it, and so has DLA in TensorRT
+    11.4.1 (``dla-qdq``). TensorRT on a GPU has int8 alone, and takes a uint8 grid only where
+    :func:`int8_form` can write it as an int8 one. Elsewhere, and on ``dla``, the grid is int8, and such
+    inputs use only half of it.
 
     Raises:
         CalibrationError: unknown target.
@@ -76,7 +77,8 @@ def input_grids(arch: Architecture, target: str) -> dict[str, Grid]:
 
 def input_grid(target: str, is_non_negative: bool, form: str | None) -> Grid:
     """The grid of one input; ``form`` is how :func:`shifted_form` would write a uint8 one as int8."""
-    fits = target == "onnxruntime" or (target == "tensorrt" and form is not None)
+    has_uint8 = target in ("onnxruntime", "dla-qdq")
+    fits = has_uint8 or (target == "tensorrt" and form is not None)
     return UINT8 if fits and is_non_negative else INT8
 
 
@@ -87,7 +89,7 @@ def quantizes_map(target: str) -> bool:
     INT8 only if a QuantizeLinear follows it. DLA has none without an output scale either. The pool
     averages the error away.
     """
-    return target in ("onnxruntime", "dla")
+    return target in ("onnxruntime", *DLA_TARGETS)
 
 
 def mixed_grids(arch: Architecture, target: str, keep_float: Collection[str]) -> dict[str, Grid | None]:

@@ -2,7 +2,8 @@
 
 Assumptions: weights are symmetric per output channel, with codes in [-127, 127]. Each block's input is
 quantized once, per tensor, on a grid with zero-point 0. Biases and SE stay float32, and so do
-whole blocks on request (mixed precision). The ONNX emitter turns the same values into Q/DQ nodes.
+whole blocks on request (mixed precision). On DLA, SE and the output are quantized too. The ONNX emitter
+turns the same values into Q/DQ nodes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import CheckpointError
 from mobileone_q.files import load_tensors, save_tensors
+from mobileone_q.models import dla as on_dla
 from mobileone_q.models.chain import Chain, fill_chain, stored_architecture
+from mobileone_q.models.dla import DlaRounding, dla_rounding
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import Grid, mixed_grids, quantizes_map
-from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape
-from mobileone_q.names import TARGETS, Target
+from mobileone_q.models.grids import INT8, Grid, mixed_grids, quantize_weight, quantizes_map, weight_scales
+from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape, per_output_channel
+from mobileone_q.names import DLA_TARGETS, TARGETS, Target
 
 
 class QuantizedBlock(Block):
@@ -32,6 +35,7 @@ class QuantizedBlock(Block):
     ``quantize_map`` also rounds the map that it pools, on the same grid with ``pool_scale``.
     With ``grid`` None the block computes in floating point: "codes" are the values themselves, ``weight`` is
     float32, all scales are 1. ``origin_channel`` and ``scale_factor`` are those of the fused block.
+    ``dla`` is what DLA rounds besides; None for other targets.
     """
 
     weight: Tensor
@@ -41,9 +45,15 @@ class QuantizedBlock(Block):
     origin_channel: Tensor
     scale_factor: Tensor
 
-    def __init__(self, spec: BlockSpec, grid: Grid | None, quantize_map: bool = False) -> None:
+    def __init__(
+        self,
+        spec: BlockSpec,
+        grid: Grid | None,
+        quantize_map: bool = False,
+        dla: DlaRounding | None = None,
+    ) -> None:
         super().__init__()
-        self.spec, self.grid, self.quantize_map = spec, grid, quantize_map
+        self.spec, self.grid, self.quantize_map, self.dla = spec, grid, quantize_map, dla
         dtype = torch.float32 if self.is_float else torch.int8
         self.register_buffer("weight", torch.zeros(kernel_shape(spec), dtype=dtype))
         self.register_buffer("weight_scale", torch.ones(spec.out_channels))
@@ -62,6 +72,8 @@ class QuantizedBlock(Block):
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map and self.grid is not None:
             x = self.grid.quantize(x, self.pool_scale) * self.pool_scale
+        if self.dla is not None:
+            return on_dla.gather(self, self.dla, x, self._round)
         return super().gather(x)
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -78,6 +90,24 @@ class QuantizedBlock(Block):
         gain = self.input_scale * self.weight_scale
         return products.mul_(gain.reshape(shape)).add_(self.bias.reshape(shape))
 
+    def activate(self, y: Tensor) -> Tensor:
+        if self.dla is None:
+            return super().activate(y)
+        return on_dla.activate(self, self.dla, y, self._round, round_weight)
+
+    def _round(self, role: str, x: Tensor) -> Tensor:
+        """A tensor as DLA leaves it."""
+        if self.dla is None:
+            return x
+        scale = self.dla.scale(role)
+        return INT8.quantize(x, scale) * scale
+
+
+def round_weight(weight: Tensor) -> Tensor:
+    """Weights on the codes that TensorRT finds for them: symmetric int8 per output channel."""
+    scale = weight_scales(weight)
+    return quantize_weight(weight, scale) * per_output_channel(scale, weight)
+
 
 class QuantizedModel(Chain[QuantizedBlock]):
     """A chain of quantized blocks for one target; those named in ``keep_float`` stay in float32."""
@@ -90,7 +120,8 @@ class QuantizedModel(Chain[QuantizedBlock]):
     def _make(self, spec: BlockSpec) -> QuantizedBlock:
         grid = self.grids[spec.name]
         is_mapped = quantizes_map(self.target) and spec.pool and grid is not None
-        return QuantizedBlock(spec, grid, is_mapped)
+        dla = dla_rounding(self.arch, spec.name) if self.target in DLA_TARGETS else None
+        return QuantizedBlock(spec, grid, is_mapped, dla)
 
     @property
     def keep_float(self) -> tuple[str, ...]:

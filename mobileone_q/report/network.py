@@ -9,7 +9,7 @@ from rich.table import Table
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.evaluation.cost import NetworkCost, OperatorCost, VariantCost
 from mobileone_q.evaluation.roofline import BOUND, BlockBound, Least, reading
-from mobileone_q.jetpack import JetsonModule
+from mobileone_q.jetson_devices import JetsonDevice
 from mobileone_q.report.terminal import console
 
 COLUMNS = ("GFLOP", "read MB", "written MB", "parameter MB")
@@ -65,7 +65,7 @@ def print_variants(rows: Sequence[VariantCost], notes: Sequence[str]) -> None:
 
 
 def print_roofline(
-    arch: Architecture, module: JetsonModule, batch: int, bounds: Sequence[BlockBound]
+    arch: Architecture, module: JetsonDevice, batch: int, bounds: Sequence[BlockBound]
 ) -> None:
     """Print the least time of every block on a Jetson module, in FP16 and in INT8."""
     out = console()

@@ -20,6 +20,7 @@ from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE, trtexec_line
 from mobileone_q.errors import FileError
 from mobileone_q.files import write_json, write_text
+from mobileone_q.jetpack import NO_DLA, dla_form
 from mobileone_q.names import Precision
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
@@ -27,7 +28,8 @@ from mobileone_q.runs.graphs import build_options, refuse_foreign_target, write_
 from mobileone_q.runs.staging import new_folder
 
 ENGINE = "model.plan"
-VERSIONS = ("8.5", "8.6", "10.3", "11.1")  # a line for each, which also serves the versions up to the next
+# A line for each version, which also serves those up to the next; DLA comes and goes between them.
+VERSIONS = ("8.5", "8.6", "10.3", "10.8", "11.1", "11.4.1")
 
 SCRIPT = """#!/bin/sh
 # Build {engine} on this device with the TensorRT that it has. Written by mobileone-q.
@@ -37,20 +39,13 @@ VERSION=${{TENSORRT_VERSION:-$(python3 -c 'import tensorrt; print(tensorrt.__ver
 MAJOR=$(echo "$VERSION" | cut -d. -f1)
 MINOR=$(echo "$VERSION" | cut -d. -f2)
 PATCH=$(echo "$VERSION" | cut -d. -f3)
-{calibration}case "$MAJOR.$MINOR" in
-  8.5) {v8_5} ;;
-  8.*) {v8_6} ;;
-  10.*) {v10_3} ;;
-  *) {v11_1} ;;
-esac
+NUMBER=$((MAJOR * 10000 + MINOR * 100 + PATCH))
+{calibration}{branches}
 """
 CALIBRATION = """# TensorRT calibrates anew where a cache's first line is not its own version.
-if [ "$MAJOR" -ge 10 ]; then
-  NUMBER=$((MAJOR * 10000 + MINOR * 100 + PATCH))
-else
-  NUMBER=$((MAJOR * 1000 + MINOR * 100 + PATCH))
-fi
-sed "1s/.*/TRT-$NUMBER-EntropyCalibration2/" int8.calib > model.calib
+HEADER=$NUMBER
+if [ "$MAJOR" -lt 10 ]; then HEADER=$((MAJOR * 1000 + MINOR * 100 + PATCH)); fi
+sed "1s/.*/TRT-$HEADER-EntropyCalibration2/" int8.calib > model.calib
 """
 
 
@@ -91,8 +86,8 @@ def _fill(
     if options.calibration_cache:
         _copy(Path(options.calibration_cache), folder / "int8.calib")
     calibration = CALIBRATION if options.calibration_cache else ""
-    named = {f"v{version.replace('.', '_')}": line for version, line in lines.items()}
-    write_text(folder / "build.sh", SCRIPT.format(engine=ENGINE, calibration=calibration, **named))
+    script = SCRIPT.format(engine=ENGINE, calibration=calibration, branches=_branches(lines))
+    write_text(folder / "build.sh", script)
     (folder / "build.sh").chmod(0o755)
     _copy(Path(run_image.__file__), folder / "run_image.py")
     write_json(folder / "preprocessing.json", input_facts(manifest, arch))
@@ -118,13 +113,38 @@ def labels(manifest: Manifest, count: int) -> list[str]:
     return [f"class {index}" for index in range(count)]
 
 
+def _branches(lines: dict[str, str]) -> str:
+    """The lines as one ``if``: the latest version comes first, and the first serves what is older too."""
+    text, word = "", "if"
+    for version in reversed(VERSIONS[1:]):
+        text += f'{word} [ "$NUMBER" -ge {_number(version)} ]; then\n  {lines[version]}\n'
+        word = "elif"
+    return f"{text}else\n  {lines[VERSIONS[0]]}\nfi"
+
+
+def _number(version: str) -> int:
+    """A version as one number: 10.3 is 100300."""
+    major, minor, patch = (*(int(part) for part in version.split(".")), 0)[:3]
+    return major * 10000 + minor * 100 + patch
+
+
 def _line(version: str, graph: str, options: BuildOptions, arch: Architecture) -> str:
+    form = dla_form(tuple(int(part) for part in version.split(".")))
+    if options.dla_core is not None:
+        wanted = "cache" if options.calibration_cache else "qdq"
+        if form is None:
+            return _refusal(f"TensorRT $VERSION has no DLA. {NO_DLA}")
+        if options.precision == "int8" and form != wanted:
+            target = "dla" if form == "cache" else "dla-qdq"
+            return _refusal(f"DLA in TensorRT $VERSION needs a bundle calibrated with --target {target}")
     if options.calibration_cache:
-        if version == "11.1":
-            return "echo 'TensorRT 11 has no INT8 for DLA; use JetPack 5 or 6' >&2; exit 1"
         options = replace(options, calibration_cache="model.calib")
     image = (arch.in_channels, *arch.image_size)
     return trtexec_line(version, graph, ENGINE, options, image)
+
+
+def _refusal(reason: str) -> str:
+    return f'echo "{reason}" >&2; exit 1'
 
 
 def _copy(source: Path, target: Path) -> None:

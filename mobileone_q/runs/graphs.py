@@ -8,8 +8,16 @@ from pathlib import Path
 from mobileone_q import engines
 from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import EngineError
+from mobileone_q.export.dla_plan import DlaPlan, dla_plan
 from mobileone_q.export.graph import export_onnx
-from mobileone_q.names import CPU_BACKENDS, BackendName, FloatPrecision, Precision, pairing
+from mobileone_q.names import (
+    CPU_BACKENDS,
+    DLA_TARGETS,
+    BackendName,
+    FloatPrecision,
+    Precision,
+    pairing,
+)
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.integrity import CALIBRATION_CACHE, record_graph
 
@@ -52,8 +60,9 @@ def graph_name(
         return "fp32" if precision == "fp16" else precision
     if precision != "int8" or float_precision == "fp32":
         return precision
-    # DLA's graph has flags for its types, and there are no FP16 kernels on a CPU.
-    return "int8" if run.read_manifest().target == "dla" or backend_name in CPU_BACKENDS else "int8-fp16"
+    # A graph for DLA leaves nothing in floating point, and there are no FP16 kernels on a CPU.
+    is_int8 = run.read_manifest().target in DLA_TARGETS or backend_name in CPU_BACKENDS
+    return "int8" if is_int8 else "int8-fp16"
 
 
 def refuse_foreign_target(run: RunFolder, backend_name: BackendName, dla_core: int | None) -> None:
@@ -74,10 +83,11 @@ def build_options(run: RunFolder, precision: Precision, options: BuildOptions) -
     one.
     """
     dla_core = None if precision == "fp32" else options.dla_core
-    needs_cache = precision == "int8" and dla_core is not None
+    is_int8_on_dla = precision == "int8" and dla_core is not None
+    needs_cache = is_int8_on_dla and run.read_manifest().target == "dla"
     cache = str(run.verified(CALIBRATION_CACHE)) if needs_cache else None
     # What a DLA cannot do in INT8 it does in FP16.
-    float_precision: FloatPrecision = "fp16" if cache else options.float_precision
+    float_precision: FloatPrecision = "fp16" if is_int8_on_dla else options.float_precision
     batch = options.batch if dla_core is None else (options.batch[1],) * 3  # DLA has no ranges
     return replace(
         options,
@@ -87,6 +97,19 @@ def build_options(run: RunFolder, precision: Precision, options: BuildOptions) -
         dla_core=dla_core,
         calibration_cache=cache,
     )
+
+
+def planned_for_dla(run: RunFolder) -> DlaPlan | None:
+    """What DLA is expected to run of the run's INT8 graph; None for another target.
+
+    Raises:
+        RunError: the graph or its cache has changed.
+    """
+    target = run.read_manifest().target
+    if target not in DLA_TARGETS:
+        return None
+    cache = run.verified(CALIBRATION_CACHE) if target == "dla" else None
+    return dla_plan(run.verified("int8.onnx"), cache)
 
 
 def load_engine(run: RunFolder, precision: Precision, backend_name: BackendName, threads: int = 1) -> Engine:

@@ -48,8 +48,10 @@ class Engine:
     def __init__(self, matrix): self.matrix = matrix
     def create_execution_context(self): return Context(self.matrix)
 class Runtime:
-    def __init__(self, logger): pass
-    def deserialize_cuda_engine(self, data): return Engine(np.frombuffer(data, np.float32).reshape(10, 3072))
+    def __init__(self, logger): self.engine_host_code_allowed = False
+    def deserialize_cuda_engine(self, data):
+        if not self.engine_host_code_allowed: return None  # as for an engine of --versionCompatible
+        return Engine(np.frombuffer(data, np.float32).reshape(10, 3072))
 """
 CUDART = """
 #include <stdlib.h>
@@ -69,7 +71,7 @@ def make_run(folder, target):
     run = RunFolder(folder)
     folder.mkdir()
     fused = fuse_branches(random_model(small()))
-    quantized = calibrate(fused, [(random_images(small(), 4).numpy(), None)], Recipe(target=target))
+    quantized = calibrate(fused, [(random_images(small(), 4).numpy(), None)], Recipe.bare(target=target))
     fused.save(run.fused)
     quantized.save(run.quantized)
     export_onnx(fused, run.onnx("fp32"))
@@ -81,7 +83,8 @@ def make_run(folder, target):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    return {target: make_run(folder / target, target) for target in ("tensorrt", "dla", "onnxruntime")}
+    targets = ("tensorrt", "dla", "dla-qdq", "onnxruntime")
+    return {target: make_run(folder / target, target) for target in targets}
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +211,36 @@ def test_a_bundle_for_dla_brings_its_cache(runs, tmp_path, version, number):
     first, rest = (folder / "model.calib").read_text().split("\n", 1)
     assert first == f"TRT-{number}-EntropyCalibration2"
     assert rest == runs["dla"].calibration_cache.read_text().split("\n", 1)[1]
-    refused = build_line(folder, tmp_path, "11.4.1")
-    assert refused.returncode == 1
-    assert "use JetPack 5 or 6" in refused.stderr
+    for other, reason in (
+        ("10.8.0", "TensorRT 10.8.0 has no DLA"),
+        ("10.16.1", "has no DLA"),
+        ("11.4.0", "has no DLA"),
+        ("11.4.1", "needs a bundle calibrated with --target dla-qdq"),
+    ):
+        refused = build_line(folder, tmp_path, other)
+        assert refused.returncode == 1
+        assert reason in refused.stderr
+        assert "trtexec" not in refused.stdout
+
+
+def test_a_bundle_with_q_dq_for_dla(runs, tmp_path):
+    folder = tmp_path / "bundle"
+    write_bundle(runs["dla-qdq"], folder, "int8", BuildOptions(dla_core=0))
+    assert not (folder / "int8.calib").exists()
+    line = build_line(folder, tmp_path, "11.4.1").stdout.split()
+    assert {
+        "--onnx=int8.onnx",
+        "--useDLACore=0",
+        "--uint8AsymmetricQuantizationDLA",
+        "--adjustForDLA",
+    } <= set(line)
+    for other, reason in (
+        ("10.3.0", "needs a bundle calibrated with --target dla"),
+        ("11.4.0", "has no DLA"),
+    ):
+        refused = build_line(folder, tmp_path, other)
+        assert refused.returncode == 1
+        assert reason in refused.stderr
 
 
 def test_grids_and_device_must_fit(runs, tmp_path):

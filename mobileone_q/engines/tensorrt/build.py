@@ -105,6 +105,8 @@ def parse(trt: Any, logger: Any, builder: Any, onnx_path: Path, options: BuildOp
     """
     network = builder.create_network(versions.network_flags(trt, options))
     parser = trt.OnnxParser(network, logger)
+    for flag in versions.parser_flags(trt, options):
+        parser.set_flag(flag)
     if not parser.parse(onnx_path.read_bytes()):
         reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
         raise EngineError(

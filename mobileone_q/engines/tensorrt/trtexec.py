@@ -43,6 +43,8 @@ def trtexec_line(
         words.append("--hardwareCompatibilityLevel=ampere+")
     if options.dla_core is not None:
         words += [f"--useDLACore={options.dla_core}", "--allowGPUFallback"]
+        if major >= FLAGS_GONE and options.precision == "int8":
+            words += ["--uint8AsymmetricQuantizationDLA", "--adjustForDLA"]
     words += ["--profilingVerbosity=detailed", "--dumpProfile"]
     words += ["--separateProfileRun"] if major < FLAGS_GONE else []  # 11 always does so
     words += [f"--exportProfile={engine}.profile.json", f"--exportLayerInfo={engine}.layers.json"]

@@ -2,14 +2,14 @@
 
 The package itself is asked what it has: a version is known by the classes, flags and properties
 that it lacks, and an option that it lacks is refused in words. The version number decides only what
-has no name to ask for, such as the first line of a calibration cache.
+has no name to ask for: the first line of a calibration cache, and DLA, whose names outlived it.
 
 | precision     | 8.5, 8.6                  | 10.x                                  | 11, RTX          |
 |---------------|---------------------------|---------------------------------------|------------------|
 | typing        | weak: builder flags       | STRONGLY_TYPED: the graph's own types | the same, always |
 | FP16          | BuilderFlag.FP16          | float16 in the graph                  | the same         |
 | INT8          | Q/DQ and BuilderFlag.INT8 | Q/DQ                                  | Q/DQ             |
-| INT8 on DLA   | calibration cache         | calibration cache, weakly typed       | gone             |
+| INT8 on DLA   | calibration cache         | the same, weakly typed, up to 10.7    | Q/DQ from 11.4.1 |
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError
+from mobileone_q.jetpack import NO_DLA, DlaForm, dla_form
 
 
 def is_strongly_typed(trt: Any) -> bool:
@@ -69,12 +70,40 @@ def refuse_unsupported(trt: Any, options: BuildOptions) -> None:
          "--compute-capability); drop --hardware-compatible"),
         (options.dla_core is not None, not is_rtx(trt), "no DLA; drop --dla"),
         (options.calibration_cache is not None, hasattr(trt, "IInt8EntropyCalibrator2"),
-         "no calibration cache (TensorRT 11 took it away): INT8 on DLA needs TensorRT 8.5 to 10, "
-         "which JetPack 5 and 6 bring; without --dla, calibrate with --target tensorrt"),
+         "no calibration cache, which 11 took away; for --dla, calibrate again with --target dla-qdq"),
     ]  # fmt: skip
     for is_wanted, is_there, reason in wanting:
         if is_wanted and not is_there:
             raise EngineError(f"{title} has {reason}")
+    if options.dla_core is not None:
+        _refuse_dla(title, dla_form(version_numbers(trt)), options)
+
+
+def _refuse_dla(title: str, form: DlaForm | None, options: BuildOptions) -> None:
+    """Check that this version has DLA, and takes the form in which the scales of an INT8 graph come."""
+    if form is None:
+        raise EngineError(f"{title} has no DLA; drop --dla. {NO_DLA}")
+    if form == "cache" and options.precision == "int8" and options.calibration_cache is None:
+        raise EngineError(
+            f"{title} has no Q/DQ on DLA (11.4.1 brought it): calibrate again with --target dla, "
+            "or drop --dla and calibrate with --target tensorrt"
+        )
+
+
+def version_numbers(trt: Any) -> tuple[int, ...]:
+    """The package's version as numbers: (10, 3, 0)."""
+    return tuple(int(part) for part in trt.__version__.split(".")[:3])
+
+
+def parser_flags(trt: Any, options: BuildOptions) -> list[Any]:
+    """The parser's flags: for Q/DQ on DLA, that uint8 codes stay what they are.
+
+    Source: TensorRT 11.4.0, "ONNX Parser Flags for DLA".
+    """
+    if options.dla_core is None or dla_form(version_numbers(trt)) != "qdq":
+        return []
+    known = trt.OnnxParserFlag
+    return [known.ENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA, known.ADJUST_FOR_DLA]
 
 
 def configure(trt: Any, config: Any, options: BuildOptions) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 import weakref
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,7 +32,7 @@ ABSENT = {  # what each option needs, and the versions that lack it
     "optimization_level": ("8.5.2",),
     "version_compatible": ("8.5.2", "rtx-1.7.1"),
     "hardware_compatible": ("8.5.2", "rtx-1.7.1"),
-    "dla_core": ("rtx-1.7.1",),
+    "dla_core": ("10.13.3", "10.16.1", "11.1.0", "rtx-1.7.1"),
     "calibration_cache": ("11.1.0", "rtx-1.7.1"),
 }
 WANTED = {"optimization_level": 4, "version_compatible": True, "hardware_compatible": True, "dla_core": 1}
@@ -44,8 +45,8 @@ def graphs(tmp_path_factory):
     images = [(random_images(fused.arch, 8).numpy(), None)]
     export_onnx(fused, folder / "fp32.onnx")
     export_onnx(fused, folder / "fp16.onnx", float_precision="fp16")
-    for target, name in (("tensorrt", "int8"), ("dla", "dla")):
-        export_onnx(calibrate(fused, images, Recipe(target=target)), folder / f"{name}.onnx")
+    for target, name in (("tensorrt", "int8"), ("dla", "dla"), ("dla-qdq", "dla-qdq")):
+        export_onnx(calibrate(fused, images, Recipe.bare(target=target)), folder / f"{name}.onnx")
         mark(folder / f"{name}.onnx", target=target, precision="int8")
     return folder
 
@@ -66,14 +67,14 @@ def recorded(version, shared, monkeypatch, tmp_path):
 
 
 def int8_graph(version):
-    """The INT8 graph that takes every option of a version: DLA's, which TensorRT for RTX must not have."""
-    return "int8.onnx" if version.startswith("rtx") else "dla.onnx"
+    """The INT8 graph that takes every option of a version: DLA's where it has DLA."""
+    return "int8.onnx" if version in ABSENT["dla_core"] else "dla.onnx"
 
 
 def everything(version, graphs):
     """Options with all that the version has."""
     wanted = {name: value for name, value in WANTED.items() if version not in ABSENT[name]}
-    if version not in ABSENT["calibration_cache"]:
+    if version not in ABSENT["dla_core"]:
         wanted["calibration_cache"] = str(graphs / "dla.calib")
     if version.startswith("rtx"):
         wanted["compute_capabilities"] = (75, 86)
@@ -116,7 +117,7 @@ def test_every_option_that_a_version_has(recorded, version, graphs, tmp_path):
     if options.calibration_cache:
         assert config["int8_calibrator"].get_batch(["input"]) is None
         first = config["int8_calibrator"].read_calibration_cache().split(b"\n")[0].decode()
-        numbers = {"8.5.2": 8502, "8.6.1": 8601, "10.3.0": 100300, "10.13.3": 101303, "10.16.1": 101601}
+        numbers = {"8.5.2": 8502, "8.6.1": 8601, "10.3.0": 100300}
         assert first == f"TRT-{numbers[version]}-EntropyCalibration2"
 
 
@@ -124,7 +125,7 @@ def test_every_option_that_a_version_has(recorded, version, graphs, tmp_path):
 def test_what_a_version_lacks_is_refused_in_words(recorded, version, graphs, tmp_path, option):
     trt, backend = recorded
     value = str(graphs / "dla.calib") if option == "calibration_cache" else WANTED[option]
-    options = BuildOptions(**{option: value})
+    options = BuildOptions("fp16", **{option: value})
     if version not in ABSENT[option]:
         versions.refuse_unsupported(trt, options)
         return
@@ -229,12 +230,41 @@ def test_a_misspelt_override_is_noticed(recorded, version):
         type("Recorder", (trt.IProfiler,), {"report_layer_times": lambda *_: None})
 
 
+@pytest.mark.parametrize("version", ["8.5.2", "8.6.1", "10.3.0"], indirect=True)
 def test_a_dla_core_that_is_not_there(recorded, version, graphs, tmp_path):
     _, backend = recorded
-    if version == "rtx-1.7.1":
-        pytest.skip("no DLA at all, which another test covers")
+    options = BuildOptions(dla_core=2, calibration_cache=str(graphs / "dla.calib"))
     with pytest.raises(EngineError, match="no DLA core 2: this device has 2"):
-        backend.build(graphs / "dla.onnx", tmp_path / "e", BuildOptions(dla_core=2))
+        backend.build(graphs / "dla.onnx", tmp_path / "e", options)
+
+
+@pytest.mark.parametrize("version", ["11.1.0"], indirect=True)  # the latest whose names are recorded
+def test_dla_by_version(recorded, version, graphs, tmp_path):
+    """A cache up to 10.7, nothing up to 11.4.0, and Q/DQ with the parser's flags from 11.4.1 on."""
+    trt, backend = recorded
+    qdq, cached = (
+        BuildOptions(dla_core=1),
+        BuildOptions(dla_core=1, calibration_cache=str(graphs / "dla.calib")),
+    )
+    trt.__version__ = "11.4.1"
+    backend.build(graphs / "dla-qdq.onnx", tmp_path / "e", qdq)
+    wanted = {"ENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA", "ADJUST_FOR_DLA", "GPU_FALLBACK"}
+    assert wanted <= trt.flags
+    with pytest.raises(EngineError, match=r"no calibration cache.*--target dla-qdq"):
+        backend.build(graphs / "dla.onnx", tmp_path / "e", cached)
+    for number in ("10.8.0", "10.16.1", "11.0.0", "11.4.0"):
+        trt.__version__ = number
+        for graph, options in (
+            ("dla-qdq.onnx", qdq),
+            ("dla.onnx", cached),
+            ("fp16.onnx", replace(qdq, precision="fp16")),
+        ):
+            with pytest.raises(EngineError, match=r"has no (DLA; drop --dla|calibration cache)"):
+                backend.build(graphs / graph, tmp_path / "e", options)
+    for number in ("8.5.2", "10.7.0"):
+        trt.__version__ = number
+        with pytest.raises(EngineError, match=r"no Q/DQ on DLA .*--target dla,"):
+            backend.build(graphs / "dla-qdq.onnx", tmp_path / "e", qdq)
 
 
 def test_progress_adds_up_to_a_hundred(shared):
