@@ -44,6 +44,30 @@ def augment_array(
     return np.ascontiguousarray(x)
 
 
+def paste(
+    x: NDArray[np.float32], other: NDArray[np.float32], weight: float, random: np.random.Generator
+) -> tuple[NDArray[np.float32], float]:
+    """CutMix of two inputs (C, H, W), or signals (C, 1, L), and the share of ``x`` in the result.
+
+    The box has the input's proportions, the share ``1 - weight`` of its area, and its centre anywhere; it
+    is cut off where it sticks out. Source: Yun et al., arXiv:1905.04899, section 3.1.
+    """
+    height, width = x.shape[1:]
+    is_signal = height == 1
+    scale = 1 - weight if is_signal else math.sqrt(1 - weight)
+    left, right = _interval(width, scale, random)
+    top, bottom = (0, 1) if is_signal else _interval(height, scale, random)
+    mixed = x.copy()
+    mixed[:, top:bottom, left:right] = other[:, top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _interval(side: int, share: float, random: np.random.Generator) -> tuple[int, int]:
+    """A stretch of a side, as long as the share says where it does not stick out."""
+    start = int(random.integers(side)) - round(side * share) // 2
+    return max(0, start), min(side, start + round(side * share))
+
+
 def _random_box(
     size: tuple[int, int], smallest: float, random: np.random.Generator
 ) -> tuple[float, float, float, float]:

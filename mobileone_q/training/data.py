@@ -28,7 +28,7 @@ from mobileone_q.data.preprocess import Preprocessing, as_rgb
 from mobileone_q.data.shards import ShardSource
 from mobileone_q.data.sources import UNREADABLE, ImageSource, Source
 from mobileone_q.errors import DataError
-from mobileone_q.training.augment import augment_array, augment_image
+from mobileone_q.training.augment import augment_array, augment_image, paste
 from mobileone_q.training.settings import Augmentation
 
 Row = tuple[NDArray[np.float32], int, int, float, float, str]  # x, y, y2, mixup weight, weight, name
@@ -158,10 +158,16 @@ class Views:
         epoch, turn, number, share = key
         random = np.random.default_rng((self.seed, turn, number))
         x, y, name = self._view(number, epoch, random)
-        if self.augmentation is None or not self.augmentation.mixup:
+        change = self.augmentation
+        if change is None or not (change.mixup or change.cutmix):
             return x, y, y, 1.0, share, name
-        weight = np.float32(random.beta(self.augmentation.mixup, self.augmentation.mixup))
+        pastes = change.cutmix > 0 and (not change.mixup or random.random() < 0.5)
+        beta = change.cutmix if pastes else change.mixup
+        weight = np.float32(random.beta(beta, beta))
         other, y2, _ = self._view(int(random.integers(len(self))), epoch, random)
+        if pastes:
+            mixed, kept = paste(x, other, float(weight), random)
+            return mixed, y, y2, kept, share, name
         return weight * x + (1 - weight) * other, y, y2, float(weight), share, name
 
     def _view(

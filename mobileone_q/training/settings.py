@@ -96,7 +96,9 @@ class Augmentation:
     A random crop takes at least the share ``crop`` of an image's area (1: no crop). ``shift`` is a
     share of the side; the border is repeated. ``jitter`` changes brightness, contrast and saturation
     of an image, or the amplitude of an array; ``noise`` is in an array's own units. ``mixup`` is the
-    parameter of the Beta distribution that blends two inputs (Zhang et al., arXiv:1710.09412).
+    parameter of the Beta distribution that blends two inputs (Zhang et al., arXiv:1710.09412);
+    ``cutmix`` is that of the area of a box from another input (Yun et al., arXiv:1905.04899). With both,
+    each input is changed by one of the two, at equal chances.
 
     Raises:
         TrainingError: values out of range, all of them listed at once.
@@ -111,6 +113,9 @@ class Augmentation:
     noise: float = setting(0.0, "Standard deviation of noise added to arrays.", low=0)
     mixup: float = setting(
         0.0, "Parameter of the Beta distribution that blends two inputs; 0 for none.", low=0
+    )
+    cutmix: float = setting(
+        0.0, "The same for pasting a box of one input into another; with --mixup, one or the other.", low=0
     )
 
     def __post_init__(self) -> None:
