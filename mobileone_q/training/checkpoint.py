@@ -23,7 +23,7 @@ from mobileone_q.files import save_pickled
 
 NAME = "checkpoint.pt"
 # What a resumed run may change; where one of the second kind differs, the results are close, not equal.
-FREE = {"workers", "device", "log_every", "checkpoint_every"}
+FREE = {"workers", "device", "trackers", "log_every", "checkpoint_every"}
 NEARLY_FREE = ("processes", "accumulate")
 SCHEDULED = {"lr", "weight_decay"}  # what a run changes in an optimizer's groups
 ADAMW_STATE, SGD_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}

@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+PROJECT = "mobileone-q"  # what trackers call it
+
 _ENDED_GROUPS: list[Any] = []  # process groups that must outlive their training
 
 # Parameters of mallopt(3): when the heap is trimmed, and how many blocks have mappings of their own.
@@ -34,7 +38,7 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
     """Start this process's part of a run, on the device that the settings name.
 
     Raises:
-        MissingDependency: Accelerate is not installed.
+        MissingDependency: Accelerate, or a tracker, is not installed.
         TrainingError: fp16 on a CPU, where Accelerate would quietly train in float32; a launcher that has
             started fewer processes than it was asked for; processes that do not find each other.
     """
@@ -43,6 +47,9 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         from accelerate.state import AcceleratorState
     except ImportError:
         raise MissingDependency("training needs Accelerate: pip install mobileone-q[train]") from None
+    for tracker in settings.trackers:
+        if find_spec(tracker) is None:  # Accelerate would leave it out without a word
+            raise MissingDependency(f"--tracker {tracker} needs its package: pip install {tracker}")
     keep_freed_memory()
     AcceleratorState._reset_state()  # otherwise a second run in one process keeps the first one's precision
     os.environ.update(from_slurm(os.environ))
@@ -50,11 +57,19 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
         cpu=settings.device == "cpu",
         mixed_precision=settings.precision,
         gradient_accumulation_steps=settings.accumulate,
+        log_with=list(settings.trackers) or None,
     )
     refuse_dropped_processes(os.environ, accelerator.num_processes)
     if settings.precision == "fp16" and accelerator.device.type == "cpu":
         raise TrainingError("--precision fp16 needs a GPU; on a CPU use bf16, or leave it out")
     return accelerator
+
+
+def begin_tracking(accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
+    """Start the trackers that the accelerator was made with; the run's settings are their configuration."""
+    plain = (bool, int, float, str)
+    config = {key: value if isinstance(value, plain) else str(value) for key, value in settings.items()}
+    accelerator.init_trackers(PROJECT, config=config, init_kwargs={"wandb": {"dir": str(folder)}})
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from mobileone_q.progress import Advance, progress, silent
 from mobileone_q.training import announce
 from mobileone_q.training.checkpoint import TrainingProgress, TrainingState
 from mobileone_q.training.data import Batch, Loader, Slot, Views
-from mobileone_q.training.distributed import first_message, make_accelerator
+from mobileone_q.training.distributed import begin_tracking, first_message, make_accelerator
 from mobileone_q.training.metric_log import MetricLog
 from mobileone_q.training.objectives import Metrics, Objective
 from mobileone_q.training.optim import averaged, make_optimizer, set_rates
@@ -116,7 +116,9 @@ class Training:
         if resume:
             self._resume()
         done = self.state.progress
-        with MetricLog(self.folder, done.step, self.accelerator.is_main_process) as log:
+        begin_tracking(self.accelerator, self.folder, self.state.settings)
+        is_main, track = self.accelerator.is_main_process, self.accelerator.log
+        with MetricLog(self.folder, done.step, is_main, track) as log:
             if not resume:
                 done.start = self._evaluate_and_compare(log)
             with stop_requests() as stop, self._show_progress(title) as advance:

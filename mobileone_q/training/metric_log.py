@@ -1,11 +1,11 @@
-"""A training run's metrics over time: JSON lines, and TensorBoard's events beside them."""
+"""A training run's metrics over time: JSON lines, TensorBoard's events beside them, and trackers."""
 
 from __future__ import annotations
 
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -19,15 +19,19 @@ class MetricLog:
     """Appends to ``metrics.jsonl`` and ``tensorboard/`` of a folder; a context manager.
 
     Lines of steps after ``step`` are dropped: a killed run may leave some after its last checkpoint.
-    Only the first process writes (``writes``); in the others nothing happens.
+    Only the first process writes (``writes``); in the others nothing happens. ``track(metrics, step=...)``
+    is called with what is written.
 
     Raises:
         MissingDependency: TensorBoard is not installed.
         FileError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: Path, step: int, writes: bool = True) -> None:
+    def __init__(
+        self, folder: Path, step: int, writes: bool = True, track: Callable[..., None] | None = None
+    ) -> None:
         self._file = self._events = None
+        self._track = track
         if not writes:
             return
         try:
@@ -58,6 +62,8 @@ class MetricLog:
             for name, value in metrics.items():
                 if isinstance(value, (int, float)):
                     self._events.add_scalar(name, value, step)
+            if self._track is not None:
+                self._track(metrics, step=step)
         except OSError as error:
             raise FileError(f"cannot write {self._file.name}: {error.strerror or error}") from error
 

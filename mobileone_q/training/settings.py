@@ -16,6 +16,7 @@ OptimizerName = Literal["adamw", "sgd"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu"]
 KeptWeights = Literal["best", "last"]
+TrackerName = Literal["wandb", "mlflow"]
 BranchMode = Literal["fused", "live"]
 HELD_OUT, HELD_OUT_FROM = 0.1, 400  # fewer inputs are too few to choose by, and are missed in training
 
@@ -64,6 +65,9 @@ class TrainingSettings:
     patience: int = setting(0, "Evaluations without a new best that end the run; 0 for never.", low=0)
     checkpoint_every: int = setting(200, "Steps between checkpoints.", low=1)
     log_every: int = setting(10, "Steps between lines of metrics.jsonl.", low=1)
+    trackers: tuple[TrackerName, ...] = setting(
+        (), "Where to send metrics beside TensorBoard's files; repeatable.", flag="--tracker"
+    )
     workers: int = setting(0, "Processes that load data, beside each that trains.", low=0)
     seed: int = setting(0, "Seed of the order, the augmentation and the first weights.")
     device: DeviceChoice = setting("auto", "GPU where there is one, or the CPU.")

@@ -152,6 +152,36 @@ def test_accelerate_does_not_quietly_start_one_process(folder, tmp_path, monkeyp
     assert "accelerate launch --multi_gpu --num_processes N" in line
 
 
+def test_a_tracker_that_is_not_there_is_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("mobileone_q.training.distributed.find_spec", lambda name: None)
+    words = ["train", recipe(folder), "--tracker", "mlflow", "--device", "cpu", "--output", tmp_path / "out"]
+    assert "--tracker mlflow needs its package: pip install mlflow" in refused(*words)
+
+
+@pytest.mark.long
+def test_a_tracker_gets_what_the_log_has(folder, tmp_path, monkeypatch):
+    """Weights & Biases writes to disk where it is offline."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = [
+        "train",
+        recipe(folder),
+        "--epochs",
+        2,
+        "--log-every",
+        1,
+        "--tracker",
+        "wandb",
+        "--device",
+        "cpu",
+    ]
+    invoke(*words, "--output", tmp_path / "out")
+    (record,) = (tmp_path / "out" / "training").glob("wandb/offline-run-*/run-*.wandb")
+    content = record.read_bytes()
+    assert b"held_out/top1" in content
+    assert b"label_smoothing" in content
+
+
 def torchrun(port):
     here = ["--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", port]
     return [sys.executable, "-m", "torch.distributed.run", *here, "--module", "cli"]
