@@ -1,11 +1,10 @@
 """The quantized chain as it trains: the same codes, with gradients.
 
-Assumptions: rounding passes gradients straight through, and outside a grid there are none (Bengio
-et al., arXiv:1308.3432). Scales learn as in LSQ (Esser et al., arXiv:1902.08153). A block computes
-on codes and scales them afterwards, operation by operation as :class:`QuantizedBlock` does, so that
-what trains is what ships, bit for bit, in mixed precision too. torchao's ``LearnableFakeQuantize`` gives
-the same gradients, which the tests compare. It returns real values, though, and a convolution of real
-values rounds differently from one of codes.
+Gradients are those of :mod:`mobileone_q.models.fake_quant_ops`. A block computes on codes and scales
+them afterwards, operation by operation as :class:`QuantizedBlock` does, so that what trains is what ships,
+bit for bit, in mixed precision too. torchao's ``LearnableFakeQuantize`` gives the same gradients, which the
+tests compare. It returns real values, though, and a convolution of real values rounds differently from one
+of codes.
 
 Everything that trains is in units of a code, so that one learning rate fits all. ``latent`` is a
 weight's code before rounding. It starts as the code itself, so that a weight leaves its code only where
@@ -17,17 +16,26 @@ few percent of them then round differently at once, which undoes the compensatio
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from mobileone_q.architecture.spec import BlockSpec
 from mobileone_q.models import dla as on_dla
 from mobileone_q.models.chain import Chain
+from mobileone_q.models.fake_quant_ops import (
+    Rectification,
+    exact_convolution,
+    fake_codes,
+    quantized_convolution,
+    round_through,
+)
 from mobileone_q.models.fused import Block
-from mobileone_q.models.grids import INT8, WEIGHT_STEPS, Grid
+from mobileone_q.models.grids import INT8
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel, round_weight
 
@@ -35,62 +43,6 @@ BIAS_UNIT = 0.03  # the share of a bias that a shift of 1 is
 SCALE_UNIT = 0.016  # the logarithm of the factor on a scale that a gain of 1 is
 IN_CODES = ("latent", "shift", "weight_gain", "input_gain", "pool_gain")
 REAL_SHARE = 0.005  # of a learning rate in codes, for parameters that are not in codes
-
-
-class _Codes(torch.autograd.Function):
-    """Codes of x as :meth:`mobileone_q.models.grids.Grid.quantize` makes them, with LSQ's gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-        ratio = x / scale
-        ctx.save_for_backward(ratio, scale)
-        ctx.low, ctx.high = low, high
-        return ratio.round().clamp_(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        ratio, scale = ctx.saved_tensors
-        # The gradient passes where x rounds to a code of the grid: hardtanh's, in one sweep of memory.
-        inside = torch.ops.aten.hardtanh_backward(grads[0], ratio, ctx.low - 0.5, ctx.high + 0.5)
-        grad = inside.div_(scale)
-        # The other half of LSQ's gradient comes from the product of codes and scale.
-        scale_grad = -(grad * ratio).sum() if ctx.needs_input_grad[1] else None
-        return grad, scale_grad, None, None
-
-
-def fake_codes(x: Tensor, scale: Tensor, grid: Grid | None) -> Tensor:
-    """Codes of ``x`` as floats, differentiable by ``x`` and the scalar ``scale``; without a grid, ``x``."""
-    return x if grid is None else _Codes.apply(x, scale, grid.low, grid.high)
-
-
-class _ExactConvolution(torch.autograd.Function):
-    """A convolution of codes in float32, whose gradients are computed in a shorter type.
-
-    Codes are integers of at most 255, which bfloat16 and float16 hold exactly; sums of their products
-    are not, and a float16 overflows. So what the shorter type rounds is the gradient alone.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, codes: Tensor, weight: Tensor, spec: BlockSpec, dtype: torch.dtype) -> Tensor:
-        ctx.save_for_backward(codes.to(dtype), weight.to(dtype))
-        ctx.spec = spec
-        return apply_kernel(spec, codes, weight, None)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        codes, weight = ctx.saved_tensors
-        spec, wanted = ctx.spec, [ctx.needs_input_grad[0], True, False]
-        codes_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
-            grads[0].to(codes.dtype), codes, weight, None, spec.stride, spec.padding, spec.dilation,
-            False, (0, 0), spec.groups, wanted,
-        )  # fmt: skip
-        return None if codes_grad is None else codes_grad.float(), weight_grad.float(), None, None
-
-
-def round_through(latent: Tensor) -> Tensor:
-    """Weight codes as floats; the gradient passes as if nothing had been rounded, but not beyond the grid."""
-    clamped = latent.clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-    return clamped + (clamped.round() - clamped).detach()
 
 
 class FakeQuantBlock(Block):
@@ -146,6 +98,34 @@ class FakeQuantBlock(Block):
         weight = self.latent if self.is_float else round_through(self.latent)
         return weight, self.start_bias + self.shift * self.bias_unit
 
+    @property
+    def is_one_operator(self) -> bool:
+        """Whether its convolution is :func:`quantized_convolution`: if it is quantized and does not pool.
+
+        DLA rounds more than one operator holds.
+        """
+        is_plain = self.dla is None and not self.spec.pool and not self._is_strided_point
+        return self.grid is not None and is_plain
+
+    @property
+    def rectifies(self) -> bool:
+        """Whether that operator ends with the block's ReLU, which no gate is in front of."""
+        return self.is_one_operator and self.se is None and self.spec.activation == "relu"
+
+    def forward(self, x: Tensor, of_input: bool = False, left_to_reader: bool = False) -> Tensor:
+        """As every block's; the flags are those of :class:`Rectification`."""
+        if self.grid is None or not self.is_one_operator or torch.compiler.is_compiling():
+            return super().forward(x)
+        weight, bias = self.codes_and_bias()
+        rectification = Rectification(self.rectifies, self.rectifies and left_to_reader, of_input)
+        scales = self.input_scale, self.weight_scale
+        y = quantized_convolution(
+            x, scales[0], weight, scales[1], bias, self.spec, self.grid, rectification, self.gradient_type
+        )
+        if self.rectifies:
+            return y.flatten(1) if self.spec.flatten else y
+        return self.activate(y)
+
     def gather(self, x: Tensor) -> Tensor:
         if self.quantize_map:
             x = fake_codes(x, self.pool_scale, self.grid) * self.pool_scale
@@ -162,10 +142,13 @@ class FakeQuantBlock(Block):
 
     def products(self, codes: Tensor, weight: Tensor) -> Tensor:
         """The sums of products of codes, in float32 whatever the type of the gradients."""
-        is_strided_point = self.spec.kernel == (1, 1) and max(self.spec.stride) > 1  # see layers.convolve
-        if self.gradient_type == torch.float32 or self.spec.pool or is_strided_point:
+        if self.gradient_type == torch.float32 or self.spec.pool or self._is_strided_point:
             return apply_kernel(self.spec, codes, weight, None)
-        return cast(Tensor, _ExactConvolution.apply(codes, weight, self.spec, self.gradient_type))
+        return exact_convolution(codes, weight, self.spec, self.gradient_type)
+
+    @property
+    def _is_strided_point(self) -> bool:
+        return self.spec.kernel == (1, 1) and max(self.spec.stride) > 1  # see layers.convolve
 
     def activate(self, y: Tensor) -> Tensor:
         if self.dla is None:
@@ -202,19 +185,45 @@ def _round_weight_through(weight: Tensor) -> Tensor:
     return weight + (round_weight(weight) - weight).detach()
 
 
+def _run(steps: list[tuple[FakeQuantBlock, bool, bool]], x: Tensor) -> Tensor:
+    """Run blocks one after the other, each with its two flags of :meth:`FakeQuantBlock.forward`."""
+    for block, of_input, left_to_reader in steps:
+        x = block(x, of_input, left_to_reader)
+    return x
+
+
 class FakeQuantModel(Chain[FakeQuantBlock]):
-    """A chain of trainable quantized blocks for one target."""
+    """A chain of trainable quantized blocks for one target.
+
+    With ``recomputes`` the forward pass keeps the inputs of a few blocks only, and the backward pass
+    computes the rest again (Chen et al., arXiv:1604.06174): less memory, more time, the same gradients.
+    """
 
     def __init__(
         self, quantized: QuantizedModel, make: Callable[[QuantizedBlock], FakeQuantBlock] = FakeQuantBlock
     ) -> None:
         super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
         self.target, self.keep_float = quantized.target, quantized.keep_float
+        self.recomputes = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute logits in float32, also where a caller asks for mixed precision."""
+        """Compute logits as :meth:`Chain.forward`, in float32 also where a caller asks for mixed precision.
+
+        Each convolution also cuts the gradient of the ReLU before it.
+        """
         with torch.autocast(x.device.type, enabled=False):
-            return super().forward(x)
+            return self._forward(x.unsqueeze(2) if x.ndim == 3 else x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        blocks = [block for _, block in self.blocks()]
+        left = [block.rectifies and reader.is_one_operator for block, reader in pairwise(blocks)]
+        steps = list(zip(blocks, [False, *left], [*left, False]))
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return _run(steps, x)
+        length = math.isqrt(len(steps))
+        for first in range(0, len(steps), length):
+            x = cast(Tensor, checkpoint(_run, steps[first : first + length], x, use_reentrant=False))
+        return x
 
     def compute_gradients_in(self, dtype: torch.dtype) -> None:
         """Compute the gradients of convolutions in ``dtype``; the forward pass stays in float32."""

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.branches import Classifier, MultiBranchBlock
-from mobileone_q.models.fake_quant import FakeQuantBlock, FakeQuantModel, round_through
+from mobileone_q.models.fake_quant import FakeQuantBlock, FakeQuantModel
+from mobileone_q.models.fake_quant_ops import round_through
 from mobileone_q.models.fuse import fold_branches, fold_head
 from mobileone_q.models.layers import per_output_channel, scale_input_channels
 from mobileone_q.models.mobileone import MobileOne
@@ -107,11 +108,11 @@ class MultiBranchFakeQuantBlock(FakeQuantBlock):
             self.start_bias + self.channel_map.bias(bias - self.start_folded_bias),
         )
 
-    def linear(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, of_input: bool = False, left_to_reader: bool = False) -> Tensor:
         if self.training and self.updates_statistics and isinstance(self.branches, MultiBranchBlock):
             with torch.no_grad():
                 self.branches.branch_sum(self.channel_map.original_input(x))
-        return super().linear(x)
+        return super().forward(x, of_input, left_to_reader)
 
     def train(self, mode: bool = True) -> MultiBranchFakeQuantBlock:
         """As usual, but batch statistics stay as they are unless :func:`update_statistics` lets them move."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -105,6 +106,17 @@ def first_message(accelerator: Accelerator, message: str | None) -> str | None:
     from accelerate.utils import gather_object
 
     return next(each for each in gather_object([message]) if each is not None)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Check that torch.compile finds what it compiles with for a CPU.
+
+    Raises:
+        TrainingError: there is no C++ compiler.
+    """
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    if device.type == "cpu" and not any(name and shutil.which(name) for name in names):
+        raise TrainingError("--compile needs a C++ compiler, and there is none: install g++, or leave it out")
 
 
 def agree(accelerator: Accelerator, choose: Callable[[], T]) -> T:

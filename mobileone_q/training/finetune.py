@@ -17,7 +17,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.training.data import Views
-from mobileone_q.training.distributed import end, make_accelerator
+from mobileone_q.training.distributed import check_compiler, end, make_accelerator
 from mobileone_q.training.loop import Outcome, Training
 from mobileone_q.training.objectives import Distillation
 from mobileone_q.training.settings import (
@@ -82,6 +82,8 @@ def fine_tune(
             f"--labels needs labels, and {batches.source.name} has inputs without one; "
             "give one folder per class, or leave out --labels"
         )
+    if tuning.compile:
+        check_compiler(accelerator.device)
     model = _trainable(quantized, original, tuning)
     model.compute_gradients_in(GRADIENT_TYPES[settings.precision])
 
@@ -101,6 +103,7 @@ def fine_tune(
         accelerator=accelerator,
         on_epoch=on_epoch,
         facts={**tuning.to_dict(), **augmentation.to_dict()},
+        compiles=tuning.compile,
     )
     outcome = training.run("fine-tuning", resume)
     end(accelerator)
@@ -119,6 +122,11 @@ def fine_tune(
 def _trainable(
     quantized: QuantizedModel, original: MobileOne | FusedModel | None, tuning: FineTuneSettings
 ) -> FakeQuantModel:
-    if tuning.branches == "fused":
-        return FakeQuantModel(quantized)
-    return with_branches(quantized, original)
+    fused = tuning.branches == "fused"
+    if tuning.recompute and not fused and tuning.bn_epochs:
+        raise TrainingError(
+            "--recompute would count each batch twice in the batch statistics; leave out --bn-epochs"
+        )
+    model = FakeQuantModel(quantized) if fused else with_branches(quantized, original)
+    model.recomputes = tuning.recompute
+    return model

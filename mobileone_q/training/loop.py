@@ -60,6 +60,7 @@ class Training:
     ones where the settings say so or nothing is held out. ``folder`` gets the checkpoint and the
     metrics; it is made when the run begins. ``on_epoch(model, epoch)`` may change how the model trains.
     ``facts`` are recorded in the checkpoint; a resumed run must have the same.
+    With ``compiles`` torch.compile makes the training step; evaluation stays as it is.
 
     Raises:
         TrainingError: the batch does not divide among the processes, or an epoch is smaller than it.
@@ -77,6 +78,7 @@ class Training:
         accelerator: Accelerator | None = None,
         on_epoch: Callable[[nn.Module, int], None] | None = None,
         facts: dict[str, Any] | None = None,
+        compiles: bool = False,
     ) -> None:
         self.objective, self.feed, self.held_out = objective, feed, held_out
         self.settings, self.folder = settings, folder
@@ -95,6 +97,8 @@ class Training:
         model.to(device=self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.average = averaged(model, settings.ema)
+        if compiles:  # the averaged copy is not: what is evaluated and kept is computed as ever
+            model.compile()
         self.wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
         described = {**settings.to_dict(), **(facts or {}), "processes": processes}
         scaler = self.accelerator.scaler

@@ -157,6 +157,8 @@ class FineTuneSettings:
         default_help=f"{HELD_OUT} from {HELD_OUT_FROM} images on, none below",
     )
     bn_epochs: int = setting(0, "Epochs until batch statistics are frozen (--branches live).", low=0)
+    compile: bool = setting(False, "Compile the step (torch.compile); the first takes a minute.")
+    recompute: bool = setting(False, "Keep few activations and compute the rest again: less memory, slower.")
 
     def __post_init__(self) -> None:
         _refuse_mistakes(self)

@@ -8,7 +8,8 @@ from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
-from mobileone_q.models.fake_quant import FakeQuantModel, fake_codes, round_through
+from mobileone_q.models.fake_quant import FakeQuantModel
+from mobileone_q.models.fake_quant_ops import fake_codes, round_through
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.grids import INT8, UINT8
 from tests.helpers.calibrated import calibrated_network
@@ -53,6 +54,52 @@ def test_gradients_are_those_of_torch(grid):
     (reference * weight).sum().backward()
     assert torch.allclose(ours[0].grad, theirs[0].grad, atol=1e-6)
     assert torch.allclose(ours[1].grad, theirs[1].grad, rtol=1e-4)
+
+
+def reference(model, x):
+    """The network block by block from torch's operators, without the one for a whole convolution."""
+    for _, block in model.blocks():
+        x = block.activate(block.linear(block.gather(x)))
+    return x
+
+
+def gradients(model, forward, x):
+    model.zero_grad()
+    (forward(x) * torch.linspace(-1, 1, 10)).sum().backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def most_apart(one, other):
+    """The largest relative difference of two sets of gradients: (of scalars, of the others).
+
+    A scalar gradient is a sum of very many terms that nearly cancel, in another order.
+    """
+    assert one.keys() == other.keys()
+    apart = {key: float((one[key] - value).norm() / value.norm()) for key, value in other.items()}
+    of_scalars = max(value for key, value in apart.items() if other[key].ndim == 0)
+    return of_scalars, max(value for key, value in apart.items() if other[key].ndim > 0)
+
+
+@pytest.mark.parametrize(
+    ("arch", "layout"),
+    [("s0", torch.channels_last), pytest.param("s4", torch.contiguous_format, marks=pytest.mark.long)],
+)
+def test_one_operator_for_a_convolution_has_the_gradients_of_many(arch, layout):
+    model = disturb(FakeQuantModel(calibrated_network(small(arch), Recipe(target="tensorrt"))), 0.05)
+    model.to(memory_format=layout)
+    x = random_images(model.arch, 4).contiguous(memory_format=layout)
+    expected = gradients(model, lambda x: reference(model, x), x)
+    of_scalars, of_others = most_apart(gradients(model, model, x), expected)
+    assert of_scalars < 1e-2
+    assert of_others < 1e-3
+
+
+def test_recomputing_activations_changes_no_gradient(quantized):
+    model, x = FakeQuantModel(quantized), random_images(quantized.arch, 4)
+    expected = gradients(model, model, x)
+    model.recomputes = True
+    got = gradients(model, model, x)
+    assert all(torch.equal(got[key], value) for key, value in expected.items())
 
 
 def test_weight_gradients_pass_through_but_not_beyond_the_grid():

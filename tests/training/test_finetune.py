@@ -1,5 +1,7 @@
 """Fine-tuning through Python: models and inputs in, a model out, and no run folder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,6 +55,51 @@ def test_a_network_is_tuned_and_its_start_stays(start, tmp_path, branches):
         resume=True,
     )
     assert same(tuned.state_dict(), again.state_dict())
+
+
+@pytest.mark.long
+def test_a_compiled_step_trains_and_evaluation_is_as_ever(start, tmp_path):
+    _, fused, quantized, inputs = start
+    made = {}
+    for compiled in (False, True):
+        tuning = FineTuneSettings(compile=compiled, held_out=0.25)
+        settings = replace(QUICK, epochs=1)
+        folder = tmp_path / str(compiled)
+        made[compiled] = fine_tune(fused, quantized, inputs, folder=folder, tuning=tuning, settings=settings)
+    (plain, before), (tuned, after) = made[False], made[True]
+    assert after.start == before.start  # evaluation is not compiled
+    assert after.metrics["kl"] == pytest.approx(before.metrics["kl"], rel=0.05)
+    assert not same(quantized.state_dict(), tuned.state_dict())
+    assert plain.arch == tuned.arch
+
+
+def test_without_a_compiler_the_remedy_is_named(start, tmp_path, monkeypatch):
+    _, fused, quantized, inputs = start
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(TrainingError, match="install g\\+\\+, or leave it out"):
+        fine_tune(
+            fused, quantized, inputs, folder=tmp_path / "x", tuning=FineTuneSettings(compile=True),
+            settings=QUICK,
+        )  # fmt: skip
+    assert not (tmp_path / "x").exists()
+
+
+def test_recomputing_gives_the_same_network(start, tmp_path):
+    model, fused, quantized, inputs = start
+    tuned = [
+        fine_tune(
+            fused, quantized, inputs, folder=tmp_path / str(recompute), settings=QUICK,
+            tuning=FineTuneSettings(recompute=recompute),
+        )[0].state_dict()
+        for recompute in (False, True)
+    ]  # fmt: skip
+    assert same(*tuned)
+    live = FineTuneSettings(recompute=True, branches="live", bn_epochs=1)
+    with pytest.raises(TrainingError, match="leave out --bn-epochs"):
+        fine_tune(
+            fused, quantized, inputs, folder=tmp_path / "x", original=model, tuning=live, settings=QUICK
+        )
 
 
 def test_held_out_inputs_choose_the_weights(start, tmp_path):
