@@ -25,7 +25,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.grids import WEIGHT_STEPS, Grid, input_grid, quantizes_map, shifted_form
 from mobileone_q.models.layers import per_output_channel
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
-from mobileone_q.names import TARGETS
+from mobileone_q.names import DLA_TARGETS, TARGETS
 
 try:
     from torchao.quantization.pt2e import (
@@ -121,7 +121,7 @@ class MobileOneQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no typ
     ONNX export can write as int8 with zero-point 0.
 
     Args:
-        target: ``tensorrt``, ``onnxruntime`` or ``dla``.
+        target: ``tensorrt``, ``onnxruntime``, ``dla`` or ``dla-qdq``.
         keep_float: modules that stay in floating point, as paths such as ``stage1.0``.
         is_qat: whether the network is for ``prepare_qat_pt2e`` and trains.
         scales: known scales by module path; the others are found by torchao's observers (histograms for
@@ -193,7 +193,15 @@ def to_pt2e(model: QuantizedModel, unsigned: bool = False) -> ExportedProgram:
     ``dequantize_per_channel`` operators hold the codes, scales and biases of ``model``. Sums are rounded
     elsewhere than in the simulation, since it multiplies real values where that multiplies codes.
     ``unsigned`` writes int8 inputs as :func:`as_unsigned` does.
+
+    Raises:
+        ExportError: the network is for a DLA, which rounds more than these operators say.
     """
+    if model.target in DLA_TARGETS:
+        raise ExportError(
+            f"a network for target {model.target} rounds as a DLA does, which PT2E has no operators for; "
+            "calibrate with --target onnxruntime or tensorrt"
+        )
     network = _dequantized(model)
     scales = {name: _scales(block) for name, block in model.blocks() if not block.is_float}
     quantizer = MobileOneQuantizer(model.target, keep_float=model.keep_float, scales=scales)

@@ -172,6 +172,7 @@ class Run(RunFolder):
 
         Raises:
             MissingDependency: torchao is not installed.
+            ExportError: the run is for a DLA.
             RunError: the run's files have changed.
         """
         from mobileone_q.export.pt2e import to_pt2e

@@ -114,9 +114,9 @@ def test_inputs_get_the_grids_that_calibration_would_give_them(arch, target):
     assert {layer.name: layer.grid(target) for layer in layers} == input_grids(arch, target)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
 def test_a_program_holds_the_codes_scales_and_biases(arch, target, tmp_path):
-    keep = () if target == "dla" else ("stage2.0.dw",)  # for DLA, other means keep blocks in float
+    keep = ("stage2.0.dw",)
     model = calibrated_network(arch, Recipe(target=target, keep_float=keep))
     program = to_pt2e(model)
     torch.export.save(program, tmp_path / "int8.pt2")
@@ -185,6 +185,7 @@ def test_a_network_of_another_codebase_is_quantized(foreign, target):
         "tensorrt": [False, True, False, True, True],
         "onnxruntime": [False, True, True, True, True, True],  # with the map before the pooling
         "dla": [False] * 6,
+        "dla-qdq": [False, True, True, True, True, True],
     }
     facts = input_codes(converted)
     assert [each[-1] == torch.uint8 for each in facts] == unsigned[target]
@@ -217,6 +218,8 @@ def test_fake_quantization_trains(foreign):
 
 def test_what_cannot_be_quantized_is_refused(arch, foreign):
     network, x = foreign
+    with pytest.raises(ExportError, match="rounds as a DLA does"):
+        to_pt2e(calibrated_network(arch, Recipe(target="dla")))
     with pytest.raises(CalibrationError, match="unknown target 'tpu'"):
         MobileOneQuantizer("tpu")
     with pytest.raises(ExportError, match="no layer is called 'stage9'; the first is 'stage0"):
