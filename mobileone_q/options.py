@@ -100,10 +100,10 @@ def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]
         raise ConfigError(
             f"{path} has unknown options {', '.join(wrong)}; choose from {', '.join(sorted(known))}"
         )
-    wrong = [name for name, value in options.items() if not _is_plain(value, known[name].multiple)]
+    wrong = [name for name, value in options.items() if not _fits(value, known[name])]
     if wrong:
         raise ConfigError(
-            f"{path}: {', '.join(wrong)} must each be one number, word or true/false"
+            f"{path}: {', '.join(wrong)} must each be one number or word, true or false for a flag"
             " (a list of them where an option is repeatable)"
         )
     return {name: _as_typed(value) for name, value in options.items()}
@@ -116,6 +116,13 @@ def config_path(path: Path) -> Path:
     if str(path) not in bundled:
         raise ConfigError(f"{path} is neither a file nor a bundled config; choose from {', '.join(bundled)}")
     return bundled[str(path)]
+
+
+def _fits(value: Any, param: click.Parameter) -> bool:
+    """Whether an option can have a value of this kind at all."""
+    if isinstance(value, bool) and not getattr(param, "is_flag", False):
+        return False  # a word such as `on`, which YAML reads as true, must stand in quotes
+    return _is_plain(value, param.multiple)
 
 
 def _is_plain(value: Any, several: bool) -> bool:

@@ -19,7 +19,7 @@ import mobileone_q as mq
 from cli import main
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 SCRIPT = ROOT / "docs" / "quickstart.py"
 SCRIPT_LINES = 15

@@ -3,8 +3,8 @@
 A pickle names functions and classes to call. Here no name is ever imported. A few known names become
 tensors and plain containers, and the classes of network modules become inert objects that only hold
 their state. Any other name ends the reading. torch's own ``weights_only`` refuses whole pickled
-modules; up to torch 2.5 it could also be made to run code (CVE-2025-32434), and a Jetson may have no
-newer torch.
+modules. It could also be made to run code, up to torch 2.5 (CVE-2025-32434), and to write outside its
+memory, up to torch 2.9 (CVE-2026-24747).
 """
 
 from __future__ import annotations

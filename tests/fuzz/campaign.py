@@ -173,15 +173,21 @@ def run_campaign(
             size = BATCH // 10 + 1 if inputs is None else BATCH
             first = done[harness.name]
             last = first + size if inputs is None else min(first + size, int(wanted[harness.name]))
-            started = time.monotonic()
+            started = _seconds()
             for index, outcome in read_batch(harness, seed, first, last):
                 counts.add(harness, index, outcome)
-            counts.seconds[harness.name] += time.monotonic() - started
+            counts.seconds[harness.name] += _seconds() - started
             done[harness.name] = max(first, last)
             if end is not None and time.monotonic() > end:
                 return counts
+        print(f"{counts.total:,} inputs read", flush=True)
         if inputs is not None and all(done[h.name] >= int(wanted[h.name]) for h in chosen):
             return counts
+
+
+def _seconds() -> float:
+    """CPU time of this process and of the children that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def run_commands(chosen: list[Harness], seed: int, number: int, counts: Counts) -> Counter[str]:

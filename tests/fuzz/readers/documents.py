@@ -141,12 +141,14 @@ HARNESSES = (
         (*DEEP, *linked_recordings()),
         says=("{folder}",),
         words=recording_in,
+        weight=0.6,
     ),
     Harness(
         "inspector",
         lambda _: [json_bytes(LAYERS), json_bytes(NEWER_LAYERS)],
         damages=(damaged, json_edited, json_edited),
         hostile=DEEP,
+        weight=0.6,
         **beside_recording("layers"),
     ),
     Harness(
@@ -154,6 +156,7 @@ HARNESSES = (
         lambda _: [json_bytes(PROFILE)],
         damages=(damaged, json_edited, json_edited),
         hostile=DEEP,
+        weight=0.6,
         **beside_recording("profile"),
     ),
     Harness(

@@ -116,12 +116,12 @@ def use_timing_cache(folder: Path, content: bytes) -> None:
 
 
 HARNESSES = (
-    Harness("onnx-graph", graphs, use_graph, weight=0.6),
+    Harness("onnx-graph", graphs, use_graph, weight=0.4),
     Harness("onnx-metadata", graphs, use_metadata),
-    Harness("engine", lambda _: [_engine()[0]], use_engine, weight=0.6),
+    Harness("engine", lambda _: [_engine()[0]], use_engine, weight=0.4),
     Harness(
         "engine-sidecar", lambda _: [_engine()[1]], use_sidecar,
-        (damaged, json_edited, json_resealed, json_resealed), DEEP, says=("{folder}",), weight=0.6,
+        (damaged, json_edited, json_resealed, json_resealed), DEEP, says=("{folder}",), weight=0.4,
     ),
     Harness("calibration-cache", lambda _: [CACHE], use_calibration_cache, says=("{folder}",)),
     Harness("timing-cache", lambda _: [b"TIMC\x01\x02\x03\x04" * 8], use_timing_cache, weight=0.2),

@@ -173,7 +173,7 @@ def draw_words(random: Random, data: bytes) -> bytes:
 
 GOOD = [json_bytes({"command": word, "file": "report.json", "change": "nothing", "seed": 0}) for word in USES]
 HARNESSES = (
-    Harness("run-folder", lambda _: GOOD, use_run, (draw_case,), words=words_of, weight=1.5),
+    Harness("run-folder", lambda _: GOOD, use_run, (draw_case,), words=words_of, weight=0.8),
     Harness(
         "odd-words",
         lambda _: [b'["verify", "none"]'],

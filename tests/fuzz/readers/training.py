@@ -103,7 +103,7 @@ HARNESSES = (
             functools.partial(use_checkpoint, optimizer),
             (damaged, in_zip(damaged), values_edited, values_edited),
             says=("{folder}",),
-            weight=0.6,
+            weight=0.3,
         )
         for optimizer in ("adamw", "sgd")
     ),

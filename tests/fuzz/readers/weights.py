@@ -155,6 +155,7 @@ HARNESSES = (
         hostile_headers(),
         says=("{folder}",),
         words=functools.partial(weights_in, "own.safetensors"),
+        weight=0.6,
     ),
     Harness(
         "fused-weights", fused_bytes, functools.partial(use_loader, FusedModel.load), HEADERS,
@@ -172,6 +173,7 @@ HARNESSES = (
         hostile_pickles(),
         says=("{folder}",),
         words=functools.partial(weights_in, "w.pth"),
+        weight=0.6,
     ),
     Harness(
         "legacy-torch-weights",
@@ -180,5 +182,6 @@ HARNESSES = (
         hostile=hostile_pickles(),
         says=("{folder}",),
         words=functools.partial(weights_in, "w.pth"),
+        weight=0.6,
     ),
 )  # fmt: skip
