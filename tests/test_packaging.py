@@ -138,7 +138,7 @@ def test_the_sdist_is_the_whole_checkout(unpacked):
     names = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     names = {name for name in names if not name.startswith("mobileone_q.egg-info/")}
     top = {"cli.py", "CHANGELOG.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", ".gitignore"}
-    top |= {"CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", ".pre-commit-config.yaml"}
+    top |= {"CITATION.cff", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md", ".pre-commit-config.yaml"}
     assert names == files(*FOLDERS) | top | {"pyproject.toml", "setup.cfg", "PKG-INFO"}
 
 
