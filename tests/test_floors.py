@@ -26,6 +26,7 @@ OF_MANY_MODULES = {
     "test_docs.py": "the pages and the script in docs/",
     "test_floors.py": "the floors",
     "test_faults.py": "full disks, closed and plain terminals, Ctrl-C",
+    "test_kills.py": "commands killed at random moments, and the next ones",
     "test_network.py": "commands are quiet on the network",
     "test_impossible_values.py": "values that cannot be, through every command that reads them",
     "test_packaging.py": "wheel and sdist",
