@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+import cli
+from tests.helpers.tiny import write_tiny
 
 ROOT = Path(__file__).resolve().parent.parent
 SILENCERS = ("CI", "ORT_RUNNING_UNIT_TESTS", "ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY")
@@ -116,22 +120,87 @@ def test_commands_use_no_network_and_write_only_their_run_folder(sandbox):
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_native_code_uses_no_network_either(sandbox):
     """The socket guard sees Python alone; strace also sees ONNX Runtime."""
-    run, log = sandbox.work / "run", sandbox.folder / "strace.log"
-    calls = "connect,sendto,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat"
-    tracer = ("strace", "-f", "-qq", "-s", "4096", "-o", str(log), "-e", f"trace={calls}")
+    trace = Trace(sandbox)
+    run = sandbox.work / "run"
+    sandbox.run("-m", "cli", "info", "--arch", "s0", "--runs", 2, "--image-size", 32, under=trace.tracer)
+    sandbox.run("-m", "cli", "calibrate", "--arch", "s0", "--images", 8, "--output", run, under=trace.tracer)
+    trace.check()
+
+
+# One process gives all of them, so that it imports once. It also lives long enough for what a runtime
+# does in its first minute.
+EVERY_COMMAND = """
+train recipe.yaml --epochs 1 --device cpu --output w
+fuse --arch tiny.yaml --data signals.npz w/weights.safetensors fused.safetensors
+calibrate --arch tiny.yaml --weights w/weights.safetensors --data signals.npz --target tensorrt --output run
+build-engine --int8 run
+build-engine --bundle bundle run
+profile --runs 2 run
+evaluate --data signals.npz run
+report run
+qat run --epochs 1 --batch 16 --device cpu --output tuned
+verify run
+sensitivity --arch tiny.yaml --weights w/weights.safetensors --data signals.npz
+info --arch tiny.yaml --runs 1
+roofline --device orin-nano --arch s0
+doctor
+runs list .
+runs clean --yes .
+calibrate --arch s0 --images 8 --output sample
+build-engine --fp32 sample
+predict --run sample --precision fp32 image.png
+"""
+GIVE_ALL = """
+import sys
+from cli import main
+for line in sys.argv[1].strip().splitlines():
     try:
-        sandbox.run("-c", "", under=tracer)
-    except AssertionError:
-        pytest.skip("strace may not trace here")
-    sandbox.run("-m", "cli", "info", "--arch", "s0", "--runs", 2, "--image-size", 32, under=tracer)
-    sandbox.run("-m", "cli", "calibrate", "--arch", "s0", "--images", 8, "--output", run, under=tracer)
-    lines = log.read_text(errors="replace").splitlines()
-    assert not [line for line in lines if "AF_INET" in line]
-    written = [match["opened"] or match["changed"] for line in lines if (match := WRITING.search(line))]
-    allowed = (str(sandbox.folder), "/dev/", "/proc/self/", "/sys/")
-    assert written
-    assert not [path for path in written if path.startswith("/") and not path.startswith(allowed)]
-    assert sandbox.traces() == []
+        main(line.split())
+    except SystemExit as leaving:
+        if leaving.code:
+            sys.exit(f"{line}: {leaving.code}")
+"""
+
+
+def test_every_command_is_among_those_that_are_traced():
+    given = {line.split()[0] for line in EVERY_COMMAND.strip().splitlines()}
+    assert given == set(cli.main.commands)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_every_command_is_quiet(sandbox):
+    write_tiny(sandbox.work)
+    (sandbox.work / "recipe.yaml").write_text("arch: tiny.yaml\ndata: signals.npz\neval-data: test.npz\n")
+    Image.new("RGB", (40, 30)).save(sandbox.work / "image.png")
+    trace = Trace(sandbox)
+    sandbox.run("-c", GIVE_ALL, EVERY_COMMAND, under=trace.tracer)
+    trace.check()
+
+
+class Trace:
+    """strace around a command, and what it must not have seen."""
+
+    CALLS = "connect,sendto,open,openat,creat,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat"
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox, self._log = sandbox, sandbox.folder / "strace.log"
+        options = ("-f", "-qq", "-s", "4096", "-o", str(self._log), "-e", f"trace={self.CALLS}")
+        self.tracer = ("strace", *options)
+        try:
+            sandbox.run("-c", "", under=self.tracer)
+        except AssertionError:
+            pytest.skip("strace may not trace here")
+
+    def check(self) -> None:
+        """Nothing asked the network, and nothing was written outside the sandbox or into its home."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        assert not [line for line in lines if "AF_INET" in line]
+        written = [match["opened"] or match["changed"] for line in lines if (match := WRITING.search(line))]
+        allowed = (str(self._sandbox.folder), "/dev/", "/proc/self/", "/sys/")
+        assert written
+        assert not [path for path in written if path.startswith("/") and not path.startswith(allowed)]
+        assert self._sandbox.traces() == []
 
 
 def test_telemetry_is_off_before_onnxruntime_is_imported(sandbox):
