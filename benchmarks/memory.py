@@ -122,8 +122,8 @@ def main() -> None:
                 ["evaluate", folder / "small", "--data", data, "--images", count],
             )  # fmt: skip
         big = random_weights("s4", folder / "s4.safetensors", 512)
-        words = calibrate("s4", big, linked(folder, files, 32), 32, "s4", "--image-size", 512)
-        row("calibrate S4, 512×512", 32, words)
+        words = calibrate("s4", big, linked(folder, files, 16), 16, "s4", "--image-size", 512)
+        row("calibrate S4, 512×512", 16, words)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from calibrate.dla_scales import fill_dla_scales
 from calibrate.equalize import ALPHAS, equalize_channels
 from calibrate.fisher import output_fisher
 from calibrate.images import Images, tensors
+from calibrate.memory import return_freed
 from calibrate.ranges import clip_ranges, input_range
 from calibrate.recipe import Recipe
 from calibrate.reconstruct import reconstruct_blocks
@@ -84,11 +85,13 @@ def prepare(
         CalibrationError: activations that are not finite, or no images.
     """
     statistics = collect(fused, tensors(images), recipe.weigh_positions, advance)
+    return_freed()
     if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
     target, method = recipe.target, recipe.range_method
     if recipe.channel_splitting:
         fused, statistics = split_channels(fused, statistics, tensors(images), target, method)
+        return_freed()
     if recipe.equalization:
         alphas = ALPHAS if recipe.alpha is None else (recipe.alpha,)
         compensated = recipe.compensates and recipe.expect_compensation
@@ -121,12 +124,15 @@ def correct(
     For DLA, the scales beside those of block inputs are chosen first.
     """
     fill_dla_scales(equalized, quantized, tensors(images), recipe.range_method)
+    return_freed()
     fisher: dict[str, Tensor] = {}
     if recipe.compensates_rows:
         dense = [spec.name for spec in equalized.arch.blocks if spec.groups == 1 and not spec.is_head]
         fisher = output_fisher(equalized, tensors(images), FISHER_IMAGES, dense, advance)
+        return_freed()
     if recipe.reconstructs:
         reconstruct_blocks(equalized, quantized, tensors(images), recipe, fisher, advance)
+    return_freed()
     if recipe.tunes_scales:
         tune_scales(equalized, quantized, tensors(images), recipe.tune_scales_seconds, advance=advance)
 

@@ -26,7 +26,7 @@ LOG = logging.getLogger(__name__)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
 NO_LABEL = -1
 MAX_LABEL = 999_999
-CACHE_BYTES = 128 << 20  # decoding an image costs more than running the network on it
+CACHE_BYTES = 64 << 20  # decoding an image costs more than running the network on it
 # What a bad image raises.
 UNREADABLE = (
     OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError, struct.error, zlib.error,

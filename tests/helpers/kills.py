@@ -63,7 +63,7 @@ class Workshop:
         """The command line of a kind, in a folder that :meth:`begin` has filled."""
         again = ("--resume",) if resume else ()
         tiny = ("--weights", "weights.safetensors", "--data", "signals.npz", "--eval-data", "test.npz")
-        network = ("--arch", "s0", "--images", 8) if self.sample else ("--arch", "tiny.yaml", *tiny)
+        network = ("--arch", "s0", "--images", 16) if self.sample else ("--arch", "tiny.yaml", *tiny)
         return {
             "calibrate": ["calibrate", *network, "--target", "tensorrt", "--output", "out"],
             "build-engine": ["build-engine", "--int8", "run"],
