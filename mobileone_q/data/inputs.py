@@ -15,6 +15,7 @@ from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.data import sample
 from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
+from mobileone_q.data.hugging_face import HuggingFaceSource, is_hugging_face
 from mobileone_q.data.idx import is_idx_folder, read_split
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import DEFAULT_IMAGES, InputOptions
@@ -108,6 +109,7 @@ def as_source(images: object, arch: Architecture, preprocessing: Preprocessing |
 
     - the path of a folder of images, of tar shards such as ``train-{000..099}.tar``, or of an ``.npz``
       with arrays ``x`` and, if known, ``y``
+    - the name of a Hugging Face dataset, ``hf:NAME:SPLIT``
     - a sequence of PIL images
     - a floating-point array of normalized inputs, (N, C, H, W), or (N, C, L) for signals
     - a pair of either of the last two and its labels (N,)
@@ -133,6 +135,8 @@ def as_source(images: object, arch: Architecture, preprocessing: Preprocessing |
         if is_shards(str(images)):
             classes = arch.num_classes if arch.task == "classify" else None
             return ShardSource(str(images), _transform(arch, preprocessing), classes=classes)
+        if is_hugging_face(str(images)):
+            return HuggingFaceSource(str(images), _transform(arch, preprocessing))
         return ImageFolder(path, _transform(arch, preprocessing))
     if _is_array(images):
         return _fitting(Arrays(_floating(np.asarray(images), arch), labels), arch)
@@ -171,7 +175,7 @@ def sample_images(split: str, preprocessing: Preprocessing = sample.PREPROCESSIN
 
 
 def labelled(data: Path | str, split: str, image_size: int | None, allow_http: bool = False) -> Batches:
-    """All inputs of a folder of images, of tar shards, of an ``.npz``, or of idx files, with their labels.
+    """All inputs of a folder, of tar shards, of an ``.npz``, of idx files or ``hf:NAME``, with their labels.
 
     ``split`` is ``train`` or ``test``, which idx files tell apart; ``image_size`` is for folders of
     images, 224 by default.
@@ -183,6 +187,8 @@ def labelled(data: Path | str, split: str, image_size: int | None, allow_http: b
     path = Path(data)
     if is_shards(str(data)):
         source = ShardSource(str(data), Preprocessing.for_size(image_size or 224), allow_http=allow_http)
+    elif is_hugging_face(str(data)):
+        source = HuggingFaceSource(str(data), Preprocessing.for_size(image_size or 224))
     elif path.suffix == ARRAYS:
         source = ArrayFile(path)
     elif is_idx_folder(path):

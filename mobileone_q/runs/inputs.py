@@ -7,6 +7,7 @@ from pathlib import Path
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
+from mobileone_q.data.hugging_face import is_hugging_face
 from mobileone_q.data.inputs import ARRAYS, Inputs, as_source, choose_inputs, sample_images
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.data.shard_files import is_shards
@@ -30,7 +31,8 @@ def inputs_of(
     seen = manifest.images
     if eval_data is None and data is None and seen.evaluation not in (None, seen.source):
         eval_data = Path(seen.evaluation)
-    if data is None and not (is_shards(seen.source) or Path(seen.source).exists()):
+    is_named = is_shards(seen.source) or is_hugging_face(seen.source)
+    if data is None and not (is_named or Path(seen.source).exists()):
         raise DataError(
             f"the inputs that {run.path} was calibrated on are not on disk ({seen.source}); pass --data"
         )

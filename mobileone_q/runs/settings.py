@@ -42,7 +42,7 @@ class QatOptions:
     """Where `qat` takes its images from and writes to."""
 
     data: Path | None = setting(
-        None, "Folder, .npz or .tar shards; labels are optional.", default_help="the run's"
+        None, "Folder, .npz, .tar shards or hf:NAME:SPLIT; labels are optional.", default_help="the run's"
     )
     eval_data: Path | None = setting(None, "Folder of labelled images.", default_help="the run's")
     images: int | None = setting(None, "Images to draw.", low=1, default_help="as many as the run's")
@@ -59,7 +59,9 @@ class TrainOptions:
         None, "Checkpoint with branches to begin from.", default_help="random weights"
     )
     data: str = setting(
-        "", "Folder with one folder per class, .npz, or .tar shards {000..099}.", is_required=True
+        "",
+        "Folder with one folder per class, .npz, .tar shards {000..099}, or hf:NAME:SPLIT.",
+        is_required=True,
     )
     eval_data: Path = setting(Path(), "The same for evaluation.", is_required=True)
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
