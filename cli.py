@@ -20,7 +20,7 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import MobileOneQError, RunError
 from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
-from mobileone_q.names import ARCHITECTURES, WRITABLE_LAYOUTS, WritableLayout
+from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, WritableLayout
 from mobileone_q.options import (
     ARCH,
     AS_JSON,
@@ -147,6 +147,8 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
         click.echo(write_bundle(run, wanted.bundle, precisions[-1], options))
         return
     backend = engines.backend(resolve_backend(wanted.backend))
+    if "int8" in precisions and backend.name == "tensorrt-rtx":
+        click.echo(f"warning: {RTX_WARNING}", err=True)
     for path, info in build_engines(run, backend, precisions, options, progress=True):
         click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
         if info.warnings:

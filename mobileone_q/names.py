@@ -75,6 +75,11 @@ _DLA_GRIDS = (
     "the INT8 graph is for target dla, whose grids stand in a calibration cache that {backend} does "
     "not read; calibrate again with --target {other}"
 )
+RTX_WARNING = (
+    "TensorRT for RTX has no INT8 convolution: it widens the weights and fake-quantizes the input of every "
+    "one, so the INT8 engine will be slower than FP16 (benchmarks/rtx_layers.py shows its layers); it is a "
+    "check of the graph's form only"
+)
 _RTX_COMPUTES_IN_FLOAT = Pairing(
     label="a check of form only: TensorRT for RTX has no INT8 convolution and computes in floating point"
 )
