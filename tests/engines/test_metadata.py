@@ -22,24 +22,34 @@ VERSIONS = {"tensorrt": "10.3.0", "tensorrt-rtx": "rtx-1.7.1"}
 CELLS = {
     ("onnxruntime", "onnxruntime", None): None,
     ("onnxruntime", "tensorrt", None): "calibrate again with --target tensorrt",
-    ("onnxruntime", "tensorrt", 0): "calibrate again with --target dla, or drop --dla",
+    ("onnxruntime", "tensorrt", 0): "calibrate again with --target dla (TensorRT 8.5 to 10.7) or dla-qdq",
     ("onnxruntime", "tensorrt-rtx", None): "calibrate again with --target tensorrt",
     ("tensorrt", "onnxruntime", None): None,
     ("tensorrt", "tensorrt", None): None,
-    ("tensorrt", "tensorrt", 0): "calibrate again with --target dla, or drop --dla",
+    ("tensorrt", "tensorrt", 0): "calibrate again with --target dla (TensorRT 8.5 to 10.7) or dla-qdq",
     ("tensorrt", "tensorrt-rtx", None): None,
     ("dla", "onnxruntime", None): "calibrate again with --target onnxruntime",
     ("dla", "tensorrt", None): "pass --dla 0, or calibrate again with --target tensorrt",
     ("dla", "tensorrt", 0): None,
     ("dla", "tensorrt-rtx", None): "calibrate again with --target tensorrt",
+    ("onnxruntime", "openvino", None): None,
+    ("tensorrt", "openvino", None): None,
+    ("dla", "openvino", None): "calibrate again with --target onnxruntime",
+    ("dla-qdq", "openvino", None): None,
+    ("dla-qdq", "onnxruntime", None): None,
+    ("dla-qdq", "tensorrt", None): "pass --dla 0, or calibrate again with --target tensorrt",
+    ("dla-qdq", "tensorrt", 0): None,
+    ("dla-qdq", "tensorrt-rtx", None): "calibrate again with --target tensorrt",
 }
 cells = pytest.mark.parametrize(("target", "name", "dla_core"), CELLS)
 
 
-def stand_in(name, monkeypatch, request, tmp_path):
+def stand_in(name, monkeypatch, request, tmp_path, target=None):
     """The backend; TensorRT is the stand-in made from its recorded names."""
     if name in VERSIONS:
-        trt = Recorded(VERSIONS[name], request.getfixturevalue("shared"))
+        is_later = target == "dla-qdq"  # DLA came back in 11.4.1; names are recorded up to 11.1
+        trt = Recorded("11.1.0" if is_later else VERSIONS[name], request.getfixturevalue("shared"))
+        trt.__version__ = "11.4.1" if is_later else trt.__version__
         monkeypatch.setattr(type(backend(name)), "_import", lambda self: trt)
         monkeypatch.setattr(module, "gpu_name", lambda: "a GPU")
         monkeypatch.setenv("MOBILEONE_Q_CACHE", str(tmp_path / "cache"))
@@ -63,7 +73,10 @@ def test_build_refuses_what_computes_something_else(target, name, dla_core, monk
         assert "\n" not in str(caught.value)
         assert list(tmp_path.iterdir()) == [graph]
         return
-    info = stand_in(name, monkeypatch, request, tmp_path).build(graph, engine, options)
+    if target == "dla" and dla_core is not None:  # INT8 on DLA comes with its scales
+        (tmp_path / "int8.calib").write_text("TRT-8502-EntropyCalibration2\n")
+        options = replace(options, calibration_cache=str(tmp_path / "int8.calib"))
+    info = stand_in(name, monkeypatch, request, tmp_path, target).build(graph, engine, options)
     assert info.target == target
     assert EngineInfo.load(engine).target == target
 
@@ -73,7 +86,7 @@ def test_build_refuses_what_computes_something_else(target, name, dla_core, monk
 def test_load_refuses_the_same(target, name, dla_core, says, monkeypatch, request, tmp_path):
     """The engine was built when nobody looked: by its sidecar or by its graph it is known."""
     remedy, graph = CELLS[target, name, dla_core], write_relu(tmp_path / "int8.onnx")
-    which = stand_in(name, monkeypatch, request, tmp_path)
+    which = stand_in(name, monkeypatch, request, tmp_path, target)
     engine = tmp_path / "engine"
     info = which.build(graph, engine, BuildOptions("fp32"))
     assert info.target is None
