@@ -20,7 +20,7 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import MobileOneQError, RunError
 from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
-from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, WritableLayout
+from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, Form, WritableLayout
 from mobileone_q.options import (
     ARCH,
     AS_JSON,
@@ -29,11 +29,14 @@ from mobileone_q.options import (
     CONFIG_ARGUMENT,
     FILE,
     FOLDER,
+    FORM,
     RUN,
+    RUNS,
     fetch_weights,
     takes,
 )
 from mobileone_q.runs.settings import (
+    BenchmarkOptions,
     CalibrationOptions,
     EngineRequest,
     EvaluateOptions,
@@ -357,6 +360,46 @@ def evaluate(run_path: Path | None, options: EvaluateOptions) -> None:
     )
     run.add_to_report(parity=parity)
     print_parity(parity)
+
+
+@main.command()
+@FORM
+@RUNS
+def compare(run_paths: tuple[Path, ...], form: Form) -> None:
+    """Set the figures of several RUNs side by side; nothing is measured anew.
+
+    \b
+    mobileone-q compare runs/s0 runs/s0-qat
+    """
+    from mobileone_q.report.tables import render
+    from mobileone_q.runs.compare import COLUMNS, cautions, row_of
+
+    if not run_paths:
+        raise RunError("name the runs to compare, such as `mobileone-q compare runs/s0 runs/s0-qat`")
+    click.echo(render([row_of(path) for path in run_paths], COLUMNS, form))
+    for caution in cautions(run_paths):
+        click.echo(f"note: {caution}", err=form != "table")
+
+
+@main.command()
+@takes(BenchmarkOptions, "options")
+@FORM
+@RUNS
+def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form) -> None:
+    """Measure every built engine of the RUNs on the same images: accuracy, latency, size.
+
+    \b
+    mobileone-q benchmark runs/s0 --data val/ --format markdown
+    """
+    from mobileone_q.report.tables import render
+    from mobileone_q.runs.benchmark import COLUMNS
+    from mobileone_q.runs.benchmark import benchmark as measure
+    from mobileone_q.runs.folder import find_run
+
+    rows, missing = measure([find_run(path) for path in run_paths or (None,)], options, progress=True)
+    click.echo(render(rows, COLUMNS, form))
+    for name, why in missing.items():
+        click.echo(f"note: {name} was not run: {why}", err=form != "table")
 
 
 @main.command()

@@ -26,6 +26,7 @@ Rounding = Literal["nearest", "compensated"]
 KeyMapName = Literal["apple", "timm", "mmpretrain", "jahongir7174"]
 WritableLayout = Literal["own", "apple", "timm", "mmpretrain"]
 Task = Literal["classify", "embed", "features"]
+Form = Literal["table", "markdown", "csv", "json", "html"]  # of a table of figures
 
 ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)
 FACE_FORMS: tuple[FaceForm, ...] = get_args(FaceForm)
@@ -35,6 +36,7 @@ BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FLOAT_PRECISIONS: tuple[FloatPrecision, ...] = get_args(FloatPrecision)
 WRITABLE_LAYOUTS: tuple[WritableLayout, ...] = get_args(WritableLayout)
+FORMS: tuple[Form, ...] = get_args(Form)
 
 # They compute a float16 graph in float32 (there is no FP16 engine to time), and know no DLA.
 CPU_BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")

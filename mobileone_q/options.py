@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 import click
 
 from mobileone_q.errors import ConfigError
-from mobileone_q.names import ARCHITECTURES, FACE_FORMS
+from mobileone_q.names import ARCHITECTURES, FACE_FORMS, FORMS
 from mobileone_q.settings import Option, default_of, hints_of, options_of
 
 FILE = click.Path(path_type=Path)
@@ -152,6 +152,10 @@ FOLDER = click.argument(
     "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), metavar="[FOLDER]"
 )
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+RUNS = click.argument("run_paths", type=FILE, nargs=-1, metavar="[RUN]...")
+FORM = click.option(
+    "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="How to print it."
+)
 BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
 )

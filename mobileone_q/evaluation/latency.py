@@ -246,12 +246,21 @@ def profile_engines(
 def _time(
     actions: Mapping[Precision, Callable[[], object]], runs: int, advance: Advance = silent
 ) -> dict[Precision, Timing]:
-    """Each action's latency over ``runs`` interleaved rounds."""
-    times = _interleave(list(actions.values()), runs, advance)
-    return {
-        key: Timing(statistics.median(each), float(np.percentile(each, 95)))
-        for key, each in zip(actions, times)
-    }
+    """Each action's latency, by precision."""
+    return dict(zip(actions, time_interleaved(list(actions.values()), runs, advance)))
+
+
+def time_interleaved(
+    actions: Sequence[Callable[[], object]], runs: int, advance: Advance = silent
+) -> list[Timing]:
+    """Each action's latency over ``runs`` rounds, in each of which every action runs once.
+
+    ``advance(1)`` is called after every round.
+    """
+    return [
+        Timing(statistics.median(times), float(np.percentile(times, 95)))
+        for times in _interleave(actions, runs, advance)
+    ]
 
 
 def _interleave(actions: Sequence[Callable[[], object]], runs: int, advance: Advance) -> list[list[float]]:

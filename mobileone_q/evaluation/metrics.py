@@ -146,6 +146,18 @@ def interval_of_counts(images: int, only_first: int, only_second: int) -> tuple[
     return 100 * (difference - half), 100 * (difference + half)
 
 
+def share_interval(share: float, images: int) -> tuple[float, float]:
+    """95 % interval, in percent, of a share (0 to 1) of so many images.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", J. Am. Stat.
+    Assoc. 22 (1927). It holds also where the share is 0 or 1.
+    """
+    centre = (share + Z95**2 / (2 * images)) / (1 + Z95**2 / images)
+    spread = math.sqrt(share * (1 - share) / images + Z95**2 / (4 * images**2))
+    half = Z95 * spread / (1 + Z95**2 / images)
+    return 100 * (centre - half), 100 * (centre + half)
+
+
 def ranks(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of classes (N,) that score above each image's label."""
     own = logits[np.arange(len(labels)), labels]

@@ -134,6 +134,21 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class BenchmarkOptions:
+    """On what `benchmark` measures engines, and how it times them."""
+
+    data: Path | None = setting(
+        None,
+        "Folder of images, or an .npz for a run on arrays.",
+        default_help="the bundled sample's, for its run",
+    )
+    images: int = setting(200, "How many.", low=1)
+    runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
+    batch: int = setting(1, "Images at once, for the times.", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+
+
+@dataclass(frozen=True)
 class InfoOptions:
     """What `info` describes."""
 
