@@ -62,7 +62,6 @@ if TYPE_CHECKING:
     from mobileone_q.names import WritableLayout
     from mobileone_q.runs.folder import RunFolder
 
-SENSITIVITY_IMAGES = 100
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
 
 
@@ -119,7 +118,10 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     recipe = replace(recipe, target=settled_target(options.target))
     model, chosen = gather(options.arch, inputs)
     click.echo(f"{chosen.title}: {model.description}; target {recipe.target}")
-    result = calibrate_inputs(model, chosen, recipe, inputs.seed, options.max_drop_pts, progress=True)
+    result = calibrate_inputs(
+        model, chosen, recipe, inputs.seed, options.max_drop_pts,
+        with_sensitivity=options.sensitivity, progress=True,
+    )  # fmt: skip
     run = result.save(options.output, evaluate_on=chosen.evaluated, progress=True)
     print_accuracy(run.read_report())
     click.echo(f"calibrated in   {result.seconds.calibrate:.1f} s on {len(chosen.calibration)} images")
@@ -178,14 +180,25 @@ def profile(run_path: Path | None, options: ProfileOptions) -> None:
 
 
 @main.command()
+@click.option(
+    "--with-images", is_flag=True,
+    help="Put thumbnails of the images whose class changed into report.html; they may be private.",
+)  # fmt: skip
 @RUN
-def report(run_path: Path | None) -> None:
-    """Print the report of RUN again."""
+def report(run_path: Path | None, with_images: bool) -> None:
+    """Print the report of RUN again, and write its page, report.html, again.
+
+    The page shows no image unless --with-images asks for it. The next command that adds to the report
+    writes it without them.
+    """
     from mobileone_q.report.terminal import print_report
     from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.thumbnails import thumbnails
 
     run = find_run(run_path)
-    print_report(run.read_report())
+    made, manifest = run.read_report(), run.read_manifest()
+    run.write_page(made, manifest, thumbnails(made, manifest) if with_images else {})
+    print_report(made)
     click.echo(f"as HTML         {run.html}")
 
 
@@ -282,14 +295,14 @@ def train(
 
 @main.command()
 @CONFIG
-@takes(CalibrationOptions, "options", without=("max_drop_pts", "output"))
+@takes(CalibrationOptions, "options", without=("max_drop_pts", "sensitivity", "output"))
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")
 @AS_JSON
 def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe, as_json: bool) -> None:
     """Rank blocks by what quantizing each alone costs, inputs and weights apart."""
     from mobileone_q.report.terminal import print_sensitivity
-    from mobileone_q.runs.calibration import block_sensitivity, settled_target
+    from mobileone_q.runs.calibration import SENSITIVITY_IMAGES, block_sensitivity, settled_target
     from mobileone_q.runs.model import gather
 
     recipe = replace(recipe, target=settled_target(options.target))

@@ -79,7 +79,7 @@ def spoil(run: RunFolder) -> None:
     before = run.read_report()
     quantized.save(run.quantized, recipe=POOR.to_dict())
     export_onnx(quantized, run.onnx("int8"), preprocessing=inputs.preprocessing.to_dict())
-    accuracy, simulation = measure_accuracy(UnfinishedRun(run.path), quantized, inputs.evaluated)
+    accuracy, simulation, _ = measure_accuracy(UnfinishedRun(run.path), quantized, inputs.evaluated)
     report = before.with_sections(accuracy=accuracy, simulation=simulation)
     run.write_report(report.model_copy(update={"graphs": hashes(run.path, GRAPHS)}))
     run.write_manifest(run.read_manifest())

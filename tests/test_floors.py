@@ -20,6 +20,7 @@ OF_MANY_MODULES = {
     "calibrate/test_properties.py": "calibration of architectures drawn at random",
     "data/test_odd_images.py": "images, labels and names of every kind, through commands too",
     "fuzz/test_readers.py": "every reader of files, given damaged ones",
+    "report/test_browser.py": "the page in a real browser",
     "models/test_import_order.py": "modules of the room import in any order",
     "runs/test_array_runs.py": "every command on a run that was calibrated on arrays",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",

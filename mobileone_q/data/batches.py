@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.data.sources import UNREADABLE, Source, reason
+from mobileone_q.data.sources import UNREADABLE, ImageFolder, Source, reason
 from mobileone_q.errors import DataError
 
 LabelledBatch = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -94,6 +95,15 @@ class Batches:
                 f"first {first} ({why}); repair or remove them"
             )
         return None
+
+    def name_of(self, row: int) -> str:
+        """What an input is called in a report, counted from 0 without those found unreadable so far."""
+        readable = (
+            k for k in self.indices if not self.skipped or self.source.identity(k) not in self.skipped
+        )
+        index = next(itertools.islice(readable, row, None))
+        kind = "image" if self.source.preprocessing else "input"
+        return self.source.identity(index) if isinstance(self.source, ImageFolder) else f"{kind} {index}"
 
     def first(self, count: int) -> NDArray[np.float32]:
         """The first ``count`` inputs that can be read, or fewer if there are no more, (N, C, H, W)."""

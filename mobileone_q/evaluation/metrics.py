@@ -164,6 +164,12 @@ def ranks(logits: Logits, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return (logits > own[:, None]).sum(1)
 
 
+def softmax(logits: Logits) -> NDArray[np.float64]:
+    """Probabilities (..., classes) of logits (..., classes)."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return shifted / shifted.sum(-1, keepdims=True)
+
+
 def _log_softmax(logits: Logits) -> NDArray[np.float64]:
     shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))

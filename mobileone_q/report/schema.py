@@ -12,6 +12,8 @@ Both are checked when they are loaded and before they are written. ``report.sche
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mobileone_q import __version__
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import FileError
+from mobileone_q.evaluation.block_signal import Signals
+from mobileone_q.evaluation.changes import Changes
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, SimulationFidelity
 from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
@@ -34,6 +38,7 @@ SCHEMA: Literal[3] = 3
 REMEDY = "make the run again with `mobileone-q calibrate`"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DIGEST_MEANING = "SHA-256 of the other fields, as JSON with sorted keys and without spaces."
+PROGRAMS = ("mobileone-q", "cli.py")
 VERSIONED = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 # A setting that a user chose, recorded so that the run can be made again.
@@ -115,6 +120,30 @@ class FineTuning:
     start: Mapping[str, float]
     before: MeasuredAccuracy | None
     changes: CodeChanges | None = None
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """What quantizing one block alone costs: KL in nats and top-1 points, inputs and weights apart."""
+
+    name: str
+    input_kl: float
+    weight_kl: float
+    input_drop_pts: float | None
+    weight_drop_pts: float | None
+
+    @property
+    def kl(self) -> float:
+        """Both divergences together."""
+        return self.input_kl + self.weight_kl
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Every block's cost, the costliest first, on ``images`` images; from `calibrate --sensitivity`."""
+
+    images: int
+    blocks: tuple[BlockCost, ...]
 
 
 @dataclass(frozen=True)
@@ -202,6 +231,10 @@ class Report(Document):
     latency: Latency | None = None
     parity: Parity | None = None
     qat: FineTuning | None = None
+    sizes: Mapping[str, int] = Field(default={}, description="Bytes of the graphs, by file name.")
+    signals: Signals | None = None
+    sensitivity: Sensitivity | None = None
+    changes: Changes | None = None
 
     def with_sections(
         self,
@@ -210,9 +243,16 @@ class Report(Document):
         simulation: SimulationFidelity | None = None,
         latency: Latency | None = None,
         parity: Parity | None = None,
+        changes: Changes | None = None,
     ) -> Report:
         """A report with these sections in place of its own; None leaves a section as it is."""
-        sections = {"accuracy": accuracy, "simulation": simulation, "latency": latency, "parity": parity}
+        sections = {
+            "accuracy": accuracy,
+            "simulation": simulation,
+            "latency": latency,
+            "parity": parity,
+            "changes": changes,
+        }
         return self.model_copy(update={key: value for key, value in sections.items() if value is not None})
 
 
@@ -237,6 +277,7 @@ class Manifest(Document):
     max_drop_pts: float | None = None
     qat: Settings | None = None
     tuned_from: str | None = Field(default=None, description="The run that was fine-tuned.")
+    command: str | None = Field(default=None, description="The command line, as it was typed.")
     artefacts: Mapping[str, str] = Field(
         default={}, description="SHA-256 of the files that were made with the run, by name."
     )
@@ -245,6 +286,12 @@ class Manifest(Document):
 def utc_now() -> str:
     """The time of a manifest: UTC, ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def typed_command() -> str | None:
+    """The command line of this process, such as ``mobileone-q calibrate --arch s0``; None in a script."""
+    program = Path(sys.argv[0]).name if sys.argv else ""
+    return shlex.join(["mobileone-q", *sys.argv[1:]]) if program in PROGRAMS else None
 
 
 def installed_versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ the package.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from calibrate.images import load_all
@@ -21,6 +21,7 @@ from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import Inputs, as_source, draw, sample_images
 from mobileone_q.data.preprocess import Preprocessing
+from mobileone_q.errors import CalibrationError
 from mobileone_q.files import sha256
 from mobileone_q.models.certificate import Certificate, certify
 from mobileone_q.models.fuse import fuse_branches
@@ -31,14 +32,17 @@ from mobileone_q.names import Target
 from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import (
+    BlockCost,
     ChosenBlock,
     FloatBlocks,
     FusionErrors,
     Manifest,
     Report,
     Seconds,
+    Sensitivity,
     WeightsRecord,
     installed_versions,
+    typed_command,
     utc_now,
 )
 from mobileone_q.runs.folder import RunFolder
@@ -49,6 +53,9 @@ from mobileone_q.runs.settings import TargetChoice
 from mobileone_q.runs.staging import new_folder
 
 CERTIFICATE_IMAGES = 2
+SENSITIVITY_IMAGES = 100
+REPORTED_IMAGES = 32  # of `calibrate --sensitivity`: the order of blocks by KL needs few
+COST_FIELDS = tuple(field.name for field in fields(BlockCost))
 
 __all__ = ["Recipe", "Result", "calibrate"]
 
@@ -66,6 +73,7 @@ class Result:
         recipe: the settings.
         float_blocks: blocks left in floating point to meet an accuracy budget.
         seconds: how long each step took.
+        sensitivity: what quantizing each block alone costs, where that was asked for.
     """
 
     model: Model
@@ -78,6 +86,7 @@ class Result:
     float_blocks: tuple[FloatBlock, ...] = ()
     max_drop_pts: float | None = None
     seconds: Seconds = field(default_factory=Seconds)
+    sensitivity: Sensitivity | None = None
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -124,6 +133,7 @@ class Result:
             seconds=self.seconds,
             fusion=FusionErrors(**self.certificate.summary()),
             float_blocks=FloatBlocks(chosen, tuple(self.quantized.keep_float)),
+            sensitivity=self.sensitivity,
         )
 
     def _manifest(self, evaluation: Batches | None) -> Manifest:
@@ -144,6 +154,7 @@ class Result:
             recipe=self.recipe.to_dict(),
             seed=self.seed,
             max_drop_pts=self.max_drop_pts,
+            command=typed_command(),
         )
 
 
@@ -207,9 +218,18 @@ def calibrate_inputs(
     seed: int = 0,
     max_drop_pts: float | None = None,
     *,
+    with_sensitivity: bool = False,
     progress: bool = False,
 ) -> Result:
-    """As :func:`calibrate`, on inputs that are already chosen; ``seed`` is only recorded."""
+    """As :func:`calibrate`, on inputs that are already chosen; ``seed`` is only recorded.
+
+    ``with_sensitivity`` also measures what quantizing each block alone costs, for the report.
+
+    Raises:
+        CalibrationError: ``with_sensitivity`` beside ``max_drop_pts``, or see :func:`calibrate`.
+    """
+    if with_sensitivity and max_drop_pts is not None:
+        raise CalibrationError("--sensitivity does not go with --max-drop; make a run for each")
     started = time.perf_counter()
     fused = fuse_branches(model.network)
     fuse_s = time.perf_counter() - started
@@ -217,19 +237,26 @@ def calibrate_inputs(
     certificate.judge()
     started = time.perf_counter()
     kept: list[FloatBlock] = []
+    equalized = None
     if max_drop_pts is None:
         total = progress_steps(recipe, fused, len(inputs.calibration))
         with progress_if(progress, "calibrating", total) as advance:
-            _, quantized = fit(fused, inputs.calibration, recipe, advance)
+            equalized, quantized = fit(fused, inputs.calibration, recipe, advance)
     else:
         say = print if progress else _quiet
         quantized, kept = calibrate_within(
             max_drop_pts, fused, inputs.calibration, inputs.evaluated, recipe, say
         )
     seconds = Seconds(fuse=fuse_s, calibrate=time.perf_counter() - started)
+    sensitivity = None
+    if with_sensitivity and equalized is not None:
+        ranking, images = _ranked(model, equalized, quantized, inputs, REPORTED_IMAGES, progress)
+        costs = ({key: getattr(block, key) for key in COST_FIELDS} for block in ranking)
+        sensitivity = Sensitivity(images, tuple(BlockCost(**cost) for cost in costs))
     return Result(
-        model, fused, certificate, quantized, inputs, recipe, seed, tuple(kept), max_drop_pts, seconds
-    )
+        model, fused, certificate, quantized, inputs, recipe, seed, tuple(kept), max_drop_pts, seconds,
+        sensitivity,
+    )  # fmt: skip
 
 
 def settled_target(target: TargetChoice) -> Target:
@@ -247,9 +274,21 @@ def block_sensitivity(
     total = progress_steps(recipe, fused, len(inputs.calibration))
     with show_progress("calibrating", total) as advance:
         equalized, quantized = fit(fused, inputs.calibration, recipe, advance)
+    return _ranked(model, equalized, quantized, inputs, most_images, True)
+
+
+def _ranked(
+    model: Model,
+    equalized: FusedModel,
+    quantized: QuantizedModel,
+    inputs: Inputs,
+    most_images: int,
+    progress: bool,
+) -> tuple[list[BlockSensitivity], int]:
+    """The ranking of blocks, and on how many images."""
     images, labels = load_all(inputs.evaluated.sample(most_images))
     original = model.network if isinstance(model.network, MobileOne) else None
-    with show_progress("measuring blocks", len(fused.arch.blocks)) as advance:
+    with progress_if(progress, "measuring blocks", len(equalized.arch.blocks)) as advance:
         return rank_blocks(equalized, quantized, images, labels, original, advance), len(labels)
 
 

@@ -9,6 +9,7 @@ refuse a file that has changed (:mod:`mobileone_q.runs.integrity`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,15 +103,26 @@ class RunFolder:
         with locked(self.path):
             return self.write_report(self.read_report().with_sections(**sections))
 
-    def write_report(self, report: Report) -> Report:
+    def write_report(self, report: Report, manifest: Manifest | None = None) -> Report:
         """Write a report as ``report.json`` and ``report.html``; returns it.
+
+        ``manifest`` is the run's by default; the page has class names and where all of it came from.
 
         Raises:
             FileError: a number in it is not finite, or the folder cannot be written to.
         """
         report.save(self.report)
-        write_html(report, self.html)
+        known = manifest or (self.read_manifest() if self.manifest.is_file() else None)
+        write_html(report, self.html, known)
         return report
+
+    def write_page(self, report: Report, manifest: Manifest, thumbnails: Mapping[int, str]) -> None:
+        """Write ``report.html`` alone, with thumbnails of changed images by row.
+
+        Raises:
+            FileError: the folder cannot be written to.
+        """
+        write_html(report, self.html, manifest, thumbnails)
 
     def read_manifest(self) -> Manifest:
         """The run's manifest, checked.

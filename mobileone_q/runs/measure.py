@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from mobileone_q import engines
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.engines import BuildOptions, Engine
+from mobileone_q.evaluation.changes import Changes, ChangesSum
 from mobileone_q.evaluation.latency import Latency, profile_engines
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Runnable, SimulationFidelity
 from mobileone_q.evaluation.streaming import (
@@ -54,10 +55,14 @@ class Simulation:
 
 
 class AccuracySections(NamedTuple):
-    """Two sections of the report; ``simulation`` is None where nothing ran but the simulation."""
+    """Sections of the report.
+
+    ``simulation`` is None where nothing ran but the simulation, ``changes`` for a network without classes.
+    """
 
     accuracy: MeasuredAccuracy
     simulation: SimulationFidelity | None
+    changes: Changes | None = None
 
 
 def measure_accuracy(
@@ -65,6 +70,7 @@ def measure_accuracy(
     quantized: QuantizedModel,
     images: LabelledBatches,
     advance: Advance = silent,
+    name: Callable[[int], str] = str,
 ) -> AccuracySections:
     """Accuracy of a run's exported graphs, and how well the float32 simulation predicts it.
 
@@ -77,6 +83,8 @@ def measure_accuracy(
 
     The graph for target ``dla`` has its grids in a cache that only TensorRT reads. There INT8 is the
     simulation on every image, and ``engine`` says so.
+
+    ``name`` gives an image's name from its row, for the list of answers that changed.
 
     Raises:
         DataError: there are no images, or a label is beyond the network's classes.
@@ -95,17 +103,22 @@ def measure_accuracy(
     has_classes = quantized.arch.task == "classify"
     cost = AccuracySum() if has_classes else EmbeddingSum()
     fidelity = FidelitySum() if has_classes else EmbeddingFidelitySum()
+    changed = ChangesSum() if has_classes else None
     for (fp32, *rest, simulated), labels in each_batch([*loaded, simulation], images, advance):
-        cost.add(fp32, rest[0] if rest else simulated, labels)
+        int8 = rest[0] if rest else simulated
+        cost.add(fp32, int8, labels)
+        if changed is not None:
+            changed.add(fp32, int8, labels)
         few = len(simulated)
         if rest and few:
             fidelity.add(fp32[:few], rest[0][:few], simulated)
+    changes = changed.result(name) if changed is not None else None
     if is_dla:
-        return AccuracySections(MeasuredAccuracy(**vars(cost.result()), engine=IN_SIMULATION), None)
+        return AccuracySections(MeasuredAccuracy(**vars(cost.result()), engine=IN_SIMULATION), None, changes)
     runtime = backend.runtime()
     note = accuracy_note(quantized.target, "onnxruntime", runtime)
     accuracy = MeasuredAccuracy(**vars(cost.result()), engine=runtime, note=note)
-    return AccuracySections(accuracy, fidelity.result())
+    return AccuracySections(accuracy, fidelity.result(), changes)
 
 
 def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> str | None:

@@ -17,6 +17,7 @@ from mobileone_q.data.sources import UNREADABLE, reason
 from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.engines.base import Closing
 from mobileone_q.errors import DataError, EngineError
+from mobileone_q.evaluation.metrics import softmax
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
@@ -108,12 +109,6 @@ class Predictor(Closing):
     def close(self) -> None:
         """Close the engine."""
         self.engine.close()
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Probabilities (classes,) of logits (classes,)."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max())
-    return shifted / shifted.sum()
 
 
 def load_predictor(

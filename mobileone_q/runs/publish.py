@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
+
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import Inputs
+from mobileone_q.evaluation import block_signal
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
@@ -44,11 +47,18 @@ def publish(
     export_onnx(quantized, folder.onnx("int8"), preprocessing=transform)
     if evaluation is not None:
         with progress_if(progress, "evaluating", len(evaluation)) as advance:
-            measured = measure_accuracy(UnfinishedRun(folder.path), quantized, evaluation, advance)
-        report = report.with_sections(accuracy=measured.accuracy, simulation=measured.simulation)
-    graphs = hashes(folder.path, GRAPHS)
-    report = report.model_copy(update={"images": image_counts(inputs, evaluation), "graphs": graphs})
-    folder.write_report(report)
+            unfinished = UnfinishedRun(folder.path)
+            measured = measure_accuracy(unfinished, quantized, evaluation, advance, evaluation.name_of)
+        report = report.with_sections(**measured._asdict())
+    few = torch.from_numpy(inputs.calibration.first(block_signal.IMAGES))
+    found = {
+        "images": image_counts(inputs, evaluation),
+        "graphs": hashes(folder.path, GRAPHS),
+        "sizes": {name: (folder.path / name).stat().st_size for name in GRAPHS},
+        "signals": block_signal.block_signals(fused, quantized, few),
+    }
+    report = report.model_copy(update=found)
+    folder.write_report(report, manifest)
     folder.write_manifest(manifest)
     return report
 

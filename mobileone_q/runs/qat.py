@@ -13,7 +13,7 @@ from mobileone_q.files import write_atomically
 from mobileone_q.models.changes import CodeChanges, compare_codes
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, utc_now
+from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, typed_command, utc_now
 from mobileone_q.runs.folder import RUNS, RunFolder
 from mobileone_q.runs.inputs import inputs_of
 from mobileone_q.runs.integrity import FUSED, check_weights
@@ -136,6 +136,7 @@ def _write(
         "images": images_record(inputs, inputs.evaluated),
         "qat": settings,
         "tuned_from": str(run.path),
+        "command": typed_command(),
     }
     publish(
         made, fused, quantized, report, manifest.model_copy(update=changed), inputs, inputs.evaluated,

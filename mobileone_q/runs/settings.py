@@ -34,6 +34,10 @@ class CalibrationOptions:
         low=0,
         default_help="all in INT8",
     )
+    sensitivity: bool = setting(
+        False,
+        "Also measure what quantizing each block alone costs, for the report; takes minutes.",
+    )
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/ARCH, numbered")
 
 

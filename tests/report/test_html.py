@@ -8,6 +8,7 @@ import pytest
 
 from mobileone_q.evaluation.metrics import Cosine, MeasuredAccuracy
 from mobileone_q.report.html import write_html
+from tests.helpers.html_page import read_page
 from tests.helpers.records import ACCURACY, LATENCY, make_report
 
 SECTIONS = ("accuracy", "simulation", "latency", "qat", "fusion", "float_blocks")
@@ -20,6 +21,7 @@ def page(report, folder):
 
 def test_every_section_is_shown(tmp_path):
     html = page(make_report(), tmp_path)
+    read_page(tmp_path / "report.html")  # checks that it loads nothing
     for words in (
         "accuracy drop", "agreement", "KL(FP32‖INT8)", "speed-up",
         "Fine-tuned for 20 steps. Before: top-1 50.00 %, agreement 75.00 %, KL 0.0100.",
@@ -27,14 +29,12 @@ def test_every_section_is_shown(tmp_path):
         "CUDA graph, no copies", "Fusion certificate", "a note", "interleaved",
     ):  # fmt: skip
         assert words in html
-    assert "<script" not in html
-    assert not re.search(r"(src|href)=", html)
 
 
 def test_the_totals_stand_beside_the_end_to_end_times(tmp_path):
     html = page(make_report(), tmp_path)
     rows = dict(re.findall(r"<tr><td>(sum of blocks|end to end|CUDA graph, no copies)</td>(.*?)</tr>", html))
-    cells = {title: re.findall(r"<td>(.*?)</td>", row)[:4] for title, row in rows.items()}
+    cells = {title: re.findall(r"<td[^>]*>(.*?)</td>", row)[:4] for title, row in rows.items()}
     assert cells["sum of blocks"] == ["3.000", "1.250", "1.500", "2.00×"]
     assert cells["end to end"] == ["4.000", "2.000", "1.000", "4.00×"]
     assert cells["CUDA graph, no copies"] == ["3.500", "1.750", "0.875", "4.00×"]

@@ -59,4 +59,4 @@ def test_accuracy_in_another_backend_says_so(target):
 def test_sections_go_into_the_report_as_they_are():
     sections = measure.AccuracySections(ACCURACY, SimulationFidelity(4, cosine=0.5))
     report = make_report(accuracy=None, simulation=None).with_sections(**sections._asdict())
-    assert (report.accuracy, report.simulation) == sections
+    assert (report.accuracy, report.simulation, report.changes) == sections
