@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.metadata import has_only_int8_grids
-from mobileone_q.engines.processor import cpu_name
+from mobileone_q.engines.processor import CpuBackend
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, FileError, MissingDependency
 from mobileone_q.files import scratch_folder, write_atomically
@@ -31,7 +31,7 @@ LOG_ERRORS_ONLY = 3
 BIAS_ROUNDERS = ("WeightBiasQuantization",)
 
 
-class OnnxRuntime(Backend):
+class OnnxRuntime(CpuBackend):
     """ONNX Runtime's CPU execution provider."""
 
     name: ClassVar[BackendName] = "onnxruntime"
@@ -39,12 +39,6 @@ class OnnxRuntime(Backend):
 
     def runtime(self) -> str:
         return f"onnxruntime {_import().__version__}"
-
-    def device(self) -> str:
-        return cpu_name()
-
-    def can_run(self) -> bool:
-        return True
 
     def _compile(
         self,
@@ -75,12 +69,8 @@ class OnnxRuntime(Backend):
         write_atomically(engine_path, write)
         return ""
 
-    def _open(self, engine_path: Path, info: EngineInfo, threads: int) -> OnnxRuntimeEngine:
-        if info.device != self.device():
-            raise EngineError(
-                f"{engine_path} was optimized for {info.device}, and this is {self.device()}; build it again"
-            )
-        return OnnxRuntimeEngine(info, engine_path, threads)
+    def _engine(self, path: Path, info: EngineInfo, threads: int) -> OnnxRuntimeEngine:
+        return OnnxRuntimeEngine(info, path, threads)
 
 
 class OnnxRuntimeEngine(Engine):

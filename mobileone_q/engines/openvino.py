@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.inspection import Inspection, LayerTypes
-from mobileone_q.engines.processor import cpu_name
+from mobileone_q.engines.processor import CpuBackend
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import write_bytes
@@ -32,7 +32,7 @@ MULTIPLIES = ("Convolution", "GroupConvolution", "MatMul", "FullyConnected")
 REORDER, EXECUTED = "Reorder", "EXECUTED"
 
 
-class OpenVINO(Backend):
+class OpenVINO(CpuBackend):
     """OpenVINO's CPU device."""
 
     name: ClassVar[BackendName] = "openvino"
@@ -40,12 +40,6 @@ class OpenVINO(Backend):
 
     def runtime(self) -> str:
         return f"openvino {_import().__version__.split('-')[0]}"
-
-    def device(self) -> str:
-        return cpu_name()
-
-    def can_run(self) -> bool:
-        return True
 
     def _compile(
         self,
@@ -65,12 +59,8 @@ class OpenVINO(Backend):
         write_bytes(engine_path, blob if isinstance(blob, bytes) else blob.getvalue())
         return ""
 
-    def _open(self, engine_path: Path, info: EngineInfo, threads: int) -> OpenVINOEngine:
-        if info.device != self.device():
-            raise EngineError(
-                f"{engine_path} was compiled for {info.device}, and this is {self.device()}; build it again"
-            )
-        return OpenVINOEngine(info, engine_path, threads)
+    def _engine(self, path: Path, info: EngineInfo, threads: int) -> OpenVINOEngine:
+        return OpenVINOEngine(info, path, threads)
 
 
 class OpenVINOEngine(Engine):

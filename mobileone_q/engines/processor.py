@@ -1,9 +1,34 @@
-"""The processor of this machine, in words."""
+"""What backends for the processor of this machine share."""
 
 from __future__ import annotations
 
 import platform
+from abc import abstractmethod
 from pathlib import Path
+
+from mobileone_q.engines.base import Backend, Engine, EngineInfo
+from mobileone_q.errors import EngineError
+
+
+class CpuBackend(Backend):
+    """A library that compiles a graph for this processor, and runs it only on one of the same name."""
+
+    def device(self) -> str:
+        return cpu_name()
+
+    def can_run(self) -> bool:
+        return True
+
+    def _open(self, engine_path: Path, info: EngineInfo, threads: int) -> Engine:
+        if info.device != self.device():
+            raise EngineError(
+                f"{engine_path} was optimized for {info.device}, and this is {self.device()}; build it again"
+            )
+        return self._engine(engine_path, info, threads)
+
+    @abstractmethod
+    def _engine(self, path: Path, info: EngineInfo, threads: int) -> Engine:
+        """Make an engine file for this processor ready to run."""
 
 
 def cpu_name() -> str:
