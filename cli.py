@@ -487,20 +487,36 @@ def clean(folder: Path, yes: bool, checkpoints: bool) -> None:
 )  # fmt: skip
 @click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
+@click.option(
+    "--fit",
+    "recorded",
+    type=FILE,
+    help="Fit the estimate to a recording of this device (as for profile --from).",
+)
 @BATCH
 @AS_JSON
-def roofline(device: str, arch: str, image_size: int, batch: int, as_json: bool) -> None:
-    """Show the least time that a Jetson's published rates allow each block: a bound, not a measurement."""
+def roofline(
+    device: str, arch: str, image_size: int, recorded: Path | None, batch: int, as_json: bool
+) -> None:
+    """Show the least time that a Jetson's published rates allow each block, and an estimate beside it.
+
+    The least time is a bound, and the estimate is fitted to published times of another network. Neither
+    is a measurement.
+    """
     from mobileone_q.architecture.variants import build_variant
+    from mobileone_q.evaluation.estimate import estimate, published_fit, recorded_fit
     from mobileone_q.evaluation.roofline import block_bounds, to_dict
-    from mobileone_q.report.network import print_roofline
+    from mobileone_q.report.network import print_estimate, print_roofline
 
     chain, module = build_variant(arch, image_size=image_size), find_device(device)
     bounds = block_bounds(chain, module, batch)
+    fitted = recorded_fit(recorded, module) if recorded else published_fit()
+    expected = estimate(chain, module, batch, fitted)
     if as_json:
-        _print_json(to_dict(chain, module, batch, bounds))
+        _print_json(to_dict(chain, module, batch, bounds) | {"estimate": expected})
     else:
         print_roofline(chain, module, batch, bounds)
+        print_estimate(expected)
 
 
 @main.command()

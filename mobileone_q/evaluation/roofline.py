@@ -25,6 +25,7 @@ BoundPrecision = Literal["int8", "fp16"]
 BOUND = "roofline bound from published rates, not a measurement"
 TERA, GIGA, MICRO = 1e12, 1e9, 1e6
 HALF_BYTES = 2
+MEBI = 2**20
 BIAS_BYTES: dict[BoundPrecision, int] = {"int8": 4, "fp16": HALF_BYTES}
 
 
@@ -139,6 +140,7 @@ def to_dict(arch: Architecture, module: JetsonDevice, batch: int, bounds: list[B
         "least_us": totals,
         "speedup_at_most": totals["fp16"] / totals["int8"],
         "reading": reading(bounds),
+        "cached": cached(bounds, module),
     }
 
 
@@ -155,3 +157,14 @@ def reading(bounds: list[BlockBound]) -> str:
         text += f"; operations bind {', '.join(operations)}"
     flat = [bound.name for bound in bounds if bound.speedup_at_most < 1.5]
     return text + (f"; INT8 gains less than 1.5x over FP16 in {', '.join(flat)}" if flat else "")
+
+
+def cached(bounds: list[BlockBound], device: JetsonDevice) -> str:
+    """How many blocks fit the GPU's L2 cache, where the memory's time is no floor, in words."""
+    if device.l2_mb is None:
+        return "the size of its L2 cache is not published"
+    small = sum(bound.int8.bytes <= device.l2_mb * MEBI for bound in bounds)
+    return (
+        f"what {small} of {len(bounds)} blocks move in INT8 fits the L2 cache of {device.l2_mb:g} MB: where "
+        "it stays there, the time for memory is no floor"
+    )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.evaluation.cost import NetworkCost, OperatorCost, VariantCost
-from mobileone_q.evaluation.roofline import BOUND, BlockBound, Least, reading
+from mobileone_q.evaluation.roofline import BOUND, BlockBound, Least, cached, reading
 from mobileone_q.jetson_devices import JetsonDevice
 from mobileone_q.report.terminal import console
 
@@ -93,10 +94,23 @@ def print_roofline(
         speedup = f"{bound.speedup_at_most:.2f}x"
         table.add_row(bound.name, f"{bound.macs / 1e6:.2f}", *cells, bound.int8.bound_by, speedup)
     out.print(table)
-    out.print(reading(list(bounds)))
+    out.print(f"{reading(list(bounds))}; {cached(list(bounds), module)}")
     out.print(
         f"rates: {module.int8_tops} dense INT8 TOPS, {module.fp16_tflops} dense FP16 TFLOPS, "
         f"{module.bandwidth_gb_s} GB/s. {module.source}"
+    )
+
+
+def print_estimate(expected: Mapping[str, Any]) -> None:
+    """Print the estimate beside the bound, how far the fit is off, and whether INT8 pays."""
+    times = ", ".join(f"{name.upper()} {us:.0f} us" for name, us in expected["us"].items())
+    fitted = expected["fit"]
+    out = console()
+    out.print(f"{expected['kind']}: {times}. {expected['reading']}")
+    out.print(
+        f"{fitted['stretch']:.2f} x the bound + {fitted['layer_us']:.1f} us a "
+        f"layer; off by at most {100 * max(map(abs, expected['errors_on_published'])):.0f} % on the six "
+        f"published times, {100 * max(map(abs, expected['leave_one_out_errors'])):.0f} % on each left out"
     )
 
 
