@@ -222,6 +222,7 @@ def test_a_bad_sample_is_named(tmp_path, image, label, message):
         joined(feed(str(path), classes=3).loader(0, Slot(1)))
 
 
+@pytest.mark.long
 def test_train_reads_shards(tmp_path):
     """21 images in batches of 4: six steps an epoch, the last one filled up."""
     pattern = write_shards(tmp_path, [10, 8, 3])

@@ -112,9 +112,23 @@ def interrupt(*_, **__):
 def test_mixed_precision_leaves_teacher_student_and_loss_alone(run, tmp_path):
     """The first step measures the start: in bf16 the same, bit for bit. Its KL was once 1.35 for .0037."""
     first = {}
+    write_noise(tmp_path)
     for precision in ("no", "bf16"):
         made = tmp_path / precision
-        words = ["--images", 32, "--epochs", 1, "--batch", 16, "--device", "cpu", "--log-every", 1]
+        words = [
+            "--data",
+            tmp_path,
+            "--images",
+            16,
+            "--epochs",
+            1,
+            "--batch",
+            8,
+            "--device",
+            "cpu",
+            "--log-every",
+            1,
+        ]
         invoke("qat", run, "--precision", precision, "--output", made, *words)
         first[precision], second = map(json.loads, lines_of_steps(made))
         assert second["loss"] != first[precision]["loss"]
@@ -135,11 +149,15 @@ def test_fp16_is_not_ignored_on_a_cpu(run, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):
+def write_noise(folder):
     random = np.random.default_rng(0)
     for k in range(24):
         pixels = random.integers(0, 255, (40, 40, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+        Image.fromarray(pixels).save(folder / f"{k}.png")
+
+
+def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):
+    write_noise(tmp_path)
     words = ["qat", run, "--data", tmp_path, "--images", 16, "--epochs", 1, "--batch", 8]
     invoke(*words, "--output", tmp_path / "tuned", "--device", "cpu")
     report = json.loads((tmp_path / "tuned" / "report.json").read_text())
