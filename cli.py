@@ -252,10 +252,12 @@ def qat(
     """
     from mobileone_q.report.terminal import print_accuracy, print_fine_tuning
     from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.qat import fine_tune_run
+    from mobileone_q.runs.qat import fine_tune_run, refuse_other_architecture
 
+    start = find_run(run_path)
+    refuse_other_architecture(start, options.arch)
     run = fine_tune_run(
-        find_run(run_path), options.output, data=options.data, eval_data=options.eval_data,
+        start, options.output, data=options.data, eval_data=options.eval_data,
         images=options.images, tuning=tuning, settings=settings, augmentation=augmentation,
         resume=options.resume, progress=True,
     )  # fmt: skip

@@ -70,7 +70,8 @@ def make(name: str, fused: FusedModel, args: argparse.Namespace, device: torch.d
     size = fused.arch.image_size
     x = torch.randn(args.batch, 3, *size, device=device).contiguous(memory_format=torch.channels_last)
     y = torch.arange(args.batch, device=device) % fused.arch.num_classes
-    batch = Batch(x, y, y, torch.ones(args.batch, device=device), [""] * args.batch)
+    one = torch.ones(args.batch, device=device)
+    batch = Batch(x, y, y, one, one, [""] * args.batch)
     model: nn.Module
     if kind == "fp32":
         model = FusedModel(fused.arch)

@@ -22,6 +22,7 @@ from mobileone_q.names import ARCHITECTURES, FACE_FORMS, FORMS
 from mobileone_q.settings import Option, default_of, hints_of, options_of
 
 FILE = click.Path(path_type=Path)
+TYPED_ARCH = "mobileone_q.typed_arch"  # where click's context keeps it
 _HERE = Path(__file__).parent
 # A wheel installs configs/ inside this package; in a checkout, and an editable install, it is beside it.
 BUNDLED = next((folder for folder in (_HERE / "configs", _HERE.parent / "configs") if folder.is_dir()), _HERE)
@@ -67,6 +68,30 @@ class BatchRange(click.ParamType):
         return least, typical, most
 
 
+class EpochSchedule(click.ParamType):
+    """``0:160,37:192`` is 160 from epoch 0 on and 192 from epoch 37 on."""
+
+    name = "EPOCH:VALUE,..."
+
+    def __init__(self, number: type[int] | type[float]) -> None:
+        self.number = number
+
+    def convert(
+        self,
+        value: str | tuple[tuple[int, float], ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[tuple[int, float], ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            pairs = [part.split(":") for part in value.split(",")]
+            return tuple((int(epoch), self.number(each)) for epoch, each in pairs)
+        except ValueError:
+            kind = "whole numbers" if self.number is int else "numbers"
+            self.fail(f"{value!r} is not EPOCH:VALUE,EPOCH:VALUE with {kind}", param, ctx)
+
+
 def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make a YAML file's values the defaults of the command's options.
 
@@ -74,11 +99,14 @@ def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         ConfigError: the file cannot be used; everything wrong in it is named at once.
     """
     if path is not None:
-        ctx.default_map = read_config(path, ctx.command.params)
+        ctx.default_map = read_config(path, ctx.command.params, ctx.meta.get(TYPED_ARCH))
 
 
-def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]:
+def read_config(path: Path, params: Sequence[click.Parameter], arch: str | None = None) -> dict[str, Any]:
     """Read ``option: value`` lines; dashes and underscores are the same.
+
+    A mapping ``variants`` of such lines by architecture says what differs for each. ``arch``, or else the
+    file's own ``arch``, picks one.
 
     ``path`` may be the name of a bundled file: ``jetson`` is ``configs/jetson.yaml``, unless there is
     a file of that name.
@@ -93,6 +121,7 @@ def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]
     values = read_yaml(path, ConfigError, "--config") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `option: value` lines, not a {type(values).__name__}")
+    values = _with_variant(path, values, arch)
     known = {param.name: param for param in params if param.name and param.name != "config"}
     options = {str(key).replace("-", "_"): value for key, value in values.items()}
     wrong = sorted(options.keys() - known.keys())
@@ -100,6 +129,9 @@ def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]
         raise ConfigError(
             f"{path} has unknown options {', '.join(wrong)}; choose from {', '.join(sorted(known))}"
         )
+    for name, value in options.items():
+        if isinstance(known[name].type, EpochSchedule) and isinstance(value, dict):
+            options[name] = ",".join(f"{epoch}:{number}" for epoch, number in value.items())
     wrong = [name for name, value in options.items() if not _fits(value, known[name])]
     if wrong:
         raise ConfigError(
@@ -107,6 +139,40 @@ def read_config(path: Path, params: Sequence[click.Parameter]) -> dict[str, Any]
             " (a list of them where an option is repeatable)"
         )
     return {name: _as_typed(value) for name, value in options.items()}
+
+
+def _with_variant(path: Path, values: dict[Any, Any], arch: str | None) -> dict[Any, Any]:
+    """The lines of a file with those of the variant that is asked for.
+
+    Raises:
+        ConfigError: the file has no such variant, or what it has is no mapping.
+    """
+    variants = values.get("variants")
+    if variants is None:
+        return values
+    arch = arch or values.get("arch")
+    if not isinstance(variants, dict) or not isinstance(variants.get(arch), dict):
+        names = ", ".join(map(str, variants)) if isinstance(variants, dict) else "none"
+        lacks = f"no variant for --arch {arch}" if arch else "variants; pick one with --arch"
+        raise ConfigError(f"{path} has {lacks}; its variants are {names}")
+    common = {key: value for key, value in values.items() if key != "variants"}
+    return {**common, "arch": arch, **variants[arch]}
+
+
+class _TypedArch:
+    """Notes a typed ``--arch`` before the config file is read, which may have a variant for it."""
+
+    def handle_parse_result(self, ctx: click.Context, opts: Any, args: Any) -> Any:
+        ctx.meta[TYPED_ARCH] = opts.get("arch")
+        return super().handle_parse_result(ctx, opts, args)  # type: ignore[misc]
+
+
+class ConfigOption(_TypedArch, click.Option):
+    """``--config``."""
+
+
+class ConfigArgument(_TypedArch, click.Argument):
+    """CONFIG."""
 
 
 def config_path(path: Path) -> Path:
@@ -160,10 +226,12 @@ BATCH = click.option(
     "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
 )
 CONFIG = click.option(
-    "--config", type=FILE, is_eager=True, expose_value=False, callback=load_config,
+    "--config", cls=ConfigOption, type=FILE, is_eager=True, expose_value=False, callback=load_config,
     help="YAML file of options, or a bundled one's name, such as jetson; the command line wins.",
 )  # fmt: skip
-CONFIG_ARGUMENT = click.argument("config", type=FILE, is_eager=True, expose_value=False, callback=load_config)
+CONFIG_ARGUMENT = click.argument(
+    "config", cls=ConfigArgument, type=FILE, is_eager=True, expose_value=False, callback=load_config
+)
 ARCH = click.option("--arch", type=ArchitectureParameter(), required=True, help=ARCH_HELP)
 
 
@@ -217,6 +285,8 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
         return click.option(f"{flag}/{off}" if default else flag, key, is_flag=True, **words)
     if get_origin(hint) is tuple:
         item, *rest = get_args(hint)
+        if rest == [Ellipsis] and get_origin(item) is tuple:
+            return click.option(flag, key, type=EpochSchedule(get_args(item)[1]), **words)
         if rest == [Ellipsis]:
             return click.option(flag, key, type=_click_type(key, item, option), multiple=True, **words)
         words["default"] = ":".join(map(str, default))

@@ -6,9 +6,10 @@ import yaml
 
 from cli import main
 from mobileone_q.architecture.config import read_architecture
-from mobileone_q.errors import ConfigError
+from mobileone_q.errors import ConfigError, TrainingError
 from mobileone_q.models.certificate import certify
 from mobileone_q.options import config_path, read_config
+from mobileone_q.training.settings import EpochSettings
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import random_model
 
@@ -39,7 +40,7 @@ def test_every_config_opens_with_a_command_that_accepts_it(path):
         assert arch.name == path.stem
         assert certify(random_model(arch)).worst < 1e-12
         return
-    values = read_config(path, command.params)
+    values = read_config(path, command.params, context.params.get("arch"))
     assert values
     params = {p.name: p for p in command.params}
     given = {p.name for p in command.params if set(p.opts) & set(words)}
@@ -47,6 +48,36 @@ def test_every_config_opens_with_a_command_that_accepts_it(path):
         key: params[key].type_cast_value(context, value) for key, value in values.items() if key not in given
     }
     assert left == {key: context.params[key] for key in left}
+
+
+def test_a_config_has_variants_and_arch_picks_one(tmp_path):
+    path = tmp_path / "variants.yaml"
+    path.write_text("batch: 8\nlr: 0.1\nvariants:\n  s0: {}\n  s4: {lr: 0.2, epochs: 3}\n")
+    params = main.commands["qat"].params
+    assert read_config(path, params, "s0") == {"batch": "8", "lr": "0.1", "arch": "s0"}
+    assert read_config(path, params, "s4") == {"batch": "8", "lr": "0.2", "epochs": "3", "arch": "s4"}
+    with pytest.raises(ConfigError, match="no variant for --arch s2; its variants are s0, s4"):
+        read_config(path, params, "s2")
+    assert "pick one with --arch" in refused("qat", "--config", path)
+    # The option may stand on either side of the file.
+    for words in (("--arch", "s9"), ("--arch", "s2")):
+        for line in (("--config", path, *words), (*words, "--config", path)):
+            assert f"no variant for --arch {words[1]}" in refused("qat", *line)
+
+
+def test_resolutions_are_pairs_of_an_epoch_and_a_side(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("resolutions: {0: 160, 37: 192, 112: 224}\n")
+    params = main.commands["train"].params
+    assert read_config(path, params) == {"resolutions": "0:160,37:192,112:224"}
+    (option,) = (param for param in params if param.name == "resolutions")
+    assert option.type.convert("0:160,37:192", None, None) == ((0, 160), (37, 192))
+    with pytest.raises(click.BadParameter, match="not EPOCH:VALUE"):
+        option.type.convert("160,192", None, None)
+    with pytest.raises(TrainingError, match="the first must be 0"):
+        EpochSettings(resolutions=((3, 160), (1, 192)))
+    with pytest.raises(TrainingError, match="at least 8"):
+        EpochSettings(resolutions=((0, 4),))
 
 
 def test_both_kinds_of_config_are_there():

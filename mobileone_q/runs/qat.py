@@ -32,6 +32,17 @@ from mobileone_q.training.settings import (
 
 
 @lost_processes_told()
+def refuse_other_architecture(run: RunFolder, arch: str | None) -> None:
+    """Check that a run is of the architecture that was named, if one was.
+
+    Raises:
+        TrainingError: it is of another.
+    """
+    own = run.load_quantized().arch.name if arch else None
+    if own != arch:
+        raise TrainingError(f"{run.path} is of architecture {own}, not {arch}; give --arch {own}")
+
+
 def fine_tune_run(
     run: RunFolder,
     output: Path | None,

@@ -45,6 +45,11 @@ class CalibrationOptions:
 class QatOptions:
     """Where `qat` takes its images from and writes to."""
 
+    arch: str | None = setting(
+        None,
+        "The run's architecture: picks a variant of --config, and is checked.",
+        default_help="the run's",
+    )
     data: Path | None = setting(
         None, "Folder, .npz, .tar shards or hf:NAME:SPLIT; labels are optional.", default_help="the run's"
     )

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
+from mobileone_q.training.randaugment import rand_augment
 from mobileone_q.training.settings import Augmentation
 
 ENHANCERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -15,7 +16,11 @@ TRIES = 10  # random boxes that may stick out before the centre is taken
 
 
 def augment_image(
-    image: Image.Image, augmentation: Augmentation, size: int, random: np.random.Generator
+    image: Image.Image,
+    augmentation: Augmentation,
+    size: int,
+    random: np.random.Generator,
+    epoch: int = 0,
 ) -> NDArray[np.uint8]:
     """A random view of an RGB image: uint8 (3, size, size)."""
     if augmentation.crop < 1:
@@ -23,6 +28,8 @@ def augment_image(
         image = image.resize((size, size), Image.Resampling.BILINEAR, box)
     if random.random() < augmentation.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if augmentation.randaugment:
+        image = rand_augment(image, augmentation.magnitude(epoch), random)
     if augmentation.jitter:
         for k in random.permutation(len(ENHANCERS)):
             factor = 1 + random.uniform(-augmentation.jitter, augmentation.jitter)

@@ -120,7 +120,7 @@ class Renderer:
         image = as_rgb(image)
         if self.augmentation.crop == 1:
             image = Image.fromarray(np.ascontiguousarray(transform.to_pixels(image).transpose(1, 2, 0)))
-        return transform.normalize(augment_image(image, self.augmentation, transform.crop, random))
+        return transform.normalize(augment_image(image, self.augmentation, transform.crop, random, epoch))
 
 
 @dataclass

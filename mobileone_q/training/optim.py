@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from mobileone_q.training.settings import TrainingSettings
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
@@ -29,24 +30,26 @@ class HasParameterGroups(Protocol):
         ...
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The model's own groups where it has some; otherwise only kernels decay."""
+def parameter_groups(model: nn.Module, bias_decay: bool = False) -> list[dict[str, Any]]:
+    """The model's own groups where it has some; otherwise kernels decay, and biases if ``bias_decay``."""
     if isinstance(model, HasParameterGroups):
         return model.parameter_groups()
-    kernels = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
+    norms = {p for module in model.modules() if isinstance(module, BATCH_NORMS) for p in module.parameters()}
+    decaying = [p for p in model.parameters() if p.ndim > 1 or (bias_decay and p not in norms)]
+    chosen = set(decaying)
+    others = [p for p in model.parameters() if p not in chosen]
     return [
-        {"params": kernels, "lr_scale": 1.0, "decays": True},
+        {"params": decaying, "lr_scale": 1.0, "decays": True},
         {"params": others, "lr_scale": 1.0, "decays": False},
     ]
 
 
 def make_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
-    """SGD with Nesterov momentum, or AdamW; :func:`set_rates` sets the rates before each step."""
-    groups = parameter_groups(model)
+    """SGD, or AdamW; :func:`set_rates` sets the rates before each step."""
+    groups = parameter_groups(model, settings.bias_decay)
     if settings.optimizer == "sgd":
         momentum = settings.momentum
-        return SGD(groups, lr=settings.lr, momentum=momentum, nesterov=momentum > 0)
+        return SGD(groups, lr=settings.lr, momentum=momentum, nesterov=settings.nesterov and momentum > 0)
     return AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.99), weight_decay=0.0)
 
 
@@ -70,12 +73,12 @@ def set_rates(optimizer: Optimizer, settings: TrainingSettings, step: int, steps
     return lr
 
 
-def resolution_schedule(resolutions: Sequence[int], epochs: int) -> Callable[[int], int]:
+def resolution_schedule(resolutions: Sequence[tuple[int, int]]) -> Callable[[int], int]:
     """A function from the epoch to the side of the input, pixels.
 
-    Each resolution is used for an equal part of the epochs.
+    ``resolutions`` are those of :class:`EpochSettings`: pairs of a first epoch, counted from 0, and a side.
     """
-    return lambda epoch: resolutions[min(epoch * len(resolutions) // epochs, len(resolutions) - 1)]
+    return lambda epoch: [side for first, side in resolutions if first <= epoch][-1]
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:

@@ -18,6 +18,7 @@ DeviceChoice = Literal["auto", "cpu"]
 KeptWeights = Literal["best", "last"]
 TrackerName = Literal["wandb", "mlflow"]
 BranchMode = Literal["fused", "live"]
+SMALLEST_SIDE = 8  # pixels, of a training input
 HELD_OUT, HELD_OUT_FROM = 0.1, 400  # fewer inputs are too few to choose by, and are missed in training
 
 
@@ -28,6 +29,16 @@ def _refuse_mistakes(settings: Any, below_one: Sequence[str] = (), above_zero: S
     wrong += [f"{name} {value} (above 0)" for name in above_zero if (value := getattr(settings, name)) <= 0]
     if wrong:
         raise TrainingError(f"training settings that cannot be used: {', '.join(wrong)}")
+
+
+def _refuse_bad_schedule(name: str, schedule: Sequence[tuple[int, float]]) -> None:
+    """Check the first epochs of what changes with them."""
+    epochs = [epoch for epoch, _ in schedule]
+    if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
+        raise TrainingError(
+            f"{name} starts at epochs {', '.join(map(str, epochs))}; the first must be 0, and each later "
+            "than the one before"
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,10 @@ class TrainingSettings:
     final_lr: float = setting(0.0, "Lowest learning rate, at the end.", low=0)
     warmup_steps: int = setting(20, "Steps in which the learning rate rises.", low=0)
     momentum: float = setting(0.9, "Momentum of SGD, or AdamW's first beta.", low=0, high=1)
+    nesterov: bool = setting(False, "Nesterov momentum, for SGD.")
     weight_decay: float = setting(0.0, "Weight decay at the start; it follows a cosine of its own.", low=0)
     final_weight_decay: float = setting(0.0, "Weight decay at the end.", low=0)
+    bias_decay: bool = setting(False, "Let biases decay too, so that only batch norms do not.")
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0 for any.", low=0)
     label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", low=0, high=1)
     ema: float = setting(0.99, "Decay of the averaged weights, which are the ones kept.", low=0, high=1)
@@ -102,7 +115,8 @@ class Augmentation:
     of an image, or the amplitude of an array; ``noise`` is in an array's own units. ``mixup`` is the
     parameter of the Beta distribution that blends two inputs (Zhang et al., arXiv:1710.09412);
     ``cutmix`` is that of the area of a box from another input (Yun et al., arXiv:1905.04899). With both,
-    each input is changed by one of the two, at equal chances.
+    each input is changed by one of the two, at equal chances. ``randaugment`` are pairs of an epoch and the
+    magnitude from it on (:mod:`mobileone_q.training.randaugment`).
 
     Raises:
         TrainingError: values out of range, all of them listed at once.
@@ -121,11 +135,22 @@ class Augmentation:
     cutmix: float = setting(
         0.0, "The same for pasting a box of one input into another; with --mixup, one or the other.", low=0
     )
+    randaugment: tuple[tuple[int, float], ...] = setting(
+        (),
+        "RandAugment's magnitude for images, 0 to 10, each from an epoch on: 0:2.1,37:4.9,112:7.",
+    )
 
     def __post_init__(self) -> None:
         _refuse_mistakes(self)
+        _refuse_bad_schedule("randaugment", self.randaugment)
+        if any(not 0 <= magnitude <= 10 for _, magnitude in self.randaugment):
+            raise TrainingError("a magnitude of randaugment is outside 0 to 10")
 
-    def to_dict(self) -> dict[str, float]:
+    def magnitude(self, epoch: int) -> float:
+        """RandAugment's magnitude in an epoch; 0 for none."""
+        return ([0.0] + [value for first, value in self.randaugment if first <= epoch])[-1]
+
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -177,15 +202,17 @@ class FineTuneSettings:
 class EpochSettings:
     """What an epoch of training from labels consists of.
 
-    Each of ``resolutions`` is used for an equal part of the epochs, in order; the last is the one
-    that the network is for. Without any there is one size throughout. Shards are local files unless
+    ``resolutions`` are pairs of an epoch and the side that inputs have from that epoch on, the first of
+    epoch 0. Without any there is one size throughout. Shards are local files unless
     ``allow_http`` lets them be http(s) addresses.
 
     Raises:
         TrainingError: settings out of range, all of them listed at once.
     """
 
-    resolutions: tuple[int, ...] = setting((), "Sides to train at in turn, pixels; repeatable.", low=1)
+    resolutions: tuple[tuple[int, int], ...] = setting(
+        (), "Sides of inputs, pixels, each from an epoch on, such as 0:160,37:192,112:224."
+    )
     epoch_images: int | None = setting(
         None,
         "Inputs per epoch. Epochs follow each other through the data, and a new pass begins only when "
@@ -197,6 +224,10 @@ class EpochSettings:
 
     def __post_init__(self) -> None:
         _refuse_mistakes(self)
+        _refuse_bad_schedule("resolutions", self.resolutions)
+        small = [side for _, side in self.resolutions if side < SMALLEST_SIDE]
+        if small:
+            raise TrainingError(f"a resolution of {small[0]} pixels; it must be at least {SMALLEST_SIDE}")
 
 
 # Each command's defaults, where they differ from those of the fields.

@@ -62,7 +62,7 @@ def train_classifier(
     facts = {
         "arch": model.arch.name,
         "data": data.source.name,
-        "resolutions": list(epochs.resolutions),
+        "resolutions": [list(pair) for pair in epochs.resolutions],
         "epoch_images": epochs.epoch_images,
     }
     training = Training(
@@ -91,9 +91,11 @@ def _feed(
     if (data.source.preprocessing is None) != (evaluation.source.preprocessing is None):
         kinds = ["arrays" if each.source.preprocessing is None else "images" for each in (data, evaluation)]
         raise TrainingError(f"--data holds {kinds[0]}, and --eval-data holds {kinds[1]}; give one kind")
+    if augmentation.randaugment and evaluation.source.preprocessing is None:
+        raise TrainingError("--randaugment is for images; leave it out for arrays")
     resolution = None
     if epochs.resolutions:
         if evaluation.source.preprocessing is None:
             raise TrainingError("--resolutions are for images; arrays come in one size, so leave it out")
-        resolution = resolution_schedule(epochs.resolutions, settings.epochs)
+        resolution = resolution_schedule(epochs.resolutions)
     return Views.of(data, augmentation, settings.seed, resolution, epochs.epoch_images)

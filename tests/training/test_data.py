@@ -47,8 +47,8 @@ def test_without_augmentation_inputs_are_what_evaluation_sees():
     assert torch.equal(seen, torch.from_numpy(expected[:20]))
 
 
-def test_resolutions_share_the_epochs_evenly():
-    side = resolution_schedule((16, 24, 32), epochs=6)
+def test_each_resolution_begins_at_its_epoch():
+    side = resolution_schedule(((0, 16), (2, 24), (4, 32)))
     assert [side(epoch) for epoch in range(6)] == [16, 16, 24, 24, 32, 32]
     growing = Views.of(Batches(sample_images("calibration"), range(8)), EVERYTHING, resolution=side)
     assert [next(iter(growing.loader(e, Slot(8)))).x.shape[-1] for e in (0, 5)] == [16, 32]

@@ -16,7 +16,7 @@ from tests.helpers.cli import invoke, refused
 from tests.helpers.tiny import recipe, write_tiny
 from tests.helpers.training import ROOT, environment, losses, same
 
-RECIPE = ROOT / "configs" / "train-imagenet-s0.yaml"
+RECIPE = ROOT / "configs" / "train-imagenet.yaml"
 
 
 @pytest.fixture(scope="module")

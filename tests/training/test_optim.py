@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from mobileone_q.training.optim import cosine, make_optimizer, parameter_groups, set_rates
 from mobileone_q.training.settings import TrainingSettings
@@ -34,3 +35,17 @@ def test_only_kernels_decay_unless_the_model_says_otherwise():
     optimizer = make_optimizer(Grouped(3, 2), TrainingSettings(lr=1.0, warmup_steps=0, weight_decay=0.1))
     set_rates(optimizer, TrainingSettings(lr=1.0, warmup_steps=0, weight_decay=0.1), 0, 10)
     assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 0.0)]
+
+
+def test_biases_decay_on_request_and_batch_norms_never():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    decaying = {len(parameter_groups(model, wanted)[0]["params"]) for wanted in (False, True)}
+    assert decaying == {2, 4}
+    norm = set(model[1].parameters())
+    assert norm == set(parameter_groups(model, True)[1]["params"])
+
+
+def test_momentum_is_nesterov_s_on_request():
+    for wanted in (False, True):
+        settings = TrainingSettings(optimizer="sgd", nesterov=wanted)
+        assert make_optimizer(nn.Linear(2, 2), settings).defaults["nesterov"] is wanted

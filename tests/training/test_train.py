@@ -36,7 +36,7 @@ def test_what_does_not_go_together_is_refused_before_a_file_is_written(parts, tm
     model, folder = MobileOne(arch), tmp_path / "none"
     images = Batches.choose(sample_images("calibration"))
     for inputs, epochs, message in (
-        (data, EpochSettings(resolutions=(32, 64)), "--resolutions are for images"),
+        (data, EpochSettings(resolutions=((0, 32), (1, 64))), "--resolutions are for images"),
         (images, EpochSettings(epoch_images=40), "--eval-data holds arrays"),
     ):
         with pytest.raises(TrainingError, match=message):
