@@ -51,6 +51,11 @@ def test_a_poor_start_is_mended(run, tmp_path):
     assert accuracy["int8"]["top1"] > 0.8
 
 
+def test_an_architecture_that_is_named_must_be_the_run_s(run):
+    line = refused("qat", run, "--arch", "s4", "--config", "qat-imagenet", *QUICK)
+    assert "is of architecture s0, not s4; give --arch s0" in line
+
+
 @pytest.mark.parametrize("branches", ["fused", "live"])
 def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     made = tmp_path / "tuned"
