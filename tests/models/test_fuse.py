@@ -10,7 +10,7 @@ from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import FusionError
 from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.certificate import certify
-from mobileone_q.models.fuse import fold_branches, fuse_branches
+from mobileone_q.models.fuse import fold_branches, fuse_branches, fuse_in_place
 from mobileone_q.models.fused import FusedModel, apply_kernel
 from tests.helpers.networks import (
     EVERY_VARIANT,
@@ -104,3 +104,28 @@ def test_other_networks_are_refused():
     arch = Architecture("other", (BlockSpec("only", 3, 3),))
     with pytest.raises(FusionError, match="only: cannot fuse a Conv2d"):
         fuse_branches(Chain(arch, lambda spec: torch.nn.Conv2d(3, 3, 1)))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_one_weight_that_is_not_finite_is_enough_to_refuse(value):
+    model = random_model(small())
+    with torch.no_grad():
+        list(model.block("head").parameters())[-1].view(-1)[-1] = value
+    with pytest.raises(FusionError, match="head: its fused weights are not finite"):
+        fuse_branches(model)
+
+
+def test_a_chain_is_fused_in_place_once():
+    model = random_model(small())
+    fused = fuse_branches(model)
+    fuse_in_place(model)
+    assert same_state(model, fused)
+    fuse_in_place(model)
+    assert same_state(model, fused)
+
+
+def test_a_chain_of_which_one_block_is_fused_is_not_taken_for_a_fused_one():
+    model = random_model(small())
+    model.add_module("stem", fuse_branches(model).block("stem"))
+    with pytest.raises(FusionError, match="stem: cannot fuse a FusedBlock"):
+        fuse_in_place(model)
