@@ -8,9 +8,9 @@ import torch
 
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import FusionError
-from mobileone_q.models.branches import MultiBranchBlock
+from mobileone_q.models.branches import Classifier, MultiBranchBlock
 from mobileone_q.models.certificate import certify
-from mobileone_q.models.fuse import fold_branches, fuse_branches, fuse_in_place
+from mobileone_q.models.fuse import fold_branches, fold_head, fuse_branches, fuse_in_place
 from mobileone_q.models.fused import FusedModel, apply_kernel
 from tests.helpers.networks import (
     EVERY_VARIANT,
@@ -129,3 +129,15 @@ def test_a_chain_of_which_one_block_is_fused_is_not_taken_for_a_fused_one():
     model.add_module("stem", fuse_branches(model).block("stem"))
     with pytest.raises(FusionError, match="stem: cannot fuse a FusedBlock"):
         fuse_in_place(model)
+
+
+def test_the_norm_of_a_head_is_folded_into_its_bias_too():
+    head = Classifier(replace(small().blocks[-1], norm=True)).eval().double()
+    with torch.no_grad():
+        for number, value in enumerate((*head.parameters(), head.bn.running_mean, head.bn.running_var)):
+            value.copy_(0.5 + torch.rand(value.shape, generator=torch.Generator().manual_seed(number)))
+        kernel, bias = fold_head(head)
+        x = torch.rand(3, kernel.shape[1], dtype=torch.float64)
+        plain = x @ head.weight.flatten(1).T + head.bias
+        folded = x @ kernel.flatten(1).T + bias
+    torch.testing.assert_close(folded, head.bn(plain))
