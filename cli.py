@@ -147,7 +147,6 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     run, precisions = find_run(run_path), wanted.precisions
     if "int8" in precisions:
         _say_plan(run)
-    options = replace(options, float_precision="fp16" if wanted.fp16 else "fp32")
     if wanted.bundle is not None:
         click.echo(write_bundle(run, wanted.bundle, precisions[-1], options))
         return

@@ -18,11 +18,13 @@ class BuildOptions:
     ``precision`` is what the engine computes in, and ``float_precision`` what an INT8 engine computes
     in where it has no integers. ``batch`` is the (smallest, typical, largest) number of images that
     the engine takes at once. ``calibration_cache`` is the path of the cache with the scales of a graph
-    that has no Q/DQ (DLA). The command sets these three itself; the others are its options.
+    that has no Q/DQ (DLA). The command sets ``precision`` and the cache itself; the others are its options.
     """
 
     precision: Precision = "int8"
-    float_precision: FloatPrecision = "fp32"
+    float_precision: FloatPrecision = setting(
+        "fp16", "What an INT8 engine computes in where it has no integers (TensorRT on a GPU)."
+    )
     batch: tuple[int, int, int] = setting(
         (1, 1, 8), "Images at once; one number for a fixed batch.", metavar="MIN:OPT:MAX"
     )

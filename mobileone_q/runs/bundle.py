@@ -40,6 +40,9 @@ MAJOR=$(echo "$VERSION" | cut -d. -f1)
 MINOR=$(echo "$VERSION" | cut -d. -f2)
 PATCH=$(echo "$VERSION" | cut -d. -f3)
 NUMBER=$((MAJOR * 10000 + MINOR * 100 + PATCH))
+TRTEXEC=${{TRTEXEC:-/usr/src/tensorrt/bin/trtexec}}  # where JetPack puts it; containers have it on PATH
+if [ ! -x "$TRTEXEC" ]; then TRTEXEC=$(command -v trtexec || true); fi
+if [ -z "$TRTEXEC" ]; then echo "there is no trtexec; set TRTEXEC to its path" >&2; exit 1; fi
 {calibration}{branches}
 """
 CALIBRATION = """# TensorRT calibrates anew where a cache's first line is not its own version.

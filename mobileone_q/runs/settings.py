@@ -85,7 +85,7 @@ class EngineRequest:
     int8: bool = setting(False, "INT8 beside its FP32 baseline.  [default]")
     fp16: bool = setting(
         False,
-        "FP16 beside its FP32 baseline; with --int8, what INT8 leaves in floating point is FP16 too.",
+        "FP16 beside its FP32 baseline.",
     )
     fp32: bool = setting(False, "The FP32 baseline; by itself, that alone.")
     backend: BackendChoice = setting("auto", BACKEND_HELP)

@@ -158,6 +158,9 @@ def test_correction_mends_the_mean_of_the_last_block_and_touches_no_scale(arch, 
     assert all(torch.equal(after[key], value) for key, value in scales.items())
     assert all(value.isfinite().all() for value in after.values())
     x, last = torch.cat(images), quantized.block(arch.blocks[-1].name)
+    if last.dla is not None:  # what is corrected is what the output is before DLA rounds it
+        as_rounded = last._round
+        last._round = lambda role, y: y if role == "output" else as_rounded(role, y)
     if last.spec.activation == "none":
         error = (fused(x) - quantized(x)).mean(0)
         assert error.abs().max() <= 1e-5 * fused(x).abs().max() + 1e-7

@@ -47,7 +47,8 @@ def test_tensorrt_is_best_where_it_can_run(monkeypatch, is_installed, has_gpu, b
 
 
 def test_where_int8_has_no_integers():
-    assert BuildOptions("int8").float_kernels == "fp32"
+    assert BuildOptions("int8").float_kernels == "fp16"  # the default of a build on a GPU
+    assert BuildOptions("int8", float_precision="fp32").float_kernels == "fp32"
     assert BuildOptions("int8", float_precision="fp16").float_kernels == "fp16"
     assert BuildOptions("fp16").float_kernels == "fp16"
     assert BuildOptions("fp32", float_precision="fp16").float_kernels == "fp32"

@@ -171,14 +171,53 @@ def test_what_is_in_it(runs, tmp_path):
         write_bundle(runs["tensorrt"], folder, "int8", BuildOptions())
 
 
+OPTIONS = json.loads((Path(__file__).parents[1] / "helpers" / "trtexec_options.json").read_text())
+RELEASES = {"8.5.2.2": "8.5", "8.6.1": "8.6", "10.3.0": "10.3", "10.7.0": "10.7", "10.16.1": "10.16"}
+STAND_IN = """#!/bin/sh
+echo trtexec "$@"
+for word in "$@"; do
+  case " {known} " in *" ${{word%%=*}} "*) ;; *) echo "unknown option $word" >&2; exit 2 ;; esac
+done
+"""
+
+
 def build_line(folder, tmp_path, version):
-    """What build.sh would run on a device with that TensorRT: trtexec replaced by echo."""
-    script = (folder / "build.sh").read_text().replace("/usr/src/tensorrt/bin/trtexec", "echo trtexec")
-    (folder / "echo.sh").write_text(script)
-    environment = {**os.environ, "TENSORRT_VERSION": version}
+    """What build.sh runs on a device with that TensorRT: a trtexec that knows that version's options.
+
+    They are the names in samples/common/sampleOptions.cpp of NVIDIA/TensorRT, by release. Those of 11.4 are
+    not published yet, so 11.1's stand in for them.
+    """
+    known = OPTIONS[RELEASES.get(version, "10.13" if version.startswith("10.") else "11.1")]
+    trtexec = tmp_path / "trtexec"
+    trtexec.write_text(STAND_IN.format(known=known))
+    trtexec.chmod(0o755)
+    environment = {**os.environ, "TENSORRT_VERSION": version, "TRTEXEC": str(trtexec)}
     return subprocess.run(
-        ["sh", folder / "echo.sh"], env=environment, capture_output=True, text=True, check=False
+        ["sh", folder / "build.sh"], env=environment, capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("version", [*RELEASES, "10.13.3", "11.1.0", "11.4.1"])
+def test_each_version_has_every_option_that_it_is_given(runs, tmp_path, version, precision):
+    folder = tmp_path / "bundle"
+    options = BuildOptions(optimization_level=4, version_compatible=True, hardware_compatible=True)
+    write_bundle(runs["tensorrt"], folder, precision, options)
+    done = build_line(folder, tmp_path, version)
+    assert done.returncode == 0, done.stderr
+    timed = {"--useCudaGraph", "--noDataTransfers", "--useSpinWait"}
+    assert (timed <= set(done.stdout.split())) == (not version.startswith("11"))  # 11 always does so
+
+
+def test_without_trtexec_the_script_says_so(runs, tmp_path):
+    folder = tmp_path / "bundle"
+    write_bundle(runs["tensorrt"], folder, "int8", BuildOptions())
+    environment = {**os.environ, "TENSORRT_VERSION": "10.3.0", "TRTEXEC": "/nowhere"}
+    done = subprocess.run(
+        ["sh", folder / "build.sh"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "there is no trtexec; set TRTEXEC" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -205,7 +244,11 @@ def test_the_build_script_picks_its_line_by_version(runs, tmp_path, version, wor
 def test_a_bundle_for_dla_brings_its_cache(runs, tmp_path, version, number):
     folder = tmp_path / "bundle"
     write_bundle(runs["dla"], folder, "int8", BuildOptions(dla_core=0))
-    line = build_line(folder, tmp_path, version).stdout.split()
+    done = build_line(folder, tmp_path, version)
+    assert done.returncode == 0, done.stderr
+    line = done.stdout.split()
+    assert "--useCudaGraph" not in line  # trtexec has no CUDA graphs with DLA
+    assert {"--precisionConstraints=prefer", "--memPoolSize=workspace:1024,dlaSRAM:1"} <= set(line)
     assert {"--calib=model.calib", "--useDLACore=0", "--minShapes=input:1x3x32x32"} <= set(line)
     assert "--maxShapes=input:1x3x32x32" in line  # a DLA takes no range of batch sizes
     first, rest = (folder / "model.calib").read_text().split("\n", 1)

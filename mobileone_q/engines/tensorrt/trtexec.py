@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mobileone_q.engines.settings import BuildOptions
 
-EXECUTABLE = "/usr/src/tensorrt/bin/trtexec"  # where JetPack puts it
+EXECUTABLE = '"$TRTEXEC"'  # build.sh finds it
 STRONG_SINCE, FLAGS_GONE = 10, 11
 
 
@@ -28,13 +28,16 @@ def trtexec_line(
     words = [EXECUTABLE, f"--onnx={onnx}", f"--saveEngine={engine}"]
     for name, size in zip(("min", "opt", "max"), options.batch):
         words.append(f"--{name}Shapes=input:{size}x{channels}x{height}x{width}")
-    words.append(f"--memPoolSize=workspace:{options.workspace_mb}")
+    sram = ",dlaSRAM:1" if options.dla_core is not None else ""  # MiB, all that a core has
+    words.append(f"--memPoolSize=workspace:{options.workspace_mb}{sram}")
     if major >= STRONG_SINCE and not options.calibration_cache:
         words += ["--stronglyTyped"] if major < FLAGS_GONE else []
     else:
         words += ["--int8"] if options.precision == "int8" else []
         words += ["--fp16"] if options.float_kernels == "fp16" else []
-    words += [f"--calib={options.calibration_cache}"] if options.calibration_cache else []
+    if options.calibration_cache:  # without constraints the faster precision wins, not the smaller
+        words += [f"--calib={options.calibration_cache}", "--precisionConstraints=prefer"]
+        words.append("--layerPrecisions=*:int8")
     has_levels = (major, minor) >= (8, 6)
     if options.optimization_level is not None and has_levels:
         words.append(f"--builderOptimizationLevel={options.optimization_level}")
@@ -45,6 +48,9 @@ def trtexec_line(
         words += [f"--useDLACore={options.dla_core}", "--allowGPUFallback"]
         if major >= FLAGS_GONE and options.precision == "int8":
             words += ["--uint8AsymmetricQuantizationDLA", "--adjustForDLA"]
+    if major < FLAGS_GONE:  # 11 always does so
+        words += ["--noDataTransfers", "--useSpinWait"]
+        words += ["--useCudaGraph"] if options.dla_core is None else []  # trtexec has it not with DLA
     words += ["--profilingVerbosity=detailed", "--dumpProfile"]
     words += ["--separateProfileRun"] if major < FLAGS_GONE else []  # 11 always does so
     words += [f"--exportProfile={engine}.profile.json", f"--exportLayerInfo={engine}.layers.json"]
