@@ -183,3 +183,10 @@ def test_the_sample_is_found_before_anything_else_is_imported(tmp_path):
     """``mobileone_q.sample`` is a module in a room that imports nothing by itself."""
     script = "import sys, mobileone_q as mq; print(mq.sample.ARCH, 'torch' in sys.modules)"
     assert run_script(tmp_path, "-c", script).stdout == "s0 False\n"
+
+
+def test_each_fact_about_tensorrt_names_a_test_that_exists():
+    rows = re.findall(r"\| `(tests/\S+?)::(\w+)` \|", (ROOT / "docs" / "tensorrt-facts.md").read_text())
+    assert len(rows) >= 13
+    for path, name in rows:
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
