@@ -115,11 +115,12 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     from mobileone_q.runs.calibration import calibrate_inputs, settled_target
     from mobileone_q.runs.model import gather
 
-    recipe = replace(recipe, target=settled_target(options.target))
+    target = settled_target(options.target)
+    recipe = replace(recipe, target=target, activation_grids=options.activation_grids)
     model, chosen = gather(options.arch, inputs)
     click.echo(f"{chosen.title}: {model.description}; target {recipe.target}")
     result = calibrate_inputs(
-        model, chosen, recipe, inputs.seed, options.max_drop_pts,
+        model, chosen, recipe, inputs.seed, options.max_drop_pts, options.plain_within,
         with_sensitivity=options.sensitivity, progress=True,
     )  # fmt: skip
     run = result.save(options.output, evaluate_on=chosen.evaluated, progress=True)
@@ -148,8 +149,10 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     if "int8" in precisions:
         _say_plan(run)
     if wanted.bundle is not None:
-        click.echo(write_bundle(run, wanted.bundle, precisions[-1], options))
+        click.echo(write_bundle(run, wanted.bundle, precisions[-1], options, wanted.with_reference))
         return
+    if wanted.with_reference is not None:
+        raise RunError("--with-reference goes into a bundle; pass --bundle DIR too")
     backend = engines.backend(resolve_backend(wanted.backend))
     if "int8" in precisions and backend.name == "tensorrt-rtx":
         click.echo(f"warning: {RTX_WARNING}", err=True)
@@ -168,12 +171,19 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
 @RUN
 def profile(run_path: Path | None, options: ProfileOptions) -> None:
     """Time the built FP32, FP16 and INT8 engines of RUN, interleaved, per block."""
-    from mobileone_q.evaluation.recorded_profile import latency_from
+    from mobileone_q.evaluation.device_score import read_score
+    from mobileone_q.evaluation.recorded_profile import engine_from, latency_from
+    from mobileone_q.report.device import print_engine, print_score
     from mobileone_q.report.terminal import print_latency
     from mobileone_q.runs.folder import find_run
 
     if options.recorded is not None:
-        print_latency(latency_from(options.recorded))
+        score = read_score(options.recorded)
+        if score is None:
+            print_latency(latency_from(options.recorded))
+        else:
+            print_score(score)
+            print_engine(engine_from(options.recorded, score.precision))
         return
     _show_latency(find_run(run_path), options)
 
@@ -183,18 +193,24 @@ def profile(run_path: Path | None, options: ProfileOptions) -> None:
     "--with-images", is_flag=True,
     help="Put thumbnails of the images whose class changed into report.html; they may be private.",
 )  # fmt: skip
+@click.option(
+    "--from", "scored", type=FILE, help="First add what the bundle's score.py measured, its score.json."
+)
 @RUN
-def report(run_path: Path | None, with_images: bool) -> None:
+def report(run_path: Path | None, with_images: bool, scored: Path | None) -> None:
     """Print the report of RUN again, and write its page, report.html, again.
 
     The page shows no image unless --with-images asks for it. The next command that adds to the report
     writes it without them.
     """
     from mobileone_q.report.terminal import print_report
+    from mobileone_q.runs.device import add_score
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.thumbnails import thumbnails
 
     run = find_run(run_path)
+    if scored is not None:
+        add_score(run, scored)
     made, manifest = run.read_report(), run.read_manifest()
     run.write_page(made, manifest, thumbnails(made, manifest) if with_images else {})
     print_report(made)
@@ -296,7 +312,7 @@ def train(
 
 @main.command()
 @CONFIG
-@takes(CalibrationOptions, "options", without=("max_drop_pts", "sensitivity", "output"))
+@takes(CalibrationOptions, "options", without=("max_drop_pts", "sensitivity", "grids", "max_kl", "output"))
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")
 @AS_JSON
@@ -522,12 +538,23 @@ def roofline(
 
 @main.command()
 @AS_JSON
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--report", "archive", type=FILE,
+    help="Also write a .zip for an issue report: these checks, and the logs of RUN, without names or paths.",
+)  # fmt: skip
+@click.option("--from", "scored", type=FILE, help="With --report: the score.json of a bundle, to go with it.")
+@RUN
+def doctor(as_json: bool, archive: Path | None, scored: Path | None, run_path: Path | None) -> None:
     """Say what is installed, what will work, and how to mend the rest."""
     from mobileone_q.doctor import gather, judge, to_dict
 
     facts = gather()
     checks = judge(facts)
+    if archive is not None:
+        from mobileone_q.runs.issue_report import write_issue_report
+
+        names = write_issue_report(archive, to_dict(facts, checks), run_path, scored)
+        click.echo(f"wrote {archive}: {', '.join(names)}; look through it before you attach it", err=as_json)
     if as_json:
         _print_json(to_dict(facts, checks))
         return

@@ -24,6 +24,7 @@ from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import input_grids
+from mobileone_q.names import ActivationGrids
 
 IMAGES = 32  # for the gradients; with fewer it is not safe to say that a channel is dead
 
@@ -34,6 +35,7 @@ def split_channels(
     batches: Iterable[Tensor],
     target: str,
     range_method: str = "mse",
+    activation_grids: ActivationGrids = "saturating",
 ) -> tuple[FusedModel, Statistics]:
     """A model with copies in the place of dead channels, and its statistics.
 
@@ -46,7 +48,7 @@ def split_channels(
     if statistics.images < IMAGES or not places:
         return model, statistics
     fisher = input_fisher(model, batches, IMAGES, [block.spec.name for _, block, _, _ in places])
-    grids = input_grids(model.arch, target)
+    grids = input_grids(model.arch, target, activation_grids)
     for producer, block, reader, dead in places:
         name = block.spec.name
         steps = grids[name].steps

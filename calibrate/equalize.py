@@ -23,6 +23,7 @@ from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import WEIGHT_STEPS, input_grids, quantize_weight, weight_scales
 from mobileone_q.models.layers import per_output_channel, scale_input_channels
+from mobileone_q.names import ActivationGrids
 
 # A channel weaker than this share of its tensor's strongest is treated as if it were this strong.
 # Without a floor, a near-dead channel's factor explodes, and a bias with it.
@@ -43,6 +44,7 @@ def equalize_channels(
     range_method: str = "mse",
     compensated: bool = True,
     alphas: Sequence[float] = ALPHAS,
+    activation_grids: ActivationGrids = "saturating",
 ) -> tuple[FusedModel, Statistics]:
     """A model of the same function whose tensors are even across channels, and its statistics.
 
@@ -56,7 +58,7 @@ def equalize_channels(
     left = COMPENSATED if compensated and statistics.images >= FEW else 1.0
     model = copy.deepcopy(model)
     histograms, features = dict(statistics.histograms), statistics.features
-    grids = input_grids(model.arch, target)
+    grids = input_grids(model.arch, target, activation_grids)
     chain = [block for _, block in model.blocks()]
     for producer, consumer in pairwise(chain):
         if producer.spec.activation == "relu6":

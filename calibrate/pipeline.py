@@ -39,7 +39,7 @@ from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.grids import quantize_weight, weight_scales
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import RangeMethod, Target
+from mobileone_q.names import ActivationGrids, RangeMethod, Target
 from mobileone_q.progress import Advance, silent
 
 FISHER_IMAGES = 64
@@ -70,7 +70,9 @@ def fit(
 ) -> tuple[FusedModel, QuantizedModel]:
     """As :func:`calibrate`, with the equalized FP32 model that the quantized one was made from."""
     equalized, statistics = prepare(fused, images, recipe, advance)
-    quantized = quantize(equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float)
+    quantized = quantize(
+        equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float, recipe.activation_grids
+    )
     del statistics  # correcting needs its memory
     correct(equalized, quantized, images, recipe, advance)
     return equalized, quantized
@@ -88,14 +90,14 @@ def prepare(
     return_freed()
     if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
-    target, method = recipe.target, recipe.range_method
+    target, method, form = recipe.target, recipe.range_method, recipe.activation_grids
     if recipe.channel_splitting:
-        fused, statistics = split_channels(fused, statistics, tensors(images), target, method)
+        fused, statistics = split_channels(fused, statistics, tensors(images), target, method, form)
         return_freed()
     if recipe.equalization:
         alphas = ALPHAS if recipe.alpha is None else (recipe.alpha,)
         compensated = recipe.compensates and recipe.expect_compensation
-        fused, statistics = equalize_channels(fused, statistics, target, method, compensated, alphas)
+        fused, statistics = equalize_channels(fused, statistics, target, method, compensated, alphas, form)
     return fused, statistics
 
 
@@ -107,7 +109,9 @@ def finish(
     advance: Advance = silent,
 ) -> QuantizedModel:
     """The second half: a quantized model of ``equalized``, which :func:`prepare` has made."""
-    quantized = quantize(equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float)
+    quantized = quantize(
+        equalized, statistics, recipe.target, recipe.range_method, recipe.keep_float, recipe.activation_grids
+    )
     correct(equalized, quantized, images, recipe, advance)
     return quantized
 
@@ -144,9 +148,10 @@ def quantize(
     target: Target,
     range_method: RangeMethod,
     keep_float: Collection[str] = (),
+    activation_grids: ActivationGrids = "saturating",
 ) -> QuantizedModel:
     """Choose every scale and round every weight to the nearest code; biases stay as they are."""
-    quantized = QuantizedModel(fused.arch, target, keep_float)
+    quantized = QuantizedModel(fused.arch, target, keep_float, activation_grids)
     histograms = statistics.histograms
     for name, block in fused.blocks():
         result = quantized.block(name)

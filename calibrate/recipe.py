@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from mobileone_q.errors import CalibrationError
-from mobileone_q.names import DLA_TARGETS, RangeMethod, Rounding, Target
+from mobileone_q.names import DLA_TARGETS, ActivationGrids, RangeMethod, Rounding, Target
 from mobileone_q.settings import mistakes, setting
 
 
@@ -26,6 +26,9 @@ class Recipe:
     """
 
     target: Target = "tensorrt"
+    # On target tensorrt: whether saturation stands in for the ReLU in front of unpadded blocks, so that
+    # all 256 codes are used (mobileone_q.models.grids). ``plain`` leaves every ReLU in the graph.
+    activation_grids: ActivationGrids = "saturating"
     keep_float: tuple[str, ...] = setting(
         (), "Leave a block, such as stage1.0.dw, in floating point; repeatable.", metavar="BLOCK"
     )
@@ -77,6 +80,8 @@ class Recipe:
                 f"blocks in floating point for target {self.target} (there every tensor has a scale; "
                 "use tensorrt)"
             )
+        if self.activation_grids == "plain" and self.target != "tensorrt":
+            wrong.append(f"plain grids for target {self.target} (they are a choice of target tensorrt)")
         if wrong:
             raise CalibrationError(f"unusable calibration settings: {'; '.join(wrong)}")
 

@@ -15,7 +15,8 @@ that are in floating point on purpose. The engines fp32 and int8 are required.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from pydantic import TypeAdapter, ValidationError
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.base import LayerTimes
 from mobileone_q.engines.inspection import Inspection, read_inspection
+from mobileone_q.engines.layer_map import BlockLayers
 from mobileone_q.errors import ArchitectureError, EngineError
-from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, compare_blocks
+from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, block_times, compare_blocks
 from mobileone_q.files import read_json
-from mobileone_q.names import PRECISIONS
+from mobileone_q.names import PRECISIONS, Precision
 
 MAX_MS = 600_000.0  # ten minutes; no layer of these networks takes that long
 MAX_COUNT = 10**9
@@ -59,6 +61,38 @@ def latency_from(path: Path) -> Latency:
         raise EngineError(
             f"{path} is not in the form of trtexec's exports ({reason}); record it again"
         ) from None
+
+
+@dataclass(frozen=True)
+class RecordedEngine:
+    """One engine of a recording: milliseconds per block, and what each computes in."""
+
+    version: str
+    block_ms: Mapping[str, float]
+    layers: Mapping[str, BlockLayers]
+
+
+def engine_from(path: Path, precision: Precision = "int8") -> RecordedEngine | None:
+    """The times of the one engine in a score.json; None where build.sh recorded none.
+
+    Raises:
+        FileError: a file cannot be read.
+        EngineError: what was recorded is not in the form of trtexec's exports.
+    """
+    recording = read_json(path)
+    try:
+        engine = recording["engines"][precision]
+        if "profile" not in engine:
+            return None
+        records = _layers(path, precision, engine)
+        names = [block.name for block in build_variant(recording.get("arch", "s0")).blocks]
+        times = block_times(records.runs, names, records.inspection)
+        return RecordedEngine(str(engine.get("version", "")), times, records.types(names))
+    except ArchitectureError as error:
+        raise EngineError(f"{path}: {error}; correct `arch`") from None
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise EngineError(f"{path} is not what score.py writes ({reason}); run score.py again") from None
 
 
 def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> Latency:

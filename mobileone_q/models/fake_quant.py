@@ -205,6 +205,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         super().__init__(quantized.arch, lambda spec: make(quantized.block(spec.name)))
         self.target, self.keep_float = quantized.target, quantized.keep_float
         self.recomputes = False
+        self.activation_grids = quantized.activation_grids
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits as :meth:`Chain.forward`, in float32 also where a caller asks for mixed precision.
@@ -247,7 +248,7 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
 
     def to_quantized(self) -> QuantizedModel:
         """The model as it ships, on the CPU, with the very codes that this one's forward pass uses."""
-        quantized = QuantizedModel(self.arch, self.target, self.keep_float)
+        quantized = QuantizedModel(self.arch, self.target, self.keep_float, self.activation_grids)
         for name, block in self.blocks():
             block.write_to(quantized.block(name))
         return quantized

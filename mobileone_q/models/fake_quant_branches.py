@@ -103,8 +103,9 @@ class MultiBranchFakeQuantBlock(FakeQuantBlock):
         kernel, bias = self.fold()
         scale = per_output_channel(self.start_weight_scale, kernel)
         change = self.channel_map.kernel(kernel - self.start_kernel) / scale
+        latent = self.start_latent + change
         return (
-            round_through(self.start_latent + change),
+            latent if self.is_float else round_through(latent),
             self.start_bias + self.channel_map.bias(bias - self.start_folded_bias),
         )
 

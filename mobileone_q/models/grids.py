@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from mobileone_q.architecture.spec import Architecture, BlockSpec
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.layers import per_output_channel
-from mobileone_q.names import DLA_TARGETS, TARGETS
+from mobileone_q.names import DLA_TARGETS, TARGETS, ActivationGrids
 
 WEIGHT_STEPS = 127
 
@@ -55,13 +56,18 @@ INT8 = Grid("int8", -128, 127)
 UINT8 = Grid("uint8", 0, 255)
 
 
-def input_grids(arch: Architecture, target: str) -> dict[str, Grid]:
+def input_grids(
+    arch: Architecture, target: str, activation_grids: ActivationGrids = "saturating"
+) -> dict[str, Grid]:
     """The grid that each block's input is quantized on, by block name.
 
     Inputs that are never negative are best on uint8. ONNX Runtime has it, and so has DLA in TensorRT
     11.4.1 (``dla-qdq``). TensorRT on a GPU has int8 alone, and takes a uint8 grid only where
     :func:`int8_form` can write it as an int8 one. Elsewhere, and on ``dla``, the grid is int8, and such
     inputs use only half of it.
+
+    With ``activation_grids`` plain no ReLU is replaced by saturation on target ``tensorrt``: those inputs
+    are int8 too, half of it used, and the ReLU stays in the graph.
 
     Raises:
         CalibrationError: unknown target.
@@ -71,6 +77,8 @@ def input_grids(arch: Architecture, target: str) -> dict[str, Grid]:
     grids = {arch.blocks[0].name: INT8}  # normalized images have both signs
     for producer, consumer in zip(arch.blocks, arch.blocks[1:]):
         form = int8_form(producer, consumer)
+        if activation_grids == "plain" and form == "saturate":
+            form = None
         grids[consumer.name] = input_grid(target, producer.activation in NON_NEGATIVE, form)
     return grids
 
@@ -92,8 +100,16 @@ def quantizes_map(target: str) -> bool:
     return target in ("onnxruntime", *DLA_TARGETS)
 
 
-def mixed_grids(arch: Architecture, target: str, keep_float: Collection[str]) -> dict[str, Grid | None]:
+def mixed_grids(
+    arch: Architecture,
+    target: str,
+    keep_float: Collection[str],
+    activation_grids: ActivationGrids = "saturating",
+) -> dict[str, Grid | None]:
     """As :func:`input_grids`, with None for the blocks in ``keep_float``: they stay in floating point.
+
+    On target ``tensorrt`` so do depthwise blocks whose output no quantizer follows: see
+    :func:`_depthwise_with_float_output`.
 
     Raises:
         CalibrationError: unknown target or block.
@@ -104,7 +120,29 @@ def mixed_grids(arch: Architecture, target: str, keep_float: Collection[str]) ->
             f"{arch.name} has no block {min(unknown)!r} to keep in floating point; "
             f"its blocks are stem, stage1.0.dw, stage1.0.pw, ... head (`mobileone-q sensitivity` lists them)"
         )
-    return {**input_grids(arch, target), **dict.fromkeys(keep_float)}
+    grids: dict[str, Grid | None] = {
+        **input_grids(arch, target, activation_grids),
+        **dict.fromkeys(keep_float),
+    }
+    if target == "tensorrt":
+        grids |= dict.fromkeys(_depthwise_with_float_output(arch, grids))
+    return grids
+
+
+def _depthwise_with_float_output(arch: Architecture, grids: Mapping[str, Grid | None]) -> list[str]:
+    """Depthwise blocks that would read INT8 and write floating point on TensorRT's GPU.
+
+    TensorRT may have no kernel for one: in NVIDIA/TensorRT#4060 (8.6.11, AGX Orin) a quantized depthwise
+    convolution with no quantizer behind it finds no implementation, and in #3385 (8.5.2) one builds only
+    where nothing but a ReLU stands between it and the quantizer. So it stays in floating point together
+    with what reads it: a squeeze-and-excite unit, a pooling, a block in floating point, or nothing.
+    """
+    found = []
+    for block, consumer in zip_longest(arch.blocks, arch.blocks[1:]):
+        reads_int8 = consumer is not None and grids[consumer.name] is not None and not consumer.pool
+        if block.is_depthwise and (block.se_channels or not reads_int8):
+            found.append(block.name)
+    return found
 
 
 def int8_form(producer: BlockSpec, consumer: BlockSpec) -> str | None:

@@ -24,7 +24,7 @@ from mobileone_q.models.dla import DlaRounding, dla_rounding
 from mobileone_q.models.fused import Block
 from mobileone_q.models.grids import INT8, Grid, mixed_grids, quantize_weight, quantizes_map, weight_scales
 from mobileone_q.models.layers import SqueezeExcite, apply_kernel, kernel_shape, per_output_channel
-from mobileone_q.names import DLA_TARGETS, TARGETS, Target
+from mobileone_q.names import ACTIVATION_GRIDS, DLA_TARGETS, TARGETS, ActivationGrids, Target
 
 
 class QuantizedBlock(Block):
@@ -112,8 +112,15 @@ def round_weight(weight: Tensor) -> Tensor:
 class QuantizedModel(Chain[QuantizedBlock]):
     """A chain of quantized blocks for one target; those named in ``keep_float`` stay in float32."""
 
-    def __init__(self, arch: Architecture, target: Target, keep_float: Collection[str] = ()) -> None:
-        self.target, self.grids = target, mixed_grids(arch, target, keep_float)
+    def __init__(
+        self,
+        arch: Architecture,
+        target: Target,
+        keep_float: Collection[str] = (),
+        activation_grids: ActivationGrids = "saturating",
+    ) -> None:
+        self.target, self.activation_grids = target, activation_grids
+        self.grids = mixed_grids(arch, target, keep_float, activation_grids)
         super().__init__(arch, self._make)
         self.requires_grad_(False).eval()
 
@@ -130,7 +137,12 @@ class QuantizedModel(Chain[QuantizedBlock]):
 
     def save(self, path: Path, **description: Any) -> None:
         """Write codes, scales, architecture and target to one safetensors file."""
-        facts = {"architecture": self.arch.to_dict(), "target": self.target, "keep_float": self.keep_float}
+        facts: dict[str, Any] = {
+            "architecture": self.arch.to_dict(),
+            "target": self.target,
+            "keep_float": self.keep_float,
+        }
+        facts["activation_grids"] = self.activation_grids
         save_tensors(path, self.state_dict(), "quantized", facts | description)
 
     @classmethod
@@ -143,10 +155,11 @@ class QuantizedModel(Chain[QuantizedBlock]):
         tensors, description = load_tensors(path, "quantized")
         arch = stored_architecture(path, description)
         target, keep_float = description.get("target"), description.get("keep_float", [])
+        form = description.get("activation_grids", "saturating")
         known = [block.name for block in arch.blocks]
         is_list = isinstance(keep_float, list) and all(name in known for name in keep_float)
-        if target not in TARGETS or not is_list:
+        if target not in TARGETS or form not in ACTIVATION_GRIDS or not is_list:
             raise CheckpointError(f"{path} does not describe a quantized model; make it again")
-        model = cls(arch, target, keep_float)
+        model = cls(arch, target, keep_float, form)
         fill_chain(model, tensors, path)
         return model

@@ -28,8 +28,9 @@ from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import FileError
 from mobileone_q.evaluation.block_signal import Signals
 from mobileone_q.evaluation.changes import Changes
+from mobileone_q.evaluation.device_score import DeviceScore
 from mobileone_q.evaluation.latency import Latency
-from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, SimulationFidelity
+from mobileone_q.evaluation.metrics import Accuracy, MeasuredAccuracy, Parity, SimulationFidelity
 from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
 from mobileone_q.models.changes import CodeChanges
 from mobileone_q.names import Target, Task
@@ -228,6 +229,12 @@ class Report(Document):
     float_blocks: FloatBlocks | None = None
     accuracy: MeasuredAccuracy | None = None
     simulation: SimulationFidelity | None = None
+    plain_grids: Accuracy | None = Field(
+        default=None, description="Accuracy of the second INT8 graph, on plain grids, where the run has one."
+    )
+    device: DeviceScore | None = Field(
+        default=None, description="Accuracy that the bundle's score.py measured on a device."
+    )
     latency: Latency | None = None
     parity: Parity | None = None
     qat: FineTuning | None = None
@@ -244,6 +251,7 @@ class Report(Document):
         latency: Latency | None = None,
         parity: Parity | None = None,
         changes: Changes | None = None,
+        device: DeviceScore | None = None,
     ) -> Report:
         """A report with these sections in place of its own; None leaves a section as it is."""
         sections = {
@@ -252,6 +260,7 @@ class Report(Document):
             "latency": latency,
             "parity": parity,
             "changes": changes,
+            "device": device,
         }
         return self.model_copy(update={key: value for key, value in sections.items() if value is not None})
 
@@ -275,6 +284,9 @@ class Manifest(Document):
     recipe: Settings
     seed: int
     max_drop_pts: float | None = None
+    max_kl: float | None = Field(
+        default=None, description="Largest KL(FP32 to INT8), in nats, at which a device may choose a graph."
+    )
     qat: Settings | None = None
     tuned_from: str | None = Field(default=None, description="The run that was fine-tuned.")
     command: str | None = Field(default=None, description="The command line, as it was typed.")

@@ -12,6 +12,7 @@ from rich.table import Table
 from mobileone_q.evaluation.latency import BlockTiming, Latency, Timing
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, TopK
 from mobileone_q.names import Precision
+from mobileone_q.report.device import print_score
 from mobileone_q.report.schema import Report
 
 FILE_COLUMNS = 140
@@ -46,6 +47,9 @@ def print_accuracy(report: Report) -> None:
             _print_classes(out, report, accuracy)
         if accuracy.note:
             out.print(f"note: {accuracy.note}")
+    _print_plain(out, report)
+    if report.device is not None:
+        print_score(report.device)
     if report.float_blocks is not None and report.float_blocks.all:
         names = report.float_blocks.all
         out.print(f"floating point  {len(names)} blocks: {', '.join(names)}")
@@ -60,6 +64,17 @@ def print_accuracy(report: Report) -> None:
     if images.evaluated_on == "calibration":
         out.print(
             "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
+        )
+
+
+def _print_plain(out: Console, report: Report) -> None:
+    """Print what the second INT8 graph of `calibrate --grids both` cost."""
+    plain = report.plain_grids
+    if plain is not None and plain.kl is not None and plain.agreement is not None:
+        top1 = "" if plain.int8 is None else f"top-1 {100 * plain.int8.top1:.2f} %, "
+        out.print(
+            f"plain grids     {top1}agreement {100 * plain.agreement:.2f} %, KL {plain.kl:.4f} nats; "
+            "the second INT8 graph of this run"
         )
 
 

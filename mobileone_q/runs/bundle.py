@@ -3,8 +3,11 @@
 MODEL.onnx    the graph; beside it int8.calib for DLA, and a second graph where the typing of
               TensorRT 10 and later needs one
 build.sh      builds model.plan with trtexec, by the version of TensorRT that it finds
+              of a run with two INT8 graphs it times both and keeps the better
 run_image.py  runs one image, or one array for a network that takes arrays; its settings are
               preprocessing.json and labels.txt
+score.py      measures the engine on a labelled folder and compares with promise.json, and with
+              reference.npz where the bundle has it
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from mobileone_q.jetpack import NO_DLA, dla_form
 from mobileone_q.names import Precision
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.graph_choice import choice, functions, recorded_costs
 from mobileone_q.runs.graphs import build_options, refuse_foreign_target, write_graph
+from mobileone_q.runs.promise import write_promise, write_reference
 from mobileone_q.runs.staging import new_folder
 
 ENGINE = "model.plan"
@@ -52,14 +57,22 @@ sed "1s/.*/TRT-$HEADER-EntropyCalibration2/" int8.calib > model.calib
 """
 
 
-def write_bundle(run: RunFolder, folder: Path, precision: Precision, options: BuildOptions) -> str:
+def write_bundle(
+    run: RunFolder,
+    folder: Path,
+    precision: Precision,
+    options: BuildOptions,
+    reference: Path | None = None,
+) -> str:
     """Fill a new or empty folder for one precision; returns what to do with it, in words.
 
-    The folder appears whole or not at all.
+    The folder appears whole or not at all. ``reference`` is a labelled folder of images whose FP32 logits
+    go with it.
 
     Raises:
         RunError: the folder already holds something, or a file of the run has changed.
         EngineError: TensorRT cannot run the run's INT8 graph, or cannot do so on what was asked for.
+        DataError: ``reference`` cannot be used.
         FileError: the run's manifest cannot be used, or the folder cannot be written to.
     """
     manifest, arch = run.read_manifest(), run.load_fused().arch
@@ -68,6 +81,10 @@ def write_bundle(run: RunFolder, folder: Path, precision: Precision, options: Bu
     options = build_options(run, precision, options)
     with new_folder(folder, folder.name) as place:
         _fill(run, manifest, arch, place.path, precision, options)
+        two = _has_two(run, precision, options)
+        write_promise(run, manifest, precision, place.path, two)
+        if reference is not None:
+            write_reference(run, manifest, arch, precision, reference, place.path, two)
     given = "IMAGE" if manifest.preprocessing else "ARRAY.npy"
     return f"{folder}: copy it to the device, then ./build.sh and python3 run_image.py {ENGINE} {given}"
 
@@ -80,19 +97,29 @@ def _fill(
     precision: Precision,
     options: BuildOptions,
 ) -> None:
+    costs = recorded_costs(run.read_report(), manifest) if _has_two(run, precision, options) else {}
+    engines = {grids: f"{grids}.plan" for grids in costs} or {"saturating": ENGINE}
     lines = {}
     for version in VERSIONS:
         typed = int(version.split(".")[0]) >= STRONG_SINCE
-        graph = write_graph(run, precision, options.float_precision, "tensorrt", typed)
-        _copy(graph, folder / graph.name)
-        lines[version] = _line(version, graph.name, options, arch)
+        commands = []
+        for grids, engine in engines.items():
+            graph = write_graph(run, precision, options.float_precision, "tensorrt", typed, grids)
+            _copy(graph, folder / graph.name)
+            command = _line(version, graph.name, engine, options, arch)
+            commands.append(f"build {grids} {command}" if costs else command)
+        lines[version] = "; ".join(commands)
     if options.calibration_cache:
         _copy(Path(options.calibration_cache), folder / "int8.calib")
     calibration = CALIBRATION if options.calibration_cache else ""
-    script = SCRIPT.format(engine=ENGINE, calibration=calibration, branches=_branches(lines))
+    branches = _branches(lines)
+    if costs and manifest.max_kl is not None:
+        branches = f"{functions(manifest.max_kl)}{branches}{choice(costs, ENGINE)}"
+    script = SCRIPT.format(engine=ENGINE, calibration=calibration, branches=branches)
     write_text(folder / "build.sh", script)
     (folder / "build.sh").chmod(0o755)
-    _copy(Path(run_image.__file__), folder / "run_image.py")
+    for script_path in (Path(run_image.__file__), Path(run_image.__file__).with_name("score.py")):
+        _copy(script_path, folder / script_path.name)
     write_json(folder / "preprocessing.json", input_facts(manifest, arch))
     write_text(folder / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
 
@@ -131,7 +158,11 @@ def _number(version: str) -> int:
     return major * 10000 + minor * 100 + patch
 
 
-def _line(version: str, graph: str, options: BuildOptions, arch: Architecture) -> str:
+def _has_two(run: RunFolder, precision: Precision, options: BuildOptions) -> bool:
+    return precision == "int8" and options.dla_core is None and run.has_plain_grids()
+
+
+def _line(version: str, graph: str, engine: str, options: BuildOptions, arch: Architecture) -> str:
     form = dla_form(tuple(int(part) for part in version.split(".")))
     if options.dla_core is not None:
         wanted = "cache" if options.calibration_cache else "qdq"
@@ -143,7 +174,7 @@ def _line(version: str, graph: str, options: BuildOptions, arch: Architecture) -
     if options.calibration_cache:
         options = replace(options, calibration_cache="model.calib")
     image = (arch.in_channels, *arch.image_size)
-    return trtexec_line(version, graph, ENGINE, options, image)
+    return trtexec_line(version, graph, engine, options, image)
 
 
 def _refusal(reason: str) -> str:

@@ -46,6 +46,7 @@ from mobileone_q.report.schema import (
     utc_now,
 )
 from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.integrity import PLAIN_QUANTIZED
 from mobileone_q.runs.model import Model
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.run import Run
@@ -74,6 +75,8 @@ class Result:
         float_blocks: blocks left in floating point to meet an accuracy budget.
         seconds: how long each step took.
         sensitivity: what quantizing each block alone costs, where that was asked for.
+        plain: a second INT8 network, on plain grids; None where one was asked for.
+        max_kl: the largest KL, in nats, at which a device may choose one of the two.
     """
 
     model: Model
@@ -87,6 +90,8 @@ class Result:
     max_drop_pts: float | None = None
     seconds: Seconds = field(default_factory=Seconds)
     sensitivity: Sensitivity | None = None
+    plain: QuantizedModel | None = None
+    max_kl: float | None = None
 
     @property
     def preprocessing(self) -> Preprocessing | None:
@@ -116,9 +121,11 @@ class Result:
             folder = RunFolder(place.path)
             self.fused.save(folder.fused, certificate=self.certificate.to_dict())
             self.quantized.save(folder.quantized, recipe=self.recipe.to_dict())
+            if self.plain is not None:
+                self.plain.save(folder.path / PLAIN_QUANTIZED, recipe=self.recipe.to_dict())
             publish(
                 folder, self.fused, self.quantized, self._report(), self._manifest(evaluation),
-                self.inputs, evaluation, progress=progress,
+                self.inputs, evaluation, plain=self.plain, progress=progress,
             )  # fmt: skip
         return Run(place.final)
 
@@ -155,6 +162,7 @@ class Result:
             seed=self.seed,
             max_drop_pts=self.max_drop_pts,
             command=typed_command(),
+            max_kl=self.max_kl,
         )
 
 
@@ -217,19 +225,32 @@ def calibrate_inputs(
     recipe: Recipe,
     seed: int = 0,
     max_drop_pts: float | None = None,
+    plain_within: float | None = None,
     *,
     with_sensitivity: bool = False,
     progress: bool = False,
 ) -> Result:
     """As :func:`calibrate`, on inputs that are already chosen; ``seed`` is only recorded.
 
-    ``with_sensitivity`` also measures what quantizing each block alone costs, for the report.
+    ``plain_within`` asks for a second network, on plain grids, and is the largest KL, in nats, at which
+    a device may choose one of the two. ``with_sensitivity`` also measures what quantizing each block
+    alone costs, for the report.
 
     Raises:
-        CalibrationError: ``with_sensitivity`` beside ``max_drop_pts``, or see :func:`calibrate`.
+        CalibrationError: ``with_sensitivity`` beside ``max_drop_pts``; a second network for another
+            target than tensorrt, or of a network without classes, which has no KL; or see
+            :func:`calibrate`.
     """
     if with_sensitivity and max_drop_pts is not None:
         raise CalibrationError("--sensitivity does not go with --max-drop; make a run for each")
+    plain_recipe = None
+    if plain_within is not None:
+        plain_recipe = replace(recipe, activation_grids="plain")
+        if model.arch.task != "classify":
+            raise CalibrationError(
+                f"{model.arch.name} has no classes, so the two graphs of --grids both cannot be compared by "
+                "KL; choose --grids saturating or plain"
+            )
     started = time.perf_counter()
     fused = fuse_branches(model.network)
     fuse_s = time.perf_counter() - started
@@ -247,6 +268,12 @@ def calibrate_inputs(
         quantized, kept = calibrate_within(
             max_drop_pts, fused, inputs.calibration, inputs.evaluated, recipe, say
         )
+    plain = None
+    if plain_recipe is not None:
+        plain_recipe = replace(plain_recipe, keep_float=quantized.keep_float)
+        total = progress_steps(plain_recipe, fused, len(inputs.calibration))
+        with progress_if(progress, "calibrating on plain grids", total) as advance:
+            _, plain = fit(fused, inputs.calibration, plain_recipe, advance)
     seconds = Seconds(fuse=fuse_s, calibrate=time.perf_counter() - started)
     sensitivity = None
     if with_sensitivity and equalized is not None:
@@ -255,7 +282,7 @@ def calibrate_inputs(
         sensitivity = Sensitivity(images, tuple(BlockCost(**cost) for cost in costs))
     return Result(
         model, fused, certificate, quantized, inputs, recipe, seed, tuple(kept), max_drop_pts, seconds,
-        sensitivity,
+        sensitivity, plain, plain_within,
     )  # fmt: skip
 
 

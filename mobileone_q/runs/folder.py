@@ -79,6 +79,14 @@ class RunFolder:
         """The INT8 network, from a verified file; see :meth:`verified` for the errors."""
         return QuantizedModel.load(self.verified(integrity.QUANTIZED))
 
+    def has_plain_grids(self) -> bool:
+        """Whether the run has a second INT8 graph, on plain grids."""
+        return integrity.PLAIN_GRAPH in self.read_manifest().artefacts
+
+    def load_plain(self) -> QuantizedModel:
+        """The INT8 network on plain grids, from a verified file; see :meth:`verified` for the errors."""
+        return QuantizedModel.load(self.verified(integrity.PLAIN_QUANTIZED))
+
     def graph(self, precision: Precision) -> Path:
         """The graph of a precision, verified; see :meth:`verified` for the errors."""
         return self.verified(f"{precision}.onnx")

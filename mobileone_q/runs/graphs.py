@@ -13,6 +13,7 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.names import (
     CPU_BACKENDS,
     DLA_TARGETS,
+    ActivationGrids,
     BackendName,
     FloatPrecision,
     Precision,
@@ -28,20 +29,25 @@ def write_graph(
     float_precision: FloatPrecision,
     backend_name: BackendName,
     typed: bool,
+    activation_grids: ActivationGrids = "saturating",
 ) -> Path:
     """The graph for a precision, written first where it is not among those that calibrate makes.
 
     ``typed`` says that the graph's own types decide the precision (TensorRT 10 and later): FP16,
     and FP16 where INT8 has no integers, then need graphs of their own. Earlier versions take flags.
+    ``activation_grids`` plain asks for the second INT8 graph of a run that has two.
 
     Raises:
         RunError: the graph, or the weights that it is made from, have changed.
     """
     name = graph_name(run, precision, float_precision, backend_name, typed)
-    if name in ("fp32", "int8"):
+    if activation_grids == "plain":
+        name = name.replace("int8", "int8-plain")
+    if name in ("fp32", "int8", "int8-plain"):
         return run.verified(f"{name}.onnx")
     manifest, path = run.read_manifest(), run.onnx(name)
-    model = run.load_fused() if precision == "fp16" else run.load_quantized()
+    load_int8 = run.load_plain if activation_grids == "plain" else run.load_quantized
+    model = run.load_fused() if precision == "fp16" else load_int8()
     metadata = manifest.preprocessing.to_dict() if manifest.preprocessing else None
     export_onnx(model, path, float_precision="fp16", preprocessing=metadata)
     record_graph(run.path, path.name, manifest)

@@ -26,8 +26,14 @@ from mobileone_q.report.schema import Manifest, Report
 FUSED, QUANTIZED = "fused.safetensors", "quantized.safetensors"
 GRAPHS = ("fp32.onnx", "int8.onnx")  # those that accuracy is measured on
 CALIBRATION_CACHE = "int8.calib"
-ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE)
-LATER_GRAPHS = {"fp16.onnx": FUSED, "int8-fp16.onnx": QUANTIZED}  # and what each is exported from
+PLAIN_QUANTIZED, PLAIN_GRAPH = "quantized-plain.safetensors", "int8-plain.onnx"  # of `--grids both`
+ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE, PLAIN_QUANTIZED, PLAIN_GRAPH)
+# Graphs that are written when an engine needs them, and what each is exported from.
+LATER_GRAPHS = {
+    "fp16.onnx": FUSED,
+    "int8-fp16.onnx": QUANTIZED,
+    "int8-plain-fp16.onnx": PLAIN_QUANTIZED,
+}
 EXPORT_AGAIN = "write it again with `mobileone-q build-engine --fp16`"
 
 State = Literal["ok", "changed", "missing"]

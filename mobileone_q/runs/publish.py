@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import torch
@@ -9,13 +11,14 @@ import torch
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import Inputs
 from mobileone_q.evaluation import block_signal
+from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import ImageCounts, ImagesRecord, Manifest, Report
 from mobileone_q.runs.folder import RunFolder, UnfinishedRun
-from mobileone_q.runs.integrity import GRAPHS, hashes
+from mobileone_q.runs.integrity import GRAPHS, PLAIN_GRAPH, hashes
 from mobileone_q.runs.measure import measure_accuracy
 
 
@@ -28,6 +31,7 @@ def publish(
     inputs: Inputs,
     evaluation: Batches | None,
     *,
+    plain: QuantizedModel | None = None,
     progress: bool = False,
 ) -> Report:
     """Export both networks, measure them on ``evaluation``, and write the report and the manifest.
@@ -35,6 +39,7 @@ def publish(
     Without ``evaluation`` no accuracy is measured, and the report says so. ``report`` and
     ``manifest`` hold what the caller knows; the image counts, the accuracy and the hashes of the files
     are filled in here.
+    ``plain`` is a second INT8 network, on plain grids, which is measured as well.
     The manifest comes last: it marks the run as finished.
 
     Raises:
@@ -50,6 +55,12 @@ def publish(
             unfinished = UnfinishedRun(folder.path)
             measured = measure_accuracy(unfinished, quantized, evaluation, advance, evaluation.name_of)
         report = report.with_sections(**measured._asdict())
+    if plain is not None:
+        export_onnx(plain, folder.path / PLAIN_GRAPH, preprocessing=transform)
+        if evaluation is not None:
+            with TemporaryDirectory() as aside:
+                measured_plain = Comparison(fused, evaluation, Path(aside)).with_int8(plain)
+            report = report.model_copy(update={"plain_grids": measured_plain})
     few = torch.from_numpy(inputs.calibration.first(block_signal.IMAGES))
     found = {
         "images": image_counts(inputs, evaluation),

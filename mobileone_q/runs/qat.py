@@ -146,6 +146,7 @@ def _write(
         "versions": installed_versions(),
         "images": images_record(inputs, inputs.evaluated),
         "qat": settings,
+        "max_kl": None,  # the second graph of `--grids both` is not fine-tuned
         "tuned_from": str(run.path),
         "command": typed_command(),
     }

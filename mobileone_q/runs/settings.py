@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mobileone_q.names import BackendName, Precision, Target
+from mobileone_q.names import ActivationGrids, BackendName, Precision, Target
 from mobileone_q.settings import setting
 
 TargetChoice = Literal["auto", Target]
@@ -34,11 +34,31 @@ class CalibrationOptions:
         low=0,
         default_help="all in INT8",
     )
+    grids: Literal["saturating", "plain", "both"] = setting(
+        "saturating",
+        "Target tensorrt: replace ReLUs by saturation, which uses all codes; leave every ReLU in place, "
+        "which TensorRT may fuse better; or make both graphs, of which a bundle keeps the faster.",
+    )
+    max_kl: float = setting(
+        0.02,
+        "With --grids both: a bundle takes no graph whose recorded KL(FP32‖INT8), in nats, is larger.",
+        low=0,
+    )
     sensitivity: bool = setting(
         False,
         "Also measure what quantizing each block alone costs, for the report; takes minutes.",
     )
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/ARCH, numbered")
+
+    @property
+    def activation_grids(self) -> ActivationGrids:
+        """The grids of the run's first INT8 graph."""
+        return "plain" if self.grids == "plain" else "saturating"
+
+    @property
+    def plain_within(self) -> float | None:
+        """The limit of KL for a second graph; None where one graph is asked for."""
+        return self.max_kl if self.grids == "both" else None
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,12 @@ class EngineRequest:
     backend: BackendChoice = setting("auto", BACKEND_HELP)
     bundle: Path | None = setting(
         None, "Write a deployment folder instead: graph, script, commands.", default_help="build engines"
+    )
+    with_reference: Path | None = setting(
+        None,
+        "With --bundle: a labelled folder, of which up to 500 images' FP32 logits go with the bundle, for "
+        "its score.py.",
+        default_help="no reference",
     )
 
     @property

@@ -41,8 +41,8 @@ def write_relu(path, producer="mobileone-q", **metadata):
 
 
 def with_codes(proto, quantized):
-    """The graph with every block's input codes as further outputs."""
-    names = [f"{name}/input_quantize:0" for name, _ in quantized.blocks()]
+    """The graph with the input codes of every block that has a grid as further outputs."""
+    names = [f"{name}/input_quantize:0" for name, block in quantized.blocks() if not block.is_float]
     zero_points = {i.name: i.data_type for i in proto.graph.initializer}
     for name in names:
         block = name.removesuffix("/input_quantize:0")
@@ -58,3 +58,27 @@ def power_of_two(quantized: QuantizedModel) -> QuantizedModel:
         block.weight_scale.copy_(2.0 ** block.weight_scale.log2().round())
         block.bias.copy_((block.bias * 64).round() / 64)
     return quantized
+
+
+def float_output_depthwise(proto):
+    """Depthwise convolutions that read codes and whose output reaches no quantizer at once.
+
+    Only what TensorRT fuses with a convolution may stand between: a ReLU, a clip, or ReLU6's Min.
+    """
+    producers = {output: node for node in proto.graph.node for output in node.output}
+    consumers = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node)
+    found = []
+    for node in proto.graph.node:
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        source = producers.get(node.input[0]) if node.input else None
+        if node.op_type != "Conv" or groups == 1 or source is None or source.op_type != "DequantizeLinear":
+            continue
+        behind = consumers.get(node.output[0], [])
+        while len(behind) == 1 and behind[0].op_type in ("Relu", "Clip", "Min"):
+            behind = consumers.get(behind[0].output[0], [])
+        if [each.op_type for each in behind] != ["QuantizeLinear"]:
+            found.append(node.name)
+    return found

@@ -109,7 +109,8 @@ def block_codes(model, x):
     codes = []
     for _, block in model.blocks():
         gathered = block.gather(x)
-        codes.append(block.grid.quantize(gathered, block.input_scale))
+        in_float = block.grid is None
+        codes.append(gathered if in_float else block.grid.quantize(gathered, block.input_scale))
         x = block.activate(block.linear(gathered))
     return [*codes, x]
 

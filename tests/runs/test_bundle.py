@@ -22,8 +22,9 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.runs.bundle import write_bundle
 from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.integrity import GRAPHS, hashes
 from tests.helpers.networks import random_images, random_model, small
-from tests.helpers.records import make_manifest
+from tests.helpers.records import make_manifest, make_report
 
 TRANSFORM = Preprocessing(resize=36, crop=32)
 
@@ -76,7 +77,9 @@ def make_run(folder, target):
     quantized.save(run.quantized)
     export_onnx(fused, run.onnx("fp32"))
     export_onnx(quantized, run.onnx("int8"))
-    run.write_manifest(make_manifest(target=target, preprocessing=TRANSFORM, classes=sample.CLASSES))
+    manifest = make_manifest(target=target, preprocessing=TRANSFORM, classes=sample.CLASSES)
+    run.write_report(make_report(target=target, graphs=hashes(folder, GRAPHS)), manifest)
+    run.write_manifest(manifest)
     return run
 
 
@@ -161,7 +164,8 @@ def test_what_is_in_it(runs, tmp_path):
     text = write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(float_precision="fp16"))
     assert "./build.sh" in text
     assert {path.name for path in folder.iterdir()} == {
-        "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "preprocessing.json", "labels.txt"
+        "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "score.py", "preprocessing.json",
+        "labels.txt", "promise.json",
     }  # fmt: skip
     settings = json.loads((folder / "preprocessing.json").read_text())
     assert (settings["resize"], settings["crop"], settings["layout"]) == (36, 32, "NCHW")
