@@ -134,3 +134,11 @@ def test_parts_may_be_files_and_errors_name_them(tmp_path):
     recording["engines"]["int8"]["profile"] = {}
     path.write_text(json.dumps(recording))
     assert "--exportProfile wrote, a list" in refused("profile", "--from", path)
+
+
+def test_a_layer_without_a_name_counts_to_the_first_block_of_a_fused_one():
+    assert assign_blocks(["unnamed", "a + b"], ["a", "b"]) == {"unnamed": ("a",), "a + b": ("a", "b")}
+
+
+def test_the_longest_name_that_fits_is_the_block():
+    assert assign_blocks(["stage1.0"], ["stage1", "stage1.0"]) == {"stage1.0": ("stage1.0",)}
