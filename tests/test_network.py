@@ -139,6 +139,8 @@ profile --runs 2 run
 evaluate --data signals.npz run
 report run
 qat run --epochs 1 --batch 16 --device cpu --output tuned
+compare run tuned
+benchmark --data signals.npz --runs 2 run
 verify run
 sensitivity --arch tiny.yaml --weights w/weights.safetensors --data signals.npz
 info --arch tiny.yaml --runs 1

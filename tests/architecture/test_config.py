@@ -222,6 +222,6 @@ def test_the_certificate_would_notice_a_dropped_dilation():
     arch = build(input_filters=8, input_size=32, blocks=[{"filters": 8, "dilation": 2, "padding": 2}])
     model = random_model(arch)
     for branch in model.block("stage1.0.dw").kxk:
-        branch.conv.dilation, branch.conv.padding = (1, 1), (1, 1)
+        branch.dilation, branch.padding = (1, 1), (1, 1)
     assert certify(model).worst > 1e-3
     assert isinstance(model, MobileOne)

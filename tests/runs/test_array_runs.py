@@ -34,7 +34,8 @@ def test_its_bundle_takes_arrays(folder, tmp_path):
     output = invoke("build-engine", "--bundle", bundle, folder / "run")
     assert "run_image.py model.plan ARRAY.npy" in " ".join(output.split())
     assert {path.name for path in bundle.iterdir()} == {
-        "int8.onnx", "build.sh", "run_image.py", "preprocessing.json", "labels.txt"
+        "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "score.py", "promise.json",
+        "preprocessing.json", "labels.txt",
     }  # fmt: skip
     settings = json.loads((bundle / "preprocessing.json").read_text())
     assert (settings["takes"], settings["shape"], settings["dtype"]) == ("array", [1, 1, 64], "float32")
