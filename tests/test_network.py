@@ -117,6 +117,7 @@ def test_commands_use_no_network_and_write_only_their_run_folder(sandbox):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
 def test_native_code_uses_no_network_either(sandbox):
     """The socket guard sees Python alone; strace also sees ONNX Runtime."""
