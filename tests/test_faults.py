@@ -87,7 +87,8 @@ def test_a_log_of_metrics_that_cannot_grow(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layout", "name"), [("own", "w.safetensors"), ("timm", "w.pth"), ("mmpretrain", "w.pt")]
+    ("layout", "name"),
+    [("own", "w.safetensors"), ("timm", "w.pth"), pytest.param("mmpretrain", "w.pt", marks=pytest.mark.long)],
 )
 def test_fuse_on_a_full_disk(tmp_path, layout, name):
     words = ("fuse", "--arch", "s0", "--layout", layout, SAMPLE_WEIGHTS, tmp_path / name)
@@ -172,7 +173,8 @@ def test_a_full_output(command, tmp_path):
 
 @commands
 def test_a_closed_output(command, tmp_path):
-    for shell in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+    every = (">&-", ">&- 2>&-", "<&- >&- 2>&-")
+    for shell in every if command[0] == "info" else every[-1:]:
         ran = run_cli(*command, folder=tmp_path, shell=shell)
         assert ran.returncode == 0, ran.stderr
         assert b"Traceback" not in ran.stderr

@@ -8,10 +8,10 @@ import pytest
 
 from tests.helpers.cli import BLOCKS, invoke
 
-pytestmark = [pytest.mark.shared, pytest.mark.slow]
+pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.long]
 
 
-@pytest.fixture(scope="module", params=["tensorrt", pytest.param("onnxruntime", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["tensorrt", "onnxruntime"])
 def run(request, shared, once, tmp_path_factory):
     """(target, run folder): calibrated once for all processes; each has a copy to build engines in."""
     made = once(
@@ -60,7 +60,6 @@ def test_latency_on_one_thread(run):
         assert 0.3 * total < sum(row[column] for row in latency["layers"]) < 1.15 * total
 
 
-@pytest.mark.long
 def test_distillation_on_the_calibration_images(run, tmp_path):
     """A quarter of the default's steps: for ``tensorrt`` too few to win anything, and none to lose much."""
     invoke("qat", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")

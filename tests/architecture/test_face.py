@@ -52,8 +52,15 @@ def test_the_final_norm_is_folded_exactly(form):
     assert "head.bn.weight" not in fused.state_dict()
 
 
-@pytest.mark.parametrize("form", ["gdc", "conv"])
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("target", "form"),
+    [
+        ("tensorrt", "gdc"),
+        ("onnxruntime", "conv"),
+        pytest.param("tensorrt", "conv", marks=pytest.mark.long),
+        pytest.param("onnxruntime", "gdc", marks=pytest.mark.long),
+    ],
+)
 def test_int8_embeddings_point_where_fp32_ones_do(form, target):
     fused = fuse_branches(random_model(face(form)))
     batches = [(random_images(fused.arch, 16, seed).numpy(), None) for seed in range(2)]

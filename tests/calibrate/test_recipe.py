@@ -46,7 +46,7 @@ def network():
     fused.block("stem").bias[[3, 17]] = -100
     for name in ("stem", "stage1.0.pw"):
         fused.block(name).weight[8] *= 10
-    images = random_images(fused.arch, 64)
+    images = random_images(fused.arch, 40)
     images[:, 2] = 0.5
     fused.block("stem").weight[:, 2] *= 100
     fused.block("stem").bias -= 0.5 * fused.block("stem").weight[:, 2].sum((1, 2))

@@ -73,7 +73,10 @@ def test_mixed_precision_and_se_are_tuned_too(target):
     images = [(random_images(fused.arch, 8).numpy(), None)]
     recipe = Recipe(target=target, tune_scales_seconds=240, keep_float=("stage1.0.dw", "head"))
     quantized = calibrate(fused, images, recipe)
-    assert quantized.keep_float == recipe.keep_float
+    # For TensorRT the depthwise blocks ahead of squeeze-and-excite stay in floating point too.
+    gated = [block.name for block in fused.arch.blocks if block.se_channels and block.is_depthwise]
+    kept = {*recipe.keep_float, *(gated if target == "tensorrt" else ())}
+    assert set(quantized.keep_float) == kept
     assert torch.isfinite(quantized(random_images(fused.arch, 2))).all()
 
 

@@ -70,7 +70,16 @@ def test_pixels_of_unknown_range_are_refused(tmp_path, dtype):
         next(iter(Batches.choose(ImageFolder(tmp_path, SMALL))))
 
 
-@pytest.mark.parametrize("name", ["[/x].jpg", "[red]x.jpg", "a\nb.jpg", "\x1b[31m.jpg", "\udcff.jpg"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "[/x].jpg", "\udcff.jpg",
+        *(pytest.param(name, marks=LONG) for name in ("[red]x.jpg", "a\nb.jpg", "\x1b[31m.jpg")),
+    ],
+)  # fmt: skip
 def test_a_name_does_not_break_what_is_printed(folder, tmp_path, name):
     """The image cannot be read, so that its name stands in the report; then all of them cannot."""
     bad = folder / "cat" / name

@@ -118,8 +118,15 @@ def test_batch_statistics_move_until_they_are_frozen(bundled):
         assert all(moved) if wanted else not any(moved)
 
 
-@pytest.mark.parametrize("branches", ["fused", "live"])
-@pytest.mark.parametrize("target", ["tensorrt", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("target", "branches"),
+    [
+        ("tensorrt", "live"),
+        ("onnxruntime", "fused"),
+        pytest.param("tensorrt", "fused", marks=pytest.mark.long),
+        pytest.param("onnxruntime", "live", marks=pytest.mark.long),
+    ],
+)
 def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, branches):
     """Each trained block, fed the engine's codes, gives the engine's next codes.
 

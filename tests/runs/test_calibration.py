@@ -52,7 +52,7 @@ def test_images_may_come_in_every_form(model, tmp_path):
     np.savez(tmp_path / "x.npz", x=arrays, y=labels)
     for number, image in enumerate(images):
         image.save(tmp_path / f"{number:02}.png")
-    recipe = mq.Recipe(rounding="nearest", channel_splitting=False)
+    recipe = mq.Recipe.bare(equalization=True)
     made = [
         mq.calibrate(model, given, recipe=recipe, preprocessing=None if given is arrays else transform)
         for given in (images, str(tmp_path), tmp_path, arrays, tmp_path / "x.npz")

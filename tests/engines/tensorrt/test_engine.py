@@ -126,6 +126,10 @@ def test_rtx_reads_every_block_as_int8(rtx, graphs, graph):
     kinds = (rtx.LayerType.CONVOLUTION, rtx.LayerType.MATRIX_MULTIPLY)
     compute = [layer for layer in layers if layer.type in kinds and "/se/" not in layer.name]
     assert len(compute) == 44
+    # Ahead of squeeze-and-excite, where no quantizer follows, S4's depthwise blocks are in floating point.
+    floats = ("stage3.5.dw", "stage3.6.dw", "stage3.7.dw", "stage3.8.dw", "stage3.9.dw", "stage4.0.dw")
+    compute = [layer for layer in compute if graphs.name.startswith("s0") or layer.name not in floats]
+    assert len(compute) == (44 if graphs.name.startswith("s0") else 38)
 
     def dequantized(tensor):
         layer = producer[tensor.name]
