@@ -63,14 +63,15 @@ def test_a_compiled_step_trains_and_evaluation_is_as_ever(start, tmp_path):
     made = {}
     for compiled in (False, True):
         tuning = FineTuneSettings(compile=compiled, held_out=0.25)
-        settings = replace(QUICK, epochs=1)
+        settings = replace(QUICK, epochs=1, keep="last")
         folder = tmp_path / str(compiled)
         made[compiled] = fine_tune(fused, quantized, inputs, folder=folder, tuning=tuning, settings=settings)
     (plain, before), (tuned, after) = made[False], made[True]
     assert after.start == before.start  # evaluation is not compiled
     assert after.metrics["kl"] == pytest.approx(before.metrics["kl"], rel=0.05)
     assert not same(quantized.state_dict(), tuned.state_dict())
-    assert plain.arch == tuned.arch
+    for key, value in plain.state_dict().items():  # the codes and scales of the step that is not compiled
+        assert torch.allclose(tuned.state_dict()[key].float(), value.float(), rtol=1e-2, atol=1), key
 
 
 def test_without_a_compiler_the_remedy_is_named(start, tmp_path, monkeypatch):
