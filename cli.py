@@ -7,7 +7,6 @@ A command's docstring is its manual; its options are made from the settings that
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +15,10 @@ import click
 
 from calibrate.recipe import Recipe
 from mobileone_q import __version__
+from mobileone_q.commands import Group
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.errors import MobileOneQError, RunError
+from mobileone_q.errors import RunError
 from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
 from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, Form, WritableLayout
 from mobileone_q.options import (
@@ -32,6 +32,7 @@ from mobileone_q.options import (
     FORM,
     RUN,
     RUNS,
+    Choice,
     fetch_weights,
     takes,
 )
@@ -46,7 +47,6 @@ from mobileone_q.runs.settings import (
     QatOptions,
     TrainOptions,
 )
-from mobileone_q.streams import abandon_output, prepare_streams
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -62,32 +62,6 @@ if TYPE_CHECKING:
     from mobileone_q.names import WritableLayout
     from mobileone_q.runs.folder import RunFolder
 
-INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
-
-
-class Group(click.Group):
-    """Turns the project's errors into one line and exit code 1, and Ctrl-C into exit code 130."""
-
-    def main(self, *args: Any, **extra: Any) -> Any:
-        prepare_streams()
-        try:
-            return super().main(*args, **extra)
-        except OSError as error:  # printing raises it; files have names, and nearly all a FileError
-            abandon_output()
-            place = error.filename or "the output"
-            click.echo(f"error: cannot use {place}: {error.strerror or error}", err=True)
-            sys.exit(1)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except MobileOneQError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(INTERRUPTED)
-
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="mobileone-q")
@@ -95,8 +69,13 @@ def main() -> None:
     """Quantize MobileOne to INT8 and show what it cost and what it won.
 
     \b
-    mobileone-q calibrate --arch s0      quantize; with no other option, on the bundled sample
-    mobileone-q build-engine --int8      build engines of the newest run and time them
+    mobileone-q calibrate --arch s0      quantize; so alone, the bundled sample
+    mobileone-q build-engine --int8      build the newest run's engines, time them
+
+    Completion of commands, options and values in bash (zsh and fish: write their name instead):
+
+    \b
+    eval "$(_MOBILEONE_Q_COMPLETE=bash_source mobileone-q)"
     """
 
 
@@ -105,13 +84,16 @@ def main() -> None:
 @takes(CalibrationOptions, "options")
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")
-def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe) -> None:
+def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe) -> Any:
     """Quantize a checkpoint to INT8 and measure the accuracy drop.
 
     Calibration needs some images of the kind that the network will see, and no labels. Accuracy is
     measured on other, labelled images. The run folder that it writes is what all other commands read.
+
+    \b
+    mobileone-q calibrate --arch s0 --weights s0.pth --data calib/
     """
-    from mobileone_q.report.terminal import print_accuracy
+    from mobileone_q.report.terminal import print_accuracy, print_verdict
     from mobileone_q.runs.calibration import calibrate_inputs, settled_target
     from mobileone_q.runs.model import gather
 
@@ -124,20 +106,26 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
         with_sensitivity=options.sensitivity, progress=True,
     )  # fmt: skip
     run = result.save(options.output, evaluate_on=chosen.evaluated, progress=True)
-    print_accuracy(run.read_report())
+    made = run.read_report()
+    print_verdict(made)
+    print_accuracy(made)
     click.echo(f"calibrated in   {result.seconds.calibrate:.1f} s on {len(chosen.calibration)} images")
     _say_plan(run)
     _say_next(run)
+    return _facts(run)
 
 
 @main.command("build-engine")
 @takes(EngineRequest, "wanted")
 @takes(BuildOptions, "options")
 @RUN
-def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOptions) -> None:
+def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOptions) -> Any:
     """Build engines of RUN; where they can run, show the latency per block.
 
     RUN is a run folder, by default the newest one under runs/.
+
+    \b
+    mobileone-q build-engine --int8 --fp16 runs/s0
     """
     from mobileone_q import engines
     from mobileone_q.runs.build import build_engines
@@ -150,13 +138,15 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
         _say_plan(run)
     if wanted.bundle is not None:
         click.echo(write_bundle(run, wanted.bundle, precisions[-1], options, wanted.with_reference))
-        return
+        return {"bundle": str(wanted.bundle)}
     if wanted.with_reference is not None:
         raise RunError("--with-reference goes into a bundle; pass --bundle DIR too")
     backend = engines.backend(resolve_backend(wanted.backend))
     if "int8" in precisions and backend.name == "tensorrt-rtx":
         click.echo(f"warning: {RTX_WARNING}", err=True)
+    built = []
     for path, info in build_engines(run, backend, precisions, options, progress=True):
+        built.append(str(path))
         click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
         if info.warnings:
             click.echo(f"      {info.warnings}")
@@ -164,13 +154,18 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
         _show_latency(run, ProfileOptions(backend.name, threads=options.threads))
     elif "int8" in precisions:
         click.echo(f"no latency: running a {backend.name} engine needs an NVIDIA GPU, and there is none here")
+    return {"engines": built, **_facts(run)}
 
 
 @main.command()
 @takes(ProfileOptions, "options")
 @RUN
-def profile(run_path: Path | None, options: ProfileOptions) -> None:
-    """Time the built FP32, FP16 and INT8 engines of RUN, interleaved, per block."""
+def profile(run_path: Path | None, options: ProfileOptions) -> Any:
+    """Time the built FP32, FP16 and INT8 engines of RUN, interleaved, per block.
+
+    \b
+    mobileone-q profile runs/s0 --runs 200
+    """
     from mobileone_q.evaluation.device_score import read_score
     from mobileone_q.evaluation.recorded_profile import engine_from, latency_from
     from mobileone_q.report.device import print_engine, print_score
@@ -180,12 +175,16 @@ def profile(run_path: Path | None, options: ProfileOptions) -> None:
     if options.recorded is not None:
         score = read_score(options.recorded)
         if score is None:
-            print_latency(latency_from(options.recorded))
-        else:
-            print_score(score)
-            print_engine(engine_from(options.recorded, score.precision))
-        return
-    _show_latency(find_run(run_path), options)
+            latency = latency_from(options.recorded)
+            print_latency(latency)
+            return asdict(latency)
+        engine = engine_from(options.recorded, score.precision)
+        print_score(score)
+        print_engine(engine)
+        return {"score": asdict(score), "engine": asdict(engine) if engine else None}
+    run = find_run(run_path)
+    _show_latency(run, options)
+    return _facts(run)
 
 
 @main.command()
@@ -197,11 +196,14 @@ def profile(run_path: Path | None, options: ProfileOptions) -> None:
     "--from", "scored", type=FILE, help="First add what the bundle's score.py measured, its score.json."
 )
 @RUN
-def report(run_path: Path | None, with_images: bool, scored: Path | None) -> None:
+def report(run_path: Path | None, with_images: bool, scored: Path | None) -> Any:
     """Print the report of RUN again, and write its page, report.html, again.
 
     The page shows no image unless --with-images asks for it. The next command that adds to the report
     writes it without them.
+
+    \b
+    mobileone-q report runs/s0 --with-images
     """
     from mobileone_q.report.terminal import print_report
     from mobileone_q.runs.device import add_score
@@ -215,6 +217,7 @@ def report(run_path: Path | None, with_images: bool, scored: Path | None) -> Non
     run.write_page(made, manifest, thumbnails(made, manifest) if with_images else {})
     print_report(made)
     click.echo(f"as HTML         {run.html}")
+    return _facts(run)
 
 
 @main.command()
@@ -227,24 +230,28 @@ def report(run_path: Path | None, with_images: bool, scored: Path | None) -> Non
     "--data", type=FILE, help="Images, or an .npz, for the certificate.  [default: the bundled sample's]"
 )
 @click.option(
-    "--layout", type=click.Choice(WRITABLE_LAYOUTS), default="own", show_default=True,
+    "--layout", type=Choice(WRITABLE_LAYOUTS), default="own", show_default=True,
     help="Whose fused network is to load DST.",
 )  # fmt: skip
 @click.argument("src", type=FILE, callback=fetch_weights)
 @click.argument("dst", type=FILE)
 def fuse(
     arch: str, image_size: int | None, data: Path | None, layout: WritableLayout, src: Path, dst: Path
-) -> None:
+) -> Any:
     """Fold SRC's training branches into plain convolutions and write DST.
 
     DST is a safetensors file that also holds the certificate: how little the folding changed. With
     another --layout than own it is a safetensors or .pth file under that codebase's names.
+
+    \b
+    mobileone-q fuse --arch s0 mobileone_s0.pth.tar fused.safetensors
     """
     from mobileone_q.runs.fuse import fuse_file
 
     state, certificate, parameters = fuse_file(src, dst, arch, image_size, data, layout)
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
+    return {"file": str(dst), "parameters": parameters, "certificate": certificate.to_dict()}
 
 
 @main.command()
@@ -260,12 +267,15 @@ def qat(
     tuning: FineTuneSettings,
     settings: TrainingSettings,
     augmentation: Augmentation,
-) -> None:
+) -> Any:
     """Fine-tune the INT8 network of RUN to the FP32 network's answers, or to labels.
 
     A folder of unlabelled images is enough. After Ctrl-C or a crash, --resume goes on.
+
+    \b
+    mobileone-q qat runs/s0 --config qat-imagenet --data train/
     """
-    from mobileone_q.report.terminal import print_accuracy, print_fine_tuning
+    from mobileone_q.report.terminal import print_accuracy, print_fine_tuning, print_verdict
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.qat import fine_tune_run, refuse_other_architecture
 
@@ -277,11 +287,13 @@ def qat(
         resume=options.resume, progress=True,
     )  # fmt: skip
     if run is None:
-        return  # the first process of several speaks for all
+        return None  # the first process of several speaks for all
     made = run.read_report()
+    print_verdict(made)
     print_accuracy(made)
     print_fine_tuning(made)
     _say_next(run)
+    return _facts(run)
 
 
 @main.command()
@@ -295,19 +307,25 @@ def train(
     epoch_settings: EpochSettings,
     settings: TrainingSettings,
     augmentation: Augmentation,
-) -> None:
-    """Train MobileOne on labelled inputs, as the recipe CONFIG says, such as configs/sample.yaml."""
+) -> Any:
+    """Train MobileOne on labelled inputs, as the recipe CONFIG says, such as configs/sample.yaml.
+
+    \b
+    mobileone-q train sample --output runs/trained
+    """
     from mobileone_q.runs.train import train_run
 
     made = train_run(
         options.arch, options.weights, options.data, options.eval_data, options.image_size, options.output,
         epochs=epoch_settings, settings=settings, augmentation=augmentation, resume=options.resume,
     )  # fmt: skip
-    if made is not None:
-        path, outcome = made
-        top1, top5 = (100 * outcome.metrics[key] for key in ("top1", "top5"))
-        click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
-        click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
+    if made is None:
+        return None  # the first process of several speaks for all
+    path, outcome = made
+    top1, top5 = (100 * outcome.metrics[key] for key in ("top1", "top5"))
+    click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
+    click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
+    return {"weights": str(path), "steps": outcome.steps, "metrics": dict(outcome.metrics)}
 
 
 @main.command()
@@ -317,7 +335,11 @@ def train(
 @takes(Recipe, "recipe")
 @AS_JSON
 def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe, as_json: bool) -> None:
-    """Rank blocks by what quantizing each alone costs, inputs and weights apart."""
+    """Rank blocks by what quantizing each alone costs, inputs and weights apart.
+
+    \b
+    mobileone-q sensitivity --arch s0 --target tensorrt
+    """
     from mobileone_q.report.terminal import print_sensitivity
     from mobileone_q.runs.calibration import SENSITIVITY_IMAGES, block_sensitivity, settled_target
     from mobileone_q.runs.model import gather
@@ -334,7 +356,11 @@ def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recip
 @takes(InfoOptions, "options")
 @AS_JSON
 def info(options: InfoOptions, as_json: bool) -> None:
-    """Show what a network costs: parameters, FLOP, memory traffic and time per operator type."""
+    """Show what a network costs: parameters, FLOP, memory traffic and time per operator type.
+
+    \b
+    mobileone-q info --arch s0
+    """
     from mobileone_q.architecture.registry import resolve_architecture
     from mobileone_q.evaluation.cost import NOTES, network_cost, variant_table
     from mobileone_q.report.network import print_network_cost, print_variants
@@ -358,7 +384,11 @@ def info(options: InfoOptions, as_json: bool) -> None:
 @takes(PredictOptions, "options")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
-    """Classify image files with a run's engine."""
+    """Classify image files with a run's engine.
+
+    \b
+    mobileone-q predict --run runs/s0 dog.jpg cat.jpg
+    """
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.predict import lines, load_predictor, predictor_of_engine
     from mobileone_q.runs.run import resolve_backend
@@ -377,8 +407,12 @@ def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
 @main.command()
 @takes(EvaluateOptions, "options")
 @RUN
-def evaluate(run_path: Path | None, options: EvaluateOptions) -> None:
-    """Compare every engine of RUN at hand on the same images: PyTorch, simulation, runtimes."""
+def evaluate(run_path: Path | None, options: EvaluateOptions) -> Any:
+    """Compare every engine of RUN at hand on the same images: PyTorch, simulation, runtimes.
+
+    \b
+    mobileone-q evaluate runs/s0 --data val/
+    """
     from mobileone_q.report.terminal import print_parity
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.parity import compare_engines
@@ -390,12 +424,13 @@ def evaluate(run_path: Path | None, options: EvaluateOptions) -> None:
     )
     run.add_to_report(parity=parity)
     print_parity(parity)
+    return asdict(parity)
 
 
 @main.command()
 @FORM
 @RUNS
-def compare(run_paths: tuple[Path, ...], form: Form) -> None:
+def compare(run_paths: tuple[Path, ...], form: Form) -> Any:
     """Set the figures of several RUNs side by side; nothing is measured anew.
 
     \b
@@ -406,16 +441,18 @@ def compare(run_paths: tuple[Path, ...], form: Form) -> None:
 
     if not run_paths:
         raise RunError("name the runs to compare, such as `mobileone-q compare runs/s0 runs/s0-qat`")
-    click.echo(render([row_of(path) for path in run_paths], COLUMNS, form))
+    rows = [row_of(path) for path in run_paths]
+    click.echo(render(rows, COLUMNS, form))
     for caution in cautions(run_paths):
         click.echo(f"note: {caution}", err=form != "table")
+    return json.loads(render(rows, COLUMNS, "json"))
 
 
 @main.command()
 @takes(BenchmarkOptions, "options")
 @FORM
 @RUNS
-def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form) -> None:
+def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form) -> Any:
     """Measure every built engine of the RUNs on the same images: accuracy, latency, size.
 
     \b
@@ -430,24 +467,30 @@ def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form
     click.echo(render(rows, COLUMNS, form))
     for name, why in missing.items():
         click.echo(f"note: {name} was not run: {why}", err=form != "table")
+    return json.loads(render(rows, COLUMNS, "json"))
 
 
 @main.command()
 @RUN
-def verify(run_path: Path | None) -> None:
+def verify(run_path: Path | None) -> Any:
     """Check every file of RUN against what was recorded when it was written.
 
     The exit code is 1 if a file has changed or is missing.
+
+    \b
+    mobileone-q verify runs/s0
     """
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.integrity import check_all
 
-    run, bad = find_run(run_path), 0
-    for file in check_all(run.path):
+    run = find_run(run_path)
+    files = list(check_all(run.path))
+    for file in files:
         click.echo(f"{file.state:8} {file.name}{': ' * bool(file.why)}{file.why}")
-        bad += file.state != "ok"
+    bad = sum(file.state != "ok" for file in files)
     if bad:
         raise RunError(f"{run.path}: {bad} file{'s' * (bad > 1)} not as written; see the lines above")
+    return [asdict(file) for file in files]
 
 
 @main.group()
@@ -459,7 +502,11 @@ def runs() -> None:
 @FOLDER
 @AS_JSON
 def list_runs(folder: Path, as_json: bool) -> None:
-    """List the runs in FOLDER, by default runs/: architecture, target, cost, size."""
+    """List the runs in FOLDER, by default runs/: architecture, target, cost, size.
+
+    \b
+    mobileone-q runs list
+    """
     from mobileone_q.runs.catalog import finished_runs, summarize_run
 
     rows = [summarize_run(path) for path in finished_runs(folder)]
@@ -477,10 +524,13 @@ def list_runs(folder: Path, as_json: bool) -> None:
 @FOLDER
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--checkpoints", is_flag=True, help="Also what `qat --resume` could go on from.")
-def clean(folder: Path, yes: bool, checkpoints: bool) -> None:
+def clean(folder: Path, yes: bool, checkpoints: bool) -> Any:
     """Delete half-made folders and stale engines in FOLDER, by default runs/; asks first.
 
     Nothing else of a finished run is deleted. The size of the cache folder is only said.
+
+    \b
+    mobileone-q runs clean --yes
     """
     from mobileone_q.files import cache_folder
     from mobileone_q.runs.catalog import leftovers, size_of
@@ -491,18 +541,20 @@ def clean(folder: Path, yes: bool, checkpoints: bool) -> None:
     removable = [leftover for leftover in found if leftover.is_removable]
     cache = cache_folder()
     click.echo(f"{size_of(cache) / 1e6:8.1f} MB  {cache}: downloads and timing caches  (kept)")
-    if removable and (yes or click.confirm(f"delete {len(removable)} of these?")):
+    if removable and (yes or click.confirm(f"delete {len(removable)} of these?", err=True)):
         for leftover in removable:
             leftover.remove()
         click.echo(f"deleted {len(removable)}")
+        return {"deleted": [str(path) for leftover in removable for path in leftover.paths]}
+    return {"deleted": []}
 
 
 @main.command()
 @click.option(
-    "--device", type=click.Choice(DEVICE_NAMES), required=True, metavar="MODULE[@MODE]",
+    "--device", type=Choice(DEVICE_NAMES), required=True, metavar="MODULE[@MODE]",
     help="Jetson module in a power mode, such as agx-orin@30w; the highest where none is named.",
 )  # fmt: skip
-@click.option("--arch", type=click.Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
+@click.option("--arch", type=Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
 @click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
 @click.option(
     "--fit",
@@ -519,6 +571,9 @@ def roofline(
 
     The least time is a bound, and the estimate is fitted to published times of another network. Neither
     is a measurement.
+
+    \b
+    mobileone-q roofline --arch s0 --device orin-nano
     """
     from mobileone_q.architecture.variants import build_variant
     from mobileone_q.evaluation.estimate import estimate, published_fit, recorded_fit
@@ -545,7 +600,11 @@ def roofline(
 @click.option("--from", "scored", type=FILE, help="With --report: the score.json of a bundle, to go with it.")
 @RUN
 def doctor(as_json: bool, archive: Path | None, scored: Path | None, run_path: Path | None) -> None:
-    """Say what is installed, what will work, and how to mend the rest."""
+    """Say what is installed, what will work, and how to mend the rest.
+
+    \b
+    mobileone-q doctor --json
+    """
     from mobileone_q.doctor import gather, judge, to_dict
 
     facts = gather()
@@ -565,15 +624,14 @@ def doctor(as_json: bool, archive: Path | None, scored: Path | None, run_path: P
 
 
 def _show_latency(run: RunFolder, options: ProfileOptions) -> None:
-    """Time a run's engines, and print the figures with the accuracy."""
-    from mobileone_q.report.terminal import print_accuracy, print_latency
+    """Time a run's engines, and print the report with the figures."""
+    from mobileone_q.report.terminal import print_report
     from mobileone_q.runs.run import Run
 
-    latency = Run(run.path).profile(
+    Run(run.path).profile(
         options.backend, runs=options.runs, batch=options.batch, threads=options.threads, progress=True
     )
-    print_latency(latency)
-    print_accuracy(run.read_report())
+    print_report(run.read_report())
     click.echo(f"as HTML         {run.html}")
 
 
@@ -588,6 +646,15 @@ def _say_plan(run: RunFolder) -> None:
 
 def _say_next(run: RunFolder) -> None:
     click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 {run.path}")
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """A run's folder, verdict and report, for --json."""
+    from mobileone_q.report.verdict import verdict
+
+    made = run.read_report()
+    report = made.model_dump(mode="json", by_alias=True)
+    return {"run": str(run.path), "verdict": verdict(made), "report": report}
 
 
 def _print_json(value: Any) -> None:

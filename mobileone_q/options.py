@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.shell_completion import CompletionItem
 
 from mobileone_q.errors import ConfigError
 from mobileone_q.names import ARCHITECTURES, FACE_FORMS, FORMS
 from mobileone_q.settings import Option, default_of, hints_of, options_of
+from mobileone_q.suggestions import did_you_mean
 
 FILE = click.Path(path_type=Path)
 TYPED_ARCH = "mobileone_q.typed_arch"  # where click's context keeps it
@@ -33,6 +35,25 @@ ARCH_HELP = f"MobileOne variant ({', '.join(ARCHITECTURES)}, or {FACE_NAMES}), o
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
+class SectionedOption(click.Option):
+    """An option that knows the settings class it belongs to, whose heading it stands under in the help."""
+
+    def __init__(self, *args: Any, section: str = "", **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.section = section
+
+
+class Choice(click.Choice):
+    """One of some words; a wrong one is answered with the word that was perhaps meant."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            meant = did_you_mean(str(value), map(str, self.choices))
+            raise click.BadParameter(error.message.rstrip(".") + meant, ctx, param) from None
+
+
 class ArchitectureParameter(click.ParamType):
     """s0 to s4, a face variant of one, or a YAML file."""
 
@@ -44,8 +65,17 @@ class ArchitectureParameter(click.ParamType):
         if value.endswith(YAML_SUFFIXES) or (base in ARCHITECTURES and variant in faces):
             return value
         self.fail(
-            f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file", param, ctx
-        )
+            f"{value!r} is none of {', '.join(ARCHITECTURES)}, {FACE_NAMES}, nor a YAML file"
+            + did_you_mean(value, ARCHITECTURES), param, ctx,
+        )  # fmt: skip
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The names that begin with what was typed; else files."""
+        faces = [f"{name}-face-{form}" for name in ARCHITECTURES for form in FACE_FORMS]
+        names = [name for name in (*ARCHITECTURES, *faces) if name.startswith(incomplete)]
+        return [CompletionItem(name) for name in names] or [CompletionItem(incomplete, type="file")]
 
 
 class BatchRange(click.ParamType):
@@ -126,8 +156,10 @@ def read_config(path: Path, params: Sequence[click.Parameter], arch: str | None 
     options = {str(key).replace("-", "_"): value for key, value in values.items()}
     wrong = sorted(options.keys() - known.keys())
     if wrong:
+        guesses = (f" ({name}{meant})" for name in wrong if (meant := did_you_mean(name, known)))
         raise ConfigError(
-            f"{path} has unknown options {', '.join(wrong)}; choose from {', '.join(sorted(known))}"
+            f"{path} has unknown options {', '.join(wrong)}{''.join(guesses)}; "
+            f"choose from {', '.join(sorted(known))}"
         )
     for name, value in options.items():
         if isinstance(known[name].type, EpochSchedule) and isinstance(value, dict):
@@ -180,7 +212,10 @@ def config_path(path: Path) -> Path:
         return path
     bundled = {file.stem: file for file in sorted(BUNDLED.glob("*.yaml"))}
     if str(path) not in bundled:
-        raise ConfigError(f"{path} is neither a file nor a bundled config; choose from {', '.join(bundled)}")
+        guess = did_you_mean(str(path), bundled)
+        raise ConfigError(
+            f"{path} is neither a file nor a bundled config{guess}; choose from {', '.join(bundled)}"
+        )
     return bundled[str(path)]
 
 
@@ -272,7 +307,7 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
     help_text = option.help or ARCH_HELP
     if option.default_help and default is None:
         help_text += f"  [default: {option.default_help}]"
-    words: dict[str, Any] = {"help": help_text}
+    words: dict[str, Any] = {"help": help_text, "cls": SectionedOption, "section": cls.__name__}
     if option.is_required:
         words["required"] = True
     else:
@@ -298,7 +333,7 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
 
 def _click_type(key: str, hint: Any, option: Option) -> Any:
     if get_origin(hint) is Literal:
-        return click.Choice(get_args(hint))
+        return Choice(get_args(hint))
     if key == "arch":
         return ArchitectureParameter()
     if hint is Path:

@@ -6,9 +6,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 LINE_EVERY_S = 5.0
+_is_hidden: ContextVar[bool] = ContextVar("is_hidden", default=False)
 
 
 class Advance(Protocol):
@@ -27,8 +29,21 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 
     ``done`` of ``total`` were done before.
     """
+    if _is_hidden.get():
+        yield silent
+        return
     with (_bar if sys.stderr.isatty() else _lines)(title, total, done) as advance:
         yield advance
+
+
+@contextmanager
+def hidden_progress() -> Iterator[None]:
+    """Show no progress within the block."""
+    token = _is_hidden.set(True)
+    try:
+        yield
+    finally:
+        _is_hidden.reset(token)
 
 
 @contextmanager

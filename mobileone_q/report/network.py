@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.evaluation.cost import NetworkCost, OperatorCost, VariantCost
 from mobileone_q.evaluation.roofline import BOUND, BlockBound, Least, cached, reading
 from mobileone_q.jetson_devices import JetsonDevice
-from mobileone_q.report.terminal import console
+from mobileone_q.report.terminal import console, is_narrow, make_table
 
 COLUMNS = ("GFLOP", "read MB", "written MB", "parameter MB")
 DECIMALS = (6, 4, 4, 4)
@@ -26,7 +24,7 @@ def print_network_cost(cost: NetworkCost) -> None:
         f"{cost.parameters_with_branches:,} with branches, {cost.gflop:.6f} GFLOP"
     )
     times = [row.time_ms for row in cost.operators if row.time_ms is not None]
-    table = Table(show_footer=True)
+    table = make_table(out, show_footer=True)
     table.add_column("operator", "total")
     for title, decimals, values in zip(COLUMNS, DECIMALS, zip(*map(_values, cost.operators))):
         table.add_column(title, f"{sum(values):.{decimals}f}", justify="right")
@@ -49,7 +47,7 @@ def _values(row: OperatorCost) -> tuple[float, float, float, float]:
 def print_variants(rows: Sequence[VariantCost], notes: Sequence[str]) -> None:
     """Print S0 to S4 side by side, and ``notes`` about who counts what."""
     out = console()
-    table = Table()
+    table = make_table(out)
     for title in ("variant", "parameters", "with branches", "GFLOP", "published top-1 %"):
         table.add_column(title, justify="left" if title == "variant" else "right")
     for row in rows:
@@ -75,25 +73,30 @@ def print_roofline(
         f"least time per block, MobileOne-{arch.name} at {height}x{width}, batch {batch}, on "
         f"{module.title}: {BOUND}"
     )
+    narrow = is_narrow(out)
     fp16_us, int8_us = (sum(least.least_us for least in each) for each in zip(*map(_precisions, bounds)))
-    table = Table(show_footer=True)
-    table.add_column("block", "sum of blocks")
+    table = make_table(out, show_footer=True)
+    table.add_column("block", "sum of blocks", no_wrap=True)
     table.add_column("MMACs", f"{sum(bound.macs for bound in bounds) / 1e6:.1f}", justify="right")
     for title, total_us in (("FP16", fp16_us), ("INT8", int8_us)):
-        table.add_column(f"{title} bytes, us", justify="right")
-        table.add_column(f"{title} ops, us", justify="right")
-        table.add_column(f"{title} least, us", f"{total_us:.1f}", justify="right")
-    table.add_column("INT8 bound by")
+        if not narrow:
+            table.add_column(f"{title} bytes, us", justify="right")
+            table.add_column(f"{title} ops, us", justify="right")
+        heading = f"{title}\nleast, us" if narrow else f"{title} least, us"
+        table.add_column(heading, f"{total_us:.1f}", justify="right")
+    table.add_column("INT8\nbound by" if narrow else "INT8 bound by")
     table.add_column("at most", f"{fp16_us / int8_us:.2f}x", justify="right")
     for bound in bounds:
         cells = [
             f"{us:.2f}"
             for least in _precisions(bound)
-            for us in (least.memory_us, least.operations_us, least.least_us)
+            for us in ((least.memory_us, least.operations_us) if not narrow else ()) + (least.least_us,)
         ]
         speedup = f"{bound.speedup_at_most:.2f}x"
         table.add_row(bound.name, f"{bound.macs / 1e6:.2f}", *cells, bound.int8.bound_by, speedup)
     out.print(table)
+    if narrow:
+        out.print("a wider terminal and --json show the times for bytes and for operations too")
     out.print(f"{reading(list(bounds))}; {cached(list(bounds), module)}")
     out.print(
         f"rates: {module.int8_tops} dense INT8 TOPS, {module.fp16_tflops} dense FP16 TFLOPS, "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +15,7 @@ from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, TopK
 from mobileone_q.names import Precision
 from mobileone_q.report.device import print_score
 from mobileone_q.report.schema import Report
+from mobileone_q.report.verdict import verdict
 
 FILE_COLUMNS = 140
 TABLE_COLUMNS = 100
@@ -23,14 +25,33 @@ MOST_CHANGED = 3  # blocks that fine-tuning changed, shown by name
 def console() -> Console:
     """Output as wide as the terminal; in a file or a pipe, as wide as our widest table."""
     width = None if sys.stdout.isatty() else FILE_COLUMNS
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, width=width)
+    is_plain = not sys.stdout.isatty()
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=is_plain, width=width)
+
+
+def is_narrow(out: Console) -> bool:
+    """Whether tables must do with a width such as 80 columns."""
+    return out.width < TABLE_COLUMNS
+
+
+def make_table(out: Console, gap: int = 1, **more: Any) -> Table:
+    """A table; in a narrow terminal ``gap`` and one more spaces stand between columns, and no lines."""
+    if is_narrow(out):
+        more |= {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, gap, 0, 0)}
+    return Table(**more)
 
 
 def print_report(report: Report) -> None:
-    """Print latency and accuracy, whichever of them the report has."""
+    """Print the verdict, then accuracy and latency, whichever of them the report has."""
+    print_verdict(report)
+    print_accuracy(report)
     if report.latency is not None:
         print_latency(report.latency)
-    print_accuracy(report)
+
+
+def print_verdict(report: Report) -> None:
+    """Print what the report comes to, in a sentence."""
+    console().print(f"{verdict(report)}\n")
 
 
 def print_accuracy(report: Report) -> None:
@@ -79,7 +100,7 @@ def _print_plain(out: Console, report: Report) -> None:
 
 
 def _print_classes(out: Console, report: Report, accuracy: MeasuredAccuracy) -> None:
-    table = Table()
+    table = make_table(out)
     for heading in ("", "top-1 %", "top-5 %"):
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row("FP32 fused", *_shares(accuracy.fp32))
@@ -137,12 +158,12 @@ def print_latency(latency: Latency) -> None:
     threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
     out.print(f"latency per block, batch {latency.batch}, {latency.runtime}, {threads}, {latency.device}")
     has_fp16 = latency.fp16_sum_ms is not None
-    table = Table()
+    table = make_table(out)
     table.add_column("block")
     for heading in ("FP32 ms", *["FP16 ms"] * has_fp16, "INT8 ms", "speed-up"):
         table.add_column(heading, justify="right")
     if has_fp16:
-        table.add_column("against FP16")
+        table.add_column("against\nFP16" if is_narrow(out) else "against FP16", no_wrap=True)
     has_types = bool(latency.typed_blocks)
     if has_types:
         table.add_column("INT8 engine")
@@ -156,8 +177,9 @@ def print_latency(latency: Latency) -> None:
 
     for row in latency.layers:
         title = row.name + "*" * bool(row.shared)
-        mark = "INT8 is slower" if row.slower_than_fp16 else ""
-        add(title, row.fp32_ms, row.fp16_ms, row.int8_ms, row.speedup, mark, _types(row))
+        mark = ("slower" if is_narrow(out) else "INT8 is slower") if row.slower_than_fp16 else ""
+        types = _short_types(row) if is_narrow(out) else _types(row)
+        add(title, row.fp32_ms, row.fp16_ms, row.int8_ms, row.speedup, mark, types)
     table.add_section()
     (fp32_ms, int8_ms), fp16_ms = latency.layer_sum_ms, latency.fp16_sum_ms
     add("sum of blocks", fp32_ms, fp16_ms, int8_ms, latency.sum_speedup, _ratio(fp16_ms, int8_ms))
@@ -167,6 +189,8 @@ def print_latency(latency: Latency) -> None:
         fp16_ms = ends["fp16"].median_ms if "fp16" in ends else None
         add("end to end", fp32_ms, fp16_ms, int8_ms, latency.speedup, _ratio(fp16_ms, int8_ms))
     out.print(table)
+    if is_narrow(out) and has_types:
+        out.print("INT8 engine: what it reads>what it writes; +1r: with one reformat; !: was to be INT8")
     if any(row.shared for row in latency.layers):
         out.print("* fused with other blocks into one layer, whose time is shared equally among them")
     if latency.precision_note:
@@ -196,6 +220,12 @@ def _types(row: BlockTiming) -> str:
     return ", ".join(mark for mark in marks if mark)
 
 
+def _short_types(row: BlockTiming) -> str:
+    """As :func:`_types`, for a narrow terminal: ``INT8>FP16 +1r!`` with a mark for what is not INT8."""
+    types = (row.types or "").replace(" in, ", ">").replace(" out", "")
+    return types + f" +{row.reformats}r" * bool(row.reformats) + "!" * row.is_fallback
+
+
 def _ratio(ms: float | None, int8_ms: float) -> str:
     return "" if ms is None or not int8_ms else f"{ms / int8_ms:.2f}x"
 
@@ -212,20 +242,22 @@ def print_parity(parity: Parity) -> None:
     out = console()
     out.print(
         f"logits of every engine at hand on the same {parity.images} images; difference: the largest of any "
-        "logit, and the same as a share of the reference's largest logit"
+        "logit from the engine named under against, and the same as a share of its largest logit"
     )
-    table = Table()
+    table = make_table(out, gap=0)
     for heading in ("engine", "against"):
-        table.add_column(heading)
-    for heading in ("difference", "relative", "agreement", "KL", "top-1 %"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    wide = ("difference", "relative", "agreement", "KL to FP32", "top-1 %")
+    narrow = ("differ-\nence", "rela-\ntive", "agree-\nment", "KL to\nFP32", "top-1 %")
+    for heading in narrow if is_narrow(out) else wide:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in parity.engines:
         table.add_row(
             row.name,
             row.reference,
             f"{row.largest_difference:.4f}",
             f"{100 * row.relative:.2f} %",
-            f"{100 * row.agreement:.2f} %",
+            f"{100 * row.agreement:.1f} %" if is_narrow(out) else f"{100 * row.agreement:.2f} %",
             f"{row.kl:.4f}",
             "no labels" if row.top1 is None else f"{100 * row.top1:.2f}",
         )
@@ -259,15 +291,17 @@ def print_sensitivity(ranking: Sequence[RankedBlock], images: int) -> None:
     """Print the blocks by what quantizing each one alone costs, the costliest first."""
     out = console()
     out.print(f"each block quantized alone, {images} images; KL in nats, drop in top-1 points")
-    table = Table()
+    table = make_table(out)
     table.add_column("block", no_wrap=True)
+    between = "\n" if is_narrow(out) else " "
     for heading in ("KL inputs", "KL weights", "drop inputs", "drop weights"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("input channels")
-    table.add_column("weight channels")
+        table.add_column(heading.replace(" ", between), justify="right", no_wrap=True)
+    table.add_column(f"input{between}channels", no_wrap=is_narrow(out))
+    table.add_column(f"weight{between}channels", no_wrap=is_narrow(out))
     for block in ranking:
         drops = ("" if d is None else f"{d:+.2f}" for d in (block.input_drop_pts, block.weight_drop_pts))
-        branches = block.branches or ("",) * len(block.input_channels)
+        branches = () if is_narrow(out) else block.branches
+        branches = branches or ("",) * len(block.input_channels)
         channels = (f"{c} ({b})" if b else str(c) for c, b in zip(block.input_channels, branches))
         table.add_row(
             block.name,
