@@ -273,7 +273,7 @@ def qat(
     A folder of unlabelled images is enough. After Ctrl-C or a crash, --resume goes on.
 
     \b
-    mobileone-q qat runs/s0 --config qat-imagenet --data train/
+    mobileone-q qat runs/s0 --config qat-imagenet --arch s0 --data train/
     """
     from mobileone_q.report.terminal import print_accuracy, print_fine_tuning, print_verdict
     from mobileone_q.runs.folder import find_run
