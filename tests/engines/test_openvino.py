@@ -13,6 +13,10 @@ from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import random_images, small
 
 pytest.importorskip("openvino", reason="needs the extra [openvino]")
+# Left to `make test-all` for now: a process of the whole suite died of a segmentation fault three times
+# since these tests and the one of programs in tests/runs/test_run.py came, and which of them does it is
+# not found yet.
+pytestmark = pytest.mark.long
 BACKEND = backend("openvino")
 ARCH = small()
 NAMES = [block.name for block in ARCH.blocks]
