@@ -15,7 +15,7 @@ import click
 
 from calibrate.recipe import Recipe
 from mobileone_q import __version__
-from mobileone_q.commands import Group
+from mobileone_q.commands import Group, wants_json
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import RunError
@@ -23,7 +23,6 @@ from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
 from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, Form, WritableLayout
 from mobileone_q.options import (
     ARCH,
-    AS_JSON,
     BATCH,
     CONFIG,
     CONFIG_ARGUMENT,
@@ -333,8 +332,7 @@ def train(
 @takes(CalibrationOptions, "options", without=("max_drop_pts", "sensitivity", "grids", "max_kl", "output"))
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")
-@AS_JSON
-def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe, as_json: bool) -> None:
+def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe) -> Any:
     """Rank blocks by what quantizing each alone costs, inputs and weights apart.
 
     \b
@@ -346,16 +344,13 @@ def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recip
 
     recipe = replace(recipe, target=settled_target(options.target))
     ranking, images = block_sensitivity(*gather(options.arch, inputs), recipe, SENSITIVITY_IMAGES)
-    if as_json:
-        _print_json([result.to_dict() for result in ranking])
-    else:
-        print_sensitivity(ranking, images)
+    print_sensitivity(ranking, images)
+    return [result.to_dict() for result in ranking]
 
 
 @main.command()
 @takes(InfoOptions, "options")
-@AS_JSON
-def info(options: InfoOptions, as_json: bool) -> None:
+def info(options: InfoOptions) -> Any:
     """Show what a network costs: parameters, FLOP, memory traffic and time per operator type.
 
     \b
@@ -367,17 +362,12 @@ def info(options: InfoOptions, as_json: bool) -> None:
 
     if options.arch is None:
         rows = variant_table(options.image_size or 224)
-        if as_json:
-            _print_json({"variants": [asdict(row) for row in rows], "notes": NOTES})
-        else:
-            print_variants(rows, NOTES)
-        return
+        print_variants(rows, NOTES)
+        return {"variants": [asdict(row) for row in rows], "notes": NOTES}
     arch = resolve_architecture(options.arch, image_size=options.image_size)
     cost = network_cost(arch, options.runs, options.threads)
-    if as_json:
-        _print_json(cost.to_dict())
-    else:
-        print_network_cost(cost)
+    print_network_cost(cost)
+    return cost.to_dict()
 
 
 @main.command()
@@ -436,7 +426,7 @@ def compare(run_paths: tuple[Path, ...], form: Form) -> Any:
     \b
     mobileone-q compare runs/s0 runs/s0-qat
     """
-    from mobileone_q.report.tables import render
+    from mobileone_q.report.tables import render, values
     from mobileone_q.runs.compare import COLUMNS, cautions, row_of
 
     if not run_paths:
@@ -445,7 +435,7 @@ def compare(run_paths: tuple[Path, ...], form: Form) -> Any:
     click.echo(render(rows, COLUMNS, form))
     for caution in cautions(run_paths):
         click.echo(f"note: {caution}", err=form != "table")
-    return json.loads(render(rows, COLUMNS, "json"))
+    return values(rows, COLUMNS)
 
 
 @main.command()
@@ -458,7 +448,7 @@ def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form
     \b
     mobileone-q benchmark runs/s0 --data val/ --format markdown
     """
-    from mobileone_q.report.tables import render
+    from mobileone_q.report.tables import render, values
     from mobileone_q.runs.benchmark import COLUMNS
     from mobileone_q.runs.benchmark import benchmark as measure
     from mobileone_q.runs.folder import find_run
@@ -467,7 +457,7 @@ def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form
     click.echo(render(rows, COLUMNS, form))
     for name, why in missing.items():
         click.echo(f"note: {name} was not run: {why}", err=form != "table")
-    return json.loads(render(rows, COLUMNS, "json"))
+    return values(rows, COLUMNS)
 
 
 @main.command()
@@ -500,8 +490,7 @@ def runs() -> None:
 
 @runs.command("list")
 @FOLDER
-@AS_JSON
-def list_runs(folder: Path, as_json: bool) -> None:
+def list_runs(folder: Path) -> Any:
     """List the runs in FOLDER, by default runs/: architecture, target, cost, size.
 
     \b
@@ -510,14 +499,12 @@ def list_runs(folder: Path, as_json: bool) -> None:
     from mobileone_q.runs.catalog import finished_runs, summarize_run
 
     rows = [summarize_run(path) for path in finished_runs(folder)]
-    if as_json:
-        _print_json([row.to_dict() for row in rows])
-        return
     width = max((len(row.name) for row in rows), default=0)
     for row in rows:
         click.echo(row.line(width))
     if not rows:
         click.echo(f"no run in {folder}; make one with `mobileone-q calibrate --arch s0`")
+    return [row.to_dict() for row in rows]
 
 
 @runs.command()
@@ -563,10 +550,7 @@ def clean(folder: Path, yes: bool, checkpoints: bool) -> Any:
     help="Fit the estimate to a recording of this device (as for profile --from).",
 )
 @BATCH
-@AS_JSON
-def roofline(
-    device: str, arch: str, image_size: int, recorded: Path | None, batch: int, as_json: bool
-) -> None:
+def roofline(device: str, arch: str, image_size: int, recorded: Path | None, batch: int) -> Any:
     """Show the least time that a Jetson's published rates allow each block, and an estimate beside it.
 
     The least time is a bound, and the estimate is fitted to published times of another network. Neither
@@ -584,22 +568,19 @@ def roofline(
     bounds = block_bounds(chain, module, batch)
     fitted = recorded_fit(recorded, module) if recorded else published_fit()
     expected = estimate(chain, module, batch, fitted)
-    if as_json:
-        _print_json(to_dict(chain, module, batch, bounds) | {"estimate": expected})
-    else:
-        print_roofline(chain, module, batch, bounds)
-        print_estimate(expected)
+    print_roofline(chain, module, batch, bounds)
+    print_estimate(expected)
+    return to_dict(chain, module, batch, bounds) | {"estimate": expected}
 
 
 @main.command()
-@AS_JSON
 @click.option(
     "--report", "archive", type=FILE,
     help="Also write a .zip for an issue report: these checks, and the logs of RUN, without names or paths.",
 )  # fmt: skip
 @click.option("--from", "scored", type=FILE, help="With --report: the score.json of a bundle, to go with it.")
 @RUN
-def doctor(as_json: bool, archive: Path | None, scored: Path | None, run_path: Path | None) -> None:
+def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> Any:
     """Say what is installed, what will work, and how to mend the rest.
 
     \b
@@ -613,14 +594,13 @@ def doctor(as_json: bool, archive: Path | None, scored: Path | None, run_path: P
         from mobileone_q.runs.issue_report import write_issue_report
 
         names = write_issue_report(archive, to_dict(facts, checks), run_path, scored)
-        click.echo(f"wrote {archive}: {', '.join(names)}; look through it before you attach it", err=as_json)
-    if as_json:
-        _print_json(to_dict(facts, checks))
-        return
+        said = f"wrote {archive}: {', '.join(names)}; look through it before you attach it"
+        click.echo(said, err=wants_json())
     for check in checks:
         click.echo(f"{check.status:8} {check.name:12} {check.finding}")
         if check.remedy:
             click.echo(f"{'':21} remedy: {check.remedy}")
+    return to_dict(facts, checks)
 
 
 def _show_latency(run: RunFolder, options: ProfileOptions) -> None:
@@ -655,10 +635,6 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     made = run.read_report()
     report = made.model_dump(mode="json", by_alias=True)
     return {"run": str(run.path), "verdict": verdict(made), "report": report}
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

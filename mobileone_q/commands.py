@@ -45,6 +45,11 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta[f"{META}{param.name}"] = value
 
 
+def wants_json() -> bool:
+    """Whether the command at work is to print JSON alone; what else it says belongs on standard error."""
+    return bool(click.get_current_context().meta.get(f"{META}print_json"))
+
+
 def _common_options(has_json: bool) -> list[click.Option]:
     words: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _remember}
     options = [
@@ -66,19 +71,18 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it returns is printed under ``--json``."""
-        wants_json, is_quiet, is_verbose = (
-            bool(ctx.meta.get(f"{META}{name}")) for name in ("print_json", "quiet", "verbose")
-        )
+        prints_json = wants_json()
+        is_quiet, is_verbose = (bool(ctx.meta.get(f"{META}{name}")) for name in ("quiet", "verbose"))
         if is_verbose:
             logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         prints_json_itself = bool(ctx.params.get("as_json"))
         with ExitStack() as stack:
             if is_quiet:
                 stack.enter_context(hidden_progress())
-            if wants_json or (is_quiet and not prints_json_itself):
+            if prints_json or (is_quiet and not prints_json_itself):
                 stack.enter_context(redirect_stdout(io.StringIO()))
             value = super().invoke(ctx)
-        if wants_json:
+        if prints_json:
             click.echo(json.dumps(value, indent=2))
         return value
 

@@ -177,7 +177,7 @@ def _with_variant(path: Path, values: dict[Any, Any], arch: str | None) -> dict[
     """The lines of a file with those of the variant that is asked for.
 
     Raises:
-        ConfigError: the file has no such variant, or what it has is no mapping.
+        ConfigError: the file has no such variant, or the variant is not a mapping.
     """
     variants = values.get("variants")
     if variants is None:
@@ -252,7 +252,6 @@ RUN = click.argument("run_path", type=FILE, required=False, metavar="[RUN]")
 FOLDER = click.argument(
     "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), metavar="[FOLDER]"
 )
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 RUNS = click.argument("run_paths", type=FILE, nargs=-1, metavar="[RUN]...")
 FORM = click.option(
     "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="How to print it."

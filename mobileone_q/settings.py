@@ -21,7 +21,7 @@ class Option:
     ``flag`` is its name there, such as ``--range-method``; empty for the field's own name.
     ``low`` and ``high`` are inclusive bounds of a number. ``metavar`` names the value in the help.
     ``default_help`` says in words what happens without the option, where the default is None.
-    ``is_required`` says that there is no default.
+    ``is_required`` means that a value must be given.
     """
 
     help: str

@@ -98,7 +98,7 @@ def check_opcodes(data: bytes) -> None:
 
 
 def check_claims(path: Path) -> None:
-    """Check that a file of torch before 1.6, which is no zip, claims no more storage than it has bytes.
+    """Check that a checkpoint in torch's format before 1.6 does not claim more storage than the file has.
 
     torch reserves what a pickle claims before it reads a single number. Such a file is a row of pickles:
     a magic number, a version, facts on the system, and the object. The storages follow it. Any other file

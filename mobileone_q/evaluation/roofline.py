@@ -160,11 +160,11 @@ def reading(bounds: list[BlockBound]) -> str:
 
 
 def cached(bounds: list[BlockBound], device: JetsonDevice) -> str:
-    """How many blocks fit the GPU's L2 cache, where the memory's time is no floor, in words."""
+    """Say in how many blocks the data fits the GPU's L2 cache, so that memory bandwidth is no limit."""
     if device.l2_mb is None:
         return "the size of its L2 cache is not published"
     small = sum(bound.int8.bytes <= device.l2_mb * MEBI for bound in bounds)
     return (
-        f"what {small} of {len(bounds)} blocks move in INT8 fits the L2 cache of {device.l2_mb:g} MB: where "
-        "it stays there, the time for memory is no floor"
+        f"in INT8, the data of {small} of {len(bounds)} blocks fits the L2 cache of {device.l2_mb:g} MB; "
+        "such a block can be faster than its bound"
     )

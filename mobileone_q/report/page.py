@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -151,7 +152,7 @@ def make_page(report: Report, manifest: Manifest | None, thumbnails: Mapping[int
 
 
 class Names:
-    """Class names by number, and the number where there is no name."""
+    """Gives the name of a class by its number, or the number where no name is known."""
 
     def __init__(self, names: Sequence[str] | None) -> None:
         self._names = names
@@ -242,9 +243,7 @@ def _signal_chart(signals: Signals) -> SignalChart:
         places = ((1000 * (k + 0.5) / count, value) for k, value in enumerate(values))
         return " ".join(f"{x:.1f},{height(value):.2f}" for x, value in places if value is not None)
 
-    stages: dict[str, int] = {}
-    for row in signals.blocks:
-        stages[row.name.split(".")[0]] = stages.get(row.name.split(".")[0], 0) + 1
+    stages = Counter(row.name.split(".")[0] for row in signals.blocks)
     return SignalChart(
         lines=tuple(Line(title, css, points(values)) for title, css, values in series),
         ticks=tuple((height(value), value) for value in range(high, low - 1, -10)),

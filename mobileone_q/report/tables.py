@@ -33,11 +33,27 @@ class Column:
         return UNKNOWN if value is None else format(value, self.form) if self.form else str(value)
 
 
+# How like its FP32 network an INT8 one is: columns of every table that compares networks.
+LIKENESS = (
+    Column("agreement_pct", "agree %", ".2f"),
+    Column("kl_nats", "KL", ".4f"),
+    Column("cosine", "cosine", ".5f"),
+)
+
+
 def render(rows: Sequence[Row], columns: Sequence[Column], form: Form) -> str:
     """Write the rows in a form; JSON and CSV have every value unrounded."""
-    shown = [column for column in columns if any(row.get(column.key) is not None for row in rows)]
     writers = {"table": _table, "markdown": _markdown, "csv": _csv, "json": _json, "html": _html}
-    return writers[form](rows, shown)
+    return writers[form](rows, _shown(rows, columns))
+
+
+def values(rows: Sequence[Row], columns: Sequence[Column]) -> list[dict[str, Cell]]:
+    """Give the rows with the values that the columns show, unrounded."""
+    return [{column.key: row.get(column.key) for column in _shown(rows, columns)} for row in rows]
+
+
+def _shown(rows: Sequence[Row], columns: Sequence[Column]) -> list[Column]:
+    return [column for column in columns if any(row.get(column.key) is not None for row in rows)]
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -69,7 +85,7 @@ def _csv(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 
 def _json(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    return json.dumps([{c.key: row.get(c.key) for c in columns} for row in rows], indent=2)
+    return json.dumps(values(rows, columns), indent=2)
 
 
 def _html(rows: Sequence[Row], columns: Sequence[Column]) -> str:

@@ -22,7 +22,8 @@ from mobileone_q.evaluation.streaming import AccuracySum, EmbeddingSum, each_bat
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.names import pairing
 from mobileone_q.progress import Advance, progress_if, silent
-from mobileone_q.report.tables import Column, Row
+from mobileone_q.report.tables import LIKENESS, Column, Row
+from mobileone_q.runs.catalog import MEGABYTE
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.inputs import comparison_inputs
 from mobileone_q.runs.parity import engines_at_hand
@@ -34,15 +35,12 @@ COLUMNS = (
     Column("top1_pct", "top-1 %", ".2f"),
     Column("top1_low_pct", "from", ".2f"),
     Column("top1_high_pct", "to", ".2f"),
-    Column("agreement_pct", "agree %", ".2f"),
-    Column("kl_nats", "KL", ".4f"),
-    Column("cosine", "cosine", ".5f"),
+    *LIKENESS,
     Column("median_ms", "ms", ".2f"),
     Column("p95_ms", "p95", ".2f"),
     Column("images_per_s", "img/s", ".0f"),
     Column("note", "note"),
 )
-MEGABYTE = 1e6
 
 
 @dataclass

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobileone_q.report.tables import Column, Row
+from mobileone_q.report.tables import LIKENESS, Column, Row
+from mobileone_q.runs.catalog import MEGABYTE
 from mobileone_q.runs.folder import find_run
 
 COLUMNS = (
@@ -16,14 +17,11 @@ COLUMNS = (
     Column("drop_pts", "drop", "+.2f"),
     Column("drop_ci95_low_pts", "from", "+.2f"),
     Column("drop_ci95_high_pts", "to", "+.2f"),
-    Column("agreement_pct", "agree %", ".2f"),
-    Column("kl_nats", "KL", ".4f"),
-    Column("cosine", "cosine", ".5f"),
+    *LIKENESS,
     Column("fp32_ms", "FP32 ms", ".2f"),
     Column("int8_ms", "INT8 ms", ".2f"),
     Column("int8_mb", "MB", ".1f"),
 )
-MEGABYTE = 1e6
 
 
 def row_of(path: Path) -> Row:

@@ -35,10 +35,10 @@ SHORT_NAME = 3  # letters; a shorter user name would be replaced inside of words
 def write_issue_report(
     archive: Path, doctor: Mapping[str, Any], run_path: Path | None = None, score: Path | None = None
 ) -> list[str]:
-    """Write a .zip; returns the names of the files in it.
+    """Write a .zip for an issue report; returns the names of the files in it.
 
-    ``doctor`` is the doctor's verdicts as JSON values. Of ``run_path`` the build logs and the sidecars of
-    its engines go with it, and its figures. ``score`` is a bundle's score.json.
+    ``doctor`` holds the doctor's verdicts as JSON values. With ``run_path``, the archive also has that
+    run's report, build logs and engine sidecars. ``score`` is the path of a bundle's score.json.
 
     Raises:
         RunError: the archive exists, or there is no run at ``run_path``.

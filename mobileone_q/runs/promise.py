@@ -80,8 +80,7 @@ def write_reference(
         raise DataError(
             f"--with-reference compares classes of image files, and {run.path} has none; leave it out"
         )
-    count = min(MOST_REFERENCES, len(prepared(images, arch, manifest).source))
-    chosen = prepared(images, arch, manifest, count)
+    chosen = prepared(images, arch, manifest, MOST_REFERENCES)
     models: dict[str, QuantizedModel] = {}
     if precision == "int8":
         models = {"saturating" if two else ONE_GRAPH: run.load_quantized()}

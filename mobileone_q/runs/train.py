@@ -14,6 +14,7 @@ from mobileone_q.errors import FileError, TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.runs.folder import RUNS
 from mobileone_q.runs.staging import CHECKPOINT, final_place
+from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.distributed import agree, lost_processes_told, make_accelerator
 from mobileone_q.training.loop import Outcome
 from mobileone_q.training.settings import (
@@ -26,7 +27,6 @@ from mobileone_q.training.settings import (
 from mobileone_q.training.train import train_classifier
 
 WEIGHTS = "weights.safetensors"
-LAST = "last.safetensors"  # the weights after the last step, where better ones are kept
 
 
 @lost_processes_told()

@@ -22,6 +22,7 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.files import save_pickled
 
 NAME = "checkpoint.pt"
+LAST = "last.safetensors"  # the weights after the last step, where better ones are kept
 # What a resumed run may change; where one of the second kind differs, the results are close, not equal.
 FREE = {"workers", "device", "trackers", "log_every", "checkpoint_every"}
 NEARLY_FREE = ("processes", "accumulate")

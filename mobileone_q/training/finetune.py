@@ -16,6 +16,7 @@ from mobileone_q.models.fake_quant_branches import update_statistics, with_branc
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.data import Views
 from mobileone_q.training.distributed import check_compiler, end, make_accelerator
 from mobileone_q.training.loop import Outcome, Training
@@ -32,7 +33,6 @@ from mobileone_q.training.settings import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LAST = "last.safetensors"  # the weights after the last step, where better ones are kept
 GRADIENT_TYPES: dict[MixedPrecision, torch.dtype] = {
     "no": torch.float32,
     "bf16": torch.bfloat16,
@@ -57,8 +57,7 @@ def fine_tune(
 
     ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
     ``"live"`` needs it. ``folder`` gets the checkpoint, the metrics and, where they are not the ones
-    kept, the last weights. All checks come before the
-    first file is written.
+    kept, the last weights. All checks come before the first file is written.
 
     Returns the trained network, on the CPU, and how the run ended; None in every process but the
     first. ``accelerator`` is ended: no process but the first has anything left to do.
