@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy
-from mobileone_q.names import BACKENDS, pairing
+from mobileone_q.names import BACKENDS, DLA_TARGETS, pairing
 from mobileone_q.report.schema import Report
 
 FP32_GRAPH, INT8_GRAPH = "fp32.onnx", "int8.onnx"
@@ -46,7 +46,7 @@ def is_foreign(report: Report) -> bool:
     name = report.latency.runtime.split()[0] if report.latency.runtime else ""
     if name not in BACKENDS:
         return False
-    core = 0 if report.target == "dla" else None
+    core = 0 if report.target in DLA_TARGETS else None
     found = pairing(report.target, name, core)
     return bool(found.label) or found.is_refused
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mobileone_q.evaluation.metrics import Cosine, MeasuredAccuracy
+from mobileone_q.names import DLA_TARGETS
 from mobileone_q.report.schema import ImageCounts
 from mobileone_q.report.verdict import is_foreign, kind_of, speed_by_kind, verdict
 from tests.helpers.records import ACCURACY, LATENCY, make_report
@@ -48,7 +49,8 @@ def test_the_speed_of_another_runtime_is_never_a_headline(runtime):
     assert not is_foreign(
         make_report(target="onnxruntime", latency=replace(LATENCY, runtime="onnxruntime 1"))
     )
-    assert not is_foreign(make_report(target="dla"))
+    for target in DLA_TARGETS:
+        assert not is_foreign(make_report(target=target))
 
 
 def test_networks_and_images_of_other_kinds():
