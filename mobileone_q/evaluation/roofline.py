@@ -165,6 +165,6 @@ def cached(bounds: list[BlockBound], device: JetsonDevice) -> str:
         return "the size of its L2 cache is not published"
     small = sum(bound.int8.bytes <= device.l2_mb * MEBI for bound in bounds)
     return (
-        f"in INT8, the data of {small} of {len(bounds)} blocks fits the L2 cache of {device.l2_mb:g} MB; "
-        "such a block can be faster than its bound"
+        f"what {small} of {len(bounds)} blocks move in INT8 fits the L2 cache of {device.l2_mb:g} MB; such "
+        "a block can be faster than its bound"
     )
