@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mobileone_q.errors import CheckpointError, FileError
 
 FORMAT = "mobileone-q"
 DIGEST = "digest"  # the field of a sealed JSON object that holds the hash of the others
-PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)-\w+(\.\w+)?")  # an unfinished file or folder
+PARTIAL = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)-\w+(\.\w+)?")
 SETTLED_NS = 2_000_000_000  # a file changed within one tick of the clock may keep its times
 
 _hashes: dict[tuple[int, ...], str] = {}
@@ -64,20 +65,43 @@ def partial_name(name: str) -> str:
     return f".{name}.partial-{os.getpid()}"
 
 
+@dataclass(frozen=True)
+class Unfinished:
+    """A file or folder called ``name`` once it is whole, and the process that makes it."""
+
+    path: Path
+    name: str
+    pid: int
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether that process is still at work."""
+        return is_running(self.pid)
+
+
+def unfinished(folder: Path) -> list[Unfinished]:
+    """What is not whole yet in a folder, or never will be, sorted by path; links are left out."""
+    found = [
+        Unfinished(path, match["name"], int(match["pid"]))
+        for path in folder.glob(".*.partial-*")
+        if (match := PARTIAL.fullmatch(path.name)) and not path.is_symlink()
+    ]
+    return sorted(found, key=lambda each: each.path)
+
+
 def remove_abandoned(folder: Path, with_folders: bool = False) -> None:
     """Remove the unfinished files in a folder whose process has died, and where asked, such folders.
 
     A folder may be a run with a checkpoint to go on from, so that not every caller may ask for that.
     """
-    for path in folder.glob(".*.partial-*"):
-        match = PARTIAL.fullmatch(path.name)
-        if match is None or is_running(int(match["pid"])):
+    for each in unfinished(folder):
+        if each.is_in_use:
             continue
-        if path.is_file() and not path.is_symlink():
+        if each.path.is_file():
             with suppress(OSError):
-                path.unlink(missing_ok=True)
-        elif with_folders and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+                each.path.unlink(missing_ok=True)
+        elif with_folders and each.path.is_dir():
+            shutil.rmtree(each.path, ignore_errors=True)
 
 
 def is_running(pid: int) -> bool:

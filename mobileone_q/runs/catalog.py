@@ -13,7 +13,7 @@ from mobileone_q.engines.tensorrt.build import log_path
 from mobileone_q.errors import EngineError, FileError, MobileOneQError
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.runs.integrity import check_engine, engine_files
-from mobileone_q.runs.staging import CHECKPOINT, half_made, is_in_use
+from mobileone_q.runs.staging import CHECKPOINT, half_made
 
 MEGABYTE = 1e6
 
@@ -120,8 +120,9 @@ def leftovers(folder: Path, with_checkpoints: bool = False) -> Iterator[Leftover
     A half-made folder in which a process is at work is kept. So is one with a training checkpoint,
     unless ``with_checkpoints``: `qat --resume` goes on from there.
     """
-    for path in half_made(folder):
-        if is_in_use(path):
+    for each in half_made(folder):
+        path = each.path
+        if each.is_in_use:
             yield Leftover((path,), "half-made; a process is at work in it", False)
         elif (path / CHECKPOINT).is_file():
             what = "half-made, with a training checkpoint: `qat --resume` goes on from it"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobileone_q.errors import FileError, RunError
-from mobileone_q.files import is_running, partial_name, remove_abandoned
+from mobileone_q.files import Unfinished, partial_name, remove_abandoned, unfinished
 from mobileone_q.runs.folder import RUNS
 from mobileone_q.training.checkpoint import NAME
 
 CHECKPOINT = Path("training") / NAME
-STAGED = re.compile(r"\.(?P<name>.+)\.partial-(?P<pid>\d+)-\w+")
 
 
 @dataclass
@@ -65,7 +63,6 @@ def stage(output: Path | None, name: str) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(place.parent)
-        remove_abandoned(place.parent)
         prefix = f"{partial_name(output.name if output else name)}-"
         return Path(tempfile.mkdtemp(prefix=prefix, dir=place.parent))
     except OSError as error:
@@ -116,30 +113,22 @@ def discard(staged: Path) -> None:
 def resumable(output: Path | None, name: str) -> Path | None:
     """The newest hidden folder of this name with a training checkpoint; None if there is none."""
     parent, wanted = (output.parent, output.name) if output else (RUNS, name)
-    found = [
-        path
-        for path in parent.glob(f".{wanted}*.partial-*")
-        if (match := STAGED.fullmatch(path.name))
-        and match["name"] == wanted
-        and (path / CHECKPOINT).is_file()
-    ]
-    return max(found, key=lambda path: (path / CHECKPOINT).stat().st_mtime, default=None)
+    found = (each.path for each in half_made(parent) if each.name == wanted)
+    return max(
+        (path for path in found if (path / CHECKPOINT).is_file()),
+        key=lambda path: (path / CHECKPOINT).stat().st_mtime,
+        default=None,
+    )
 
 
-def half_made(parent: Path) -> list[Path]:
+def half_made(parent: Path) -> list[Unfinished]:
     """The hidden folders in ``parent`` of runs that are being made, or never were, by name."""
-    found = (path for path in parent.glob(".*.partial-*") if STAGED.fullmatch(path.name))
-    return sorted(path for path in found if path.is_dir() and not path.is_symlink())
-
-
-def is_in_use(staged: Path) -> bool:
-    """Whether the process that made a hidden folder is still at work."""
-    match = STAGED.fullmatch(staged.name)
-    return match is not None and is_running(int(match["pid"]))
+    return [each for each in unfinished(parent) if each.path.is_dir()]
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove hidden folders whose process has died."""
-    for path in half_made(parent):
-        if not is_in_use(path):
-            discard(path)
+    """Remove files and folders whose process has died."""
+    remove_abandoned(parent)
+    for each in half_made(parent):
+        if not each.is_in_use:
+            discard(each.path)
