@@ -21,8 +21,9 @@ from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
 from mobileone_q.runs.inputs import comparison_inputs
+from mobileone_q.runs.integrity import PLAIN_GRAPH
 
-REFERENCE = {"fp32": "fp32 torch", "fp16": "fp32 torch", "int8": "int8 simulation"}
+SIMULATION, PLAIN_SIMULATION = "int8 simulation", "int8 plain simulation"
 
 
 def engines_at_hand(
@@ -34,7 +35,7 @@ def engines_at_hand(
     """
     usable: dict[str, Runnable] = {
         "fp32 torch": TorchModel(run.load_fused()),
-        "int8 simulation": TorchModel(run.load_quantized()),
+        SIMULATION: TorchModel(run.load_quantized()),
     }
     unusable = {}
     is_dla = run.read_manifest().target == "dla"
@@ -54,6 +55,33 @@ def engines_at_hand(
     return usable, unusable
 
 
+def exact_evaluators(run: RunFolder) -> dict[str, Runnable]:
+    """The INT8 graph in exact integers, with FP32 and with FP16 between; of a run that has two graphs, both.
+
+    The second graph comes with its own simulation.
+
+    Raises:
+        EngineError: the graph is not for target tensorrt.
+        RunError: a graph or the weights have changed.
+    """
+    graph = run.graph("int8")
+    usable: dict[str, Runnable] = {
+        f"int8 exact {each}": ExactEvaluator(graph, each) for each in FLOAT_PRECISIONS
+    }
+    if run.has_plain_grids():
+        plain = run.verified(PLAIN_GRAPH)
+        usable[PLAIN_SIMULATION] = TorchModel(run.load_plain())
+        usable |= {f"int8 plain exact {each}": ExactEvaluator(plain, each) for each in FLOAT_PRECISIONS}
+    return usable
+
+
+def reference_of(name: str) -> str:
+    """What an engine is compared with: the simulation of its own grids, or the float32 model."""
+    if name.startswith("int8 plain"):
+        return PLAIN_SIMULATION
+    return SIMULATION if name.startswith("int8") else "fp32 torch"
+
+
 def measure_parity(
     run: RunFolder,
     images: LabelledBatches,
@@ -63,8 +91,7 @@ def measure_parity(
 ) -> Parity:
     """Every engine at hand beside the reference of its precision, on the same images.
 
-    ``exact`` also runs the INT8 graph in integers (:mod:`mobileone_q.evaluation.exact`), with FP32 and
-    with FP16 between them.
+    ``exact`` also runs each INT8 graph in integers (:func:`exact_evaluators`).
 
     Raises:
         EngineError: ``exact``, and the INT8 graph is not for target tensorrt.
@@ -74,9 +101,8 @@ def measure_parity(
     with ExitStack() as stack:
         usable, unusable = engines_at_hand(run, threads, stack)
         if exact:
-            graph = run.graph("int8")
-            usable |= {f"int8 exact {each}": ExactEvaluator(graph, each) for each in FLOAT_PRECISIONS}
-        references = {name: REFERENCE[name.split()[0]] for name in usable}
+            usable |= exact_evaluators(run)
+        references = {name: reference_of(name) for name in usable}
         sums, count = {name: ParitySum() for name in usable}, 0
         for outputs, labels in each_batch(usable.values(), images, advance):
             logits = dict(zip(usable, outputs))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 
@@ -63,6 +64,17 @@ def test_a_run_keeps_two_graphs_with_two_costs(both, sample_run):
     assert "second INT8 graph" in (both / "report.html").read_text(encoding="utf-8")
     assert "int8-plain.onnx" in invoke("verify", both)
     assert QuantizedModel.load(both / "quantized-plain.safetensors").activation_grids == "plain"
+
+
+def test_exact_integers_of_both_graphs_each_beside_its_own_simulation(both, tmp_path):
+    run = shutil.copytree(both, tmp_path / "run")
+    invoke("evaluate", run, "--exact", "--images", 20)
+    rows = {row["name"]: row for row in json.loads((run / "report.json").read_text())["parity"]["engines"]}
+    saturating, plain = rows["int8 exact fp32"], rows["int8 plain exact fp32"]
+    assert plain["reference"] == "int8 plain simulation"
+    assert plain["agreement"] >= 0.95
+    assert plain["kl"] == pytest.approx(rows["int8 plain simulation"]["kl"], rel=0.01)
+    assert plain["kl"] > 1.05 * saturating["kl"]  # so it is not the first graph once more
 
 
 @pytest.fixture
