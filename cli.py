@@ -36,6 +36,7 @@ from mobileone_q.options import (
     takes,
 )
 from mobileone_q.runs.settings import (
+    COMPARED_IMAGES,
     BenchmarkOptions,
     CalibrationOptions,
     EngineRequest,
@@ -396,22 +397,35 @@ def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
 
 @main.command()
 @takes(EvaluateOptions, "options")
-@RUN
-def evaluate(run_path: Path | None, options: EvaluateOptions) -> Any:
-    """Compare every engine of RUN at hand on the same images: PyTorch, simulation, runtimes.
+@click.argument("path", type=FILE, required=False, metavar="[ENGINE|RUN]")
+def evaluate(path: Path | None, options: EvaluateOptions) -> Any:
+    """Measure the accuracy of one engine on a folder of images.
+
+    ENGINE is an engine file in a run folder. Of RUN it is the INT8 engine of ONNX Runtime, unless
+    --precision and --backend name another. With --parity all engines of RUN are compared instead.
 
     \b
     mobileone-q evaluate runs/s0 --data val/
     """
-    from mobileone_q.report.terminal import print_parity
+    from mobileone_q.report.terminal import print_evaluation, print_parity
+    from mobileone_q.runs.evaluate import evaluate_engine
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.parity import compare_engines
+    from mobileone_q.runs.run import resolve_backend
 
-    run = find_run(run_path)
+    if not (options.parity or options.exact):
+        evaluation = evaluate_engine(
+            path, options.data, options.images, precision=options.precision,
+            backend=resolve_backend(options.backend), threads=options.threads, progress=True,
+        )  # fmt: skip
+        print_evaluation(evaluation)
+        return asdict(evaluation)
+    run = find_run(path)
     run.read_report()  # a damaged one is refused before the work, not after it
     parity = compare_engines(
-        run, options.data, options.images, options.threads, exact=options.exact, progress=True
-    )
+        run, options.data, options.images or COMPARED_IMAGES, options.threads,
+        exact=options.exact, progress=True,
+    )  # fmt: skip
     run.add_to_report(parity=parity)
     print_parity(parity)
     return asdict(parity)

@@ -27,6 +27,7 @@ COMMON = "Every command"
 # The headings over a command's options, by the settings class that the options fill.
 SECTIONS = {
     "BenchmarkOptions": "What to measure",
+    "EvaluateOptions": "What to measure",
     "CalibrationOptions": "What to make",
     "InputOptions": "Weights and images",
     "Recipe": "Quantization",

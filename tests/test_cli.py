@@ -133,7 +133,7 @@ def test_a_batch_that_is_none_is_a_usage_error(batch):
 
 
 def test_engines_are_compared_on_the_same_images(bundled):
-    invoke("evaluate", bundled[0], "--images", 100)
+    invoke("evaluate", bundled[0], "--parity", "--images", 100)
     parity = json.loads((bundled[0] / "report.json").read_text())["parity"]
     assert parity["images"] == 100
     rows = {row["name"]: row for row in parity["engines"]}
@@ -153,7 +153,7 @@ def test_a_run_for_dla(tmp_path):
     assert (run / "int8.calib").read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
     report = json.loads((run / "report.json").read_text())
     assert report["accuracy"]["kl"] > 1e-4
-    output = invoke("evaluate", run, "--images", 50)
+    output = invoke("evaluate", run, "--parity", "--images", 50)
     assert "--target onnxruntime" in refused("build-engine", run, "--backend", "onnxruntime")
     assert "pass --dla 0" in refused("build-engine", run, "--backend", "tensorrt")
     assert "int8 onnxruntime" not in output

@@ -138,6 +138,7 @@ build-engine --int8 run
 build-engine --bundle bundle run
 profile --runs 2 run
 evaluate --data signals.npz run
+evaluate --parity --data signals.npz run
 report run
 qat run --epochs 1 --batch 16 --device cpu --output tuned
 compare run tuned

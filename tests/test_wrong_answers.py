@@ -18,7 +18,6 @@ import onnx
 import pytest
 from PIL import Image
 
-from cli import main
 from tests.helpers.cli import invoke, refused
 
 SIGNAL = """
@@ -88,11 +87,6 @@ class working_in:
         os.chdir(self.before)
 
 
-def flag_if_required(command, flag):
-    """``--engines`` once had to be given to ``evaluate``, and said nothing."""
-    return [flag] if any(flag in p.opts and p.required for p in main.commands[command].params) else []
-
-
 # A graph for ONNX Runtime holds uint8 codes, which TensorRT reads as int8.
 
 
@@ -159,7 +153,7 @@ def test_a_run_of_arrays_is_bundled(arrays, monkeypatch, tmp_path):
 def test_engines_are_compared_on_arrays(arrays, monkeypatch):
     monkeypatch.chdir(arrays)
     invoke("build-engine", "--int8", "--backend", "onnxruntime")
-    output = invoke("evaluate", *flag_if_required("evaluate", "--engines"), "--data", "signals.npz")
+    output = invoke("evaluate", "--parity", "--data", "signals.npz")
     assert "int8 onnxruntime" in output
 
 

@@ -89,6 +89,45 @@ class SimulationFidelity:
 
 
 @dataclass(frozen=True)
+class EngineScore:
+    """One engine on labelled images, with nothing beside it.
+
+    ``top1`` and ``top5`` are shares, 0 to 1, of the ``labelled`` images; ``top1_ci95_pct`` is the 95 %
+    interval of the first, in percent. They are None where no image has a label. ``top5`` is None also for
+    a network with five classes or fewer, where it says nothing.
+
+    ``confidence`` is the mean probability, 0 to 1, of each image's best class;
+    ``confidence_right`` and ``confidence_wrong`` are the same over the images that the engine gets right
+    and wrong, None where there are none.
+    """
+
+    images: int
+    labelled: int
+    top1: float | None
+    top1_ci95_pct: tuple[float, float] | None
+    top5: float | None
+    confidence: float
+    confidence_right: float | None
+    confidence_wrong: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredScore(EngineScore):
+    """A score, and what it was measured with.
+
+    ``engine`` is a run, a precision and a backend; ``runtime`` is the backend with its version;
+    ``source`` names the images, of which ``skipped`` could not be read. ``note`` is None where the
+    runtime is the graph's own target.
+    """
+
+    engine: str
+    runtime: str
+    source: str
+    skipped: int
+    note: str | None
+
+
+@dataclass(frozen=True)
 class EngineParity:
     """One engine beside the reference of its precision, and beside the labels.
 

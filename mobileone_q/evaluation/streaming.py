@@ -17,6 +17,7 @@ from mobileone_q.evaluation.metrics import (
     Accuracy,
     Cosine,
     EngineParity,
+    EngineScore,
     Logits,
     Runnable,
     SimulationFidelity,
@@ -24,6 +25,8 @@ from mobileone_q.evaluation.metrics import (
     interval_of_counts,
     kl_divergences,
     ranks,
+    share_interval,
+    softmax,
 )
 from mobileone_q.progress import Advance, silent
 
@@ -63,6 +66,14 @@ def cosine_similarity(a: Logits, b: Logits) -> Cosine:
     total = CosineSum()
     total.add(a, b)
     return total.result()
+
+
+def _check_labels(labels: NDArray[np.int64], classes: int) -> None:
+    if labels.max() >= classes:
+        raise DataError(
+            f"an evaluation image has label {labels.max()}, and the network has {classes} classes; "
+            "check the class folders or classes.txt"
+        )
 
 
 class AgreementSum:
@@ -111,12 +122,7 @@ class AccuracySum:
         Raises:
             DataError: a label is beyond the network's classes.
         """
-        classes = fp32.shape[1]
-        if labels.max() >= classes:
-            raise DataError(
-                f"an evaluation image has label {labels.max()}, and the network has {classes} classes; "
-                "check the class folders or classes.txt"
-            )
+        _check_labels(labels, fp32.shape[1])
         self._agreement.add(fp32, int8)
         self._kl.add(fp32, int8)
         known = labels >= 0
@@ -147,6 +153,53 @@ class AccuracySum:
             return None
         top1, top5 = (float(hits / self._known) for hits in self._hits[name])
         return TopK(top1, top5)
+
+
+class ScoreSum:
+    """One engine on labelled images: what :class:`EngineScore` is made of."""
+
+    def __init__(self) -> None:
+        self._images = self._among_five = self._classes = 0
+        self._counts = {True: 0, False: 0}  # labelled images, by whether the engine is right
+        self._confidence, self._confidences = 0.0, {True: 0.0, False: 0.0}
+
+    def add(self, logits: Logits, labels: NDArray[np.int64]) -> None:
+        """Sum a batch of logits (N, classes), with labels (N,), below 0 where unknown.
+
+        Raises:
+            DataError: a label is beyond the network's classes.
+        """
+        _check_labels(labels, logits.shape[1])
+        best = softmax(logits).max(1)
+        known = labels >= 0
+        found = ranks(logits[known], labels[known])
+        for is_right in (True, False):
+            chosen = (found < 1) == is_right
+            self._counts[is_right] += int(chosen.sum())
+            self._confidences[is_right] += float(best[known][chosen].sum())
+        self._among_five += int((found < 5).sum())
+        self._images += len(labels)
+        self._confidence += float(best.sum())
+        self._classes = logits.shape[1]
+
+    def result(self) -> EngineScore:
+        """The measures over the images so far."""
+        labelled = sum(self._counts.values())
+        top1 = self._counts[True] / labelled if labelled else None
+        right, wrong = (
+            self._confidences[is_right] / self._counts[is_right] if self._counts[is_right] else None
+            for is_right in (True, False)
+        )
+        return EngineScore(
+            images=self._images,
+            labelled=labelled,
+            top1=top1,
+            top1_ci95_pct=None if top1 is None else share_interval(top1, labelled),
+            top5=self._among_five / labelled if labelled and self._classes > 5 else None,
+            confidence=self._confidence / self._images,
+            confidence_right=right,
+            confidence_wrong=wrong,
+        )
 
 
 class CosineSum:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mobileone_q.evaluation.latency import BlockTiming, Latency, Timing
-from mobileone_q.evaluation.metrics import MeasuredAccuracy, Parity, TopK
+from mobileone_q.evaluation.metrics import MeasuredAccuracy, MeasuredScore, Parity, TopK
 from mobileone_q.names import Precision
 from mobileone_q.report.device import print_score
 from mobileone_q.report.schema import Report
@@ -237,18 +237,46 @@ def _timings(by_precision: Mapping[Precision, Timing]) -> str:
     )
 
 
+def print_evaluation(score: MeasuredScore) -> None:
+    """Print one engine's accuracy, the figure that was asked for first."""
+    out = console()
+    if score.top1 is None or score.top1_ci95_pct is None:
+        out.print("no accuracy: the images have no labels; pass --data with a folder per class")
+    else:
+        low, high = score.top1_ci95_pct
+        out.print(f"top-1           {100 * score.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
+    if score.top5 is not None:
+        out.print(f"top-5           {100 * score.top5:.2f} %")
+    parts = (("where right", score.confidence_right), ("where wrong", score.confidence_wrong))
+    apart = "".join(f", {100 * value:.2f} % {where}" for where, value in parts if value is not None)
+    out.print(f"confidence      {100 * score.confidence:.2f} % in the best class{apart}")
+    out.print(f"engine          {score.engine}; {score.runtime}")
+    labelled = "" if score.labelled == score.images else f", {score.labelled} of them with a label"
+    skipped = f", {score.skipped} more could not be read" if score.skipped else ""
+    out.print(f"images          {score.images} of {score.source}{labelled}{skipped}")
+    if score.note:
+        out.print(f"note: {score.note}")
+
+
 def print_parity(parity: Parity) -> None:
     """Print every engine beside its reference, and why the others were not run."""
     out = console()
     out.print(
-        f"logits of every engine at hand on the same {parity.images} images; difference: the largest of any "
-        "logit from the engine named under against, and the same as a share of its largest logit"
+        f"every engine at hand on the same {parity.images} images. Its logits are compared with those of the "
+        "one under against: the largest difference of any logit, the same as a share of the largest logit, "
+        "and how many images have the same best class. KL is from FP32 in PyTorch, and top-1 is by the labels"
     )
     table = make_table(out, gap=0)
     for heading in ("engine", "against"):
         table.add_column(heading, no_wrap=True)
-    wide = ("difference", "relative", "agreement", "KL to FP32", "top-1 %")
-    narrow = ("differ-\nence", "rela-\ntive", "agree-\nment", "KL to\nFP32", "top-1 %")
+    wide = (
+        "difference\nfrom it", "relative\nto it", "agreement\nwith it",
+        "KL from\nfp32 torch", "top-1 %\nby labels",
+    )  # fmt: skip
+    narrow = (
+        "differ-\nence\nfrom it", "relative\nto it", "agrees\nwith it",
+        "KL from\nFP32", "top-1 %\nby label",
+    )  # fmt: skip
     for heading in narrow if is_narrow(out) else wide:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in parity.engines:

@@ -129,3 +129,32 @@ def load_engine(run: RunFolder, precision: Precision, backend_name: BackendName,
     path = run.engine(precision, backend_name, backend.suffix)
     info = EngineInfo.load(path)
     return backend.load(path, run.verified(info.onnx), threads)
+
+
+def ready_engine(run: RunFolder, precision: Precision, backend_name: BackendName, threads: int = 1) -> Engine:
+    """As :func:`load_engine`; an ONNX Runtime engine is built first where it is not there yet.
+
+    Raises:
+        EngineError, RunError: see :func:`load_engine`.
+    """
+    backend = engines.backend(backend_name)
+    path = run.engine(precision, backend_name, backend.suffix)
+    if backend_name == "onnxruntime" and not path.is_file():
+        options = BuildOptions(precision, threads=threads)
+        typed = backend.is_typed_by_graph()
+        backend.build(write_graph(run, precision, "fp32", backend_name, typed), path, options)
+    return load_engine(run, precision, backend_name, threads)
+
+
+def load_engine_file(path: Path, threads: int = 1) -> tuple[RunFolder, Engine]:
+    """The run of an engine file, in whose folder ``engines`` it stands, and the engine, checked.
+
+    Raises:
+        EngineError: it is in no run folder; or see :func:`load_engine`.
+        RunError: the graph has changed.
+    """
+    info = EngineInfo.load(path)
+    run = RunFolder(path.resolve().parent.parent)
+    if not run.manifest.is_file():
+        raise EngineError(f"{path} is not in a run folder, which says how to prepare images; name the run")
+    return run, engines.backend(info.backend).load(path, run.verified(info.onnx), threads)

@@ -7,10 +7,12 @@ from pathlib import Path
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
+from mobileone_q.data.class_numbers import numbered_as
 from mobileone_q.data.hugging_face import is_hugging_face
 from mobileone_q.data.inputs import ARRAYS, Inputs, as_source, choose_inputs, sample_images
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.data.shard_files import is_shards
+from mobileone_q.data.sources import Source
 from mobileone_q.errors import DataError
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
@@ -46,8 +48,10 @@ def inputs_of(
     return choose_inputs(arch, options)
 
 
-def comparison_inputs(run: RunFolder, arch: Architecture, data: Path | None, count: int) -> Batches:
-    """At most ``count`` inputs to compare a run's engines on, prepared as they were for calibration.
+def comparison_inputs(run: RunFolder, arch: Architecture, data: Path | None, count: int | None) -> Batches:
+    """Inputs to measure a run's engines on, prepared as they were for calibration.
+
+    They are ``count`` drawn ones, or all where there are fewer or ``count`` is None.
 
     Without ``data``, those of the bundled sample, for its run alone.
 
@@ -60,7 +64,7 @@ def comparison_inputs(run: RunFolder, arch: Architecture, data: Path | None, cou
             kind = "FOLDER of images" if manifest.preprocessing else f"FILE{ARRAYS} of arrays"
             raise DataError(f"{run.path} is not of the bundled sample; pass --data {kind}")
         source = sample_images("evaluation", manifest.preprocessing or sample.PREPROCESSING)
-        return Batches.choose(source, min(count, len(source)))
+        return _at_most(source, count)
     return prepared(data, arch, manifest, count)
 
 
@@ -79,4 +83,10 @@ def prepared(images: object, arch: Architecture, manifest: Manifest, count: int 
         if manifest.preprocessing is not None and is_array_file:
             raise DataError(f"the run was calibrated on images; pass --data FOLDER of images, not {images}")
     source = as_source(images, arch, manifest.preprocessing)
+    if manifest.task == "classify":
+        source = numbered_as(source, manifest.classes, arch.num_classes)
+    return _at_most(source, count)
+
+
+def _at_most(source: Source, count: int | None) -> Batches:
     return Batches.choose(source, None if count is None else min(count, len(source)))

@@ -11,16 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mobileone_q import engines
 from mobileone_q.data.preprocess import Preprocessing, class_names
 from mobileone_q.data.sources import UNREADABLE, reason
-from mobileone_q.engines import BuildOptions, Engine, EngineInfo
+from mobileone_q.engines import Engine
 from mobileone_q.engines.base import Closing
-from mobileone_q.errors import DataError, EngineError
+from mobileone_q.errors import DataError
 from mobileone_q.evaluation.metrics import softmax
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.folder import RunFolder
-from mobileone_q.runs.graphs import load_engine
+from mobileone_q.runs.graphs import load_engine_file, ready_engine
 
 
 @dataclass(frozen=True)
@@ -125,21 +124,12 @@ def load_predictor(
         RunError: its graph has changed.
         DataError: the run takes no images, or the file of class names cannot be read.
     """
-    backend = engines.backend(backend_name)
-    path = run.engine(precision, backend_name, backend.suffix)
-    if backend_name == "onnxruntime" and not path.is_file():
-        backend.build(run.graph(precision), path, BuildOptions(precision, threads=threads))
-    return _predictor(run, load_engine(run, precision, backend_name, threads), classes)
+    return _predictor(run, ready_engine(run, precision, backend_name, threads), classes)
 
 
 def predictor_of_engine(path: Path, classes: Path | None = None, threads: int = 1) -> Predictor:
     """The predictor of an engine file in a run's folder ``engines``; see :func:`load_predictor`."""
-    info = EngineInfo.load(path)
-    run = RunFolder(path.resolve().parent.parent)
-    if not run.manifest.is_file():
-        raise EngineError(f"{path} is not in a run folder, which says how to prepare images; use --run")
-    engine = engines.backend(info.backend).load(path, run.verified(info.onnx), threads)
-    return _predictor(run, engine, classes)
+    return _predictor(*load_engine_file(path, threads), classes)
 
 
 def _predictor(run: RunFolder, engine: Engine, classes: Path | None) -> Predictor:

@@ -14,6 +14,7 @@ from mobileone_q.settings import setting
 
 TargetChoice = Literal["auto", Target]
 BackendChoice = Literal["auto", BackendName]
+COMPARED_IMAGES = 200  # of `evaluate --parity` and `benchmark`, which run several engines
 BACKEND_HELP = "Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime."
 
 
@@ -154,16 +155,25 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """On what `evaluate` compares engines."""
+    """Which engine `evaluate` measures, on what, and whether it compares all of them instead."""
 
     data: Path | None = setting(
         None,
-        "Folder of images, or an .npz for a run on arrays.",
+        "Folder with a folder per class, or an .npz for a run on arrays.",
         default_help="the bundled sample's, for its run",
     )
-    images: int = setting(200, "How many.", low=1)
+    images: int | None = setting(
+        None, "How many, drawn at random.", low=1, default_help=f"all; {COMPARED_IMAGES} with --parity"
+    )
+    precision: Precision = setting("int8", "Which of RUN's engines.")
+    backend: BackendChoice = setting("onnxruntime", "Whose engine of RUN.")
+    parity: bool = setting(
+        False, "Compare the answers of all engines of RUN with PyTorch's instead; goes into the report."
+    )
     exact: bool = setting(
-        False, "Also run the INT8 graph for target tensorrt in exact integers, with FP32 and FP16 between."
+        False,
+        "With --parity, which it implies: also run the INT8 graph for target tensorrt in exact integers, "
+        "with FP32 and FP16 between.",
     )
     threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
 
@@ -177,7 +187,7 @@ class BenchmarkOptions:
         "Folder of images, or an .npz for a run on arrays.",
         default_help="the bundled sample's, for its run",
     )
-    images: int = setting(200, "How many.", low=1)
+    images: int = setting(COMPARED_IMAGES, "How many, drawn at random.", low=1)
     runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
     batch: int = setting(1, "Images at once, for the times.", low=1)
     threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)

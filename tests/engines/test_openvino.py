@@ -65,7 +65,7 @@ def test_from_the_command_line(sample_run):
     run = sample_run("tensorrt")
     said = " ".join(invoke("build-engine", "--int8", "--backend", "openvino", run).split())
     assert "not its target" in said
-    said = invoke("evaluate", run, "--images", 50)
+    said = invoke("evaluate", run, "--parity", "--images", 50)
     assert "int8 openvino" in said
     dla = sample_run("dla")
     assert "--target onnxruntime" in refused("build-engine", "--int8", "--backend", "openvino", dla)

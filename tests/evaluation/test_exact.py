@@ -160,4 +160,4 @@ def test_from_the_command_line(sample_run):
     assert exact["kl"] == pytest.approx(ort["kl"], abs=0.02)
     assert half["largest_difference"] != exact["largest_difference"]
     assert "executes this form as floating-point fake quantization" in report["accuracy"]["note"]
-    assert "int8 exact" not in invoke("evaluate", path, "--images", 2)
+    assert "int8 exact" not in invoke("evaluate", path, "--parity", "--images", 2)

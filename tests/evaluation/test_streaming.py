@@ -9,6 +9,7 @@ from mobileone_q.evaluation.streaming import (
     EmbeddingSum,
     FidelitySum,
     ParitySum,
+    ScoreSum,
     compare,
     each_batch,
 )
@@ -39,6 +40,32 @@ def test_images_without_labels_still_give_agreement():
 def test_a_label_without_a_class_is_an_error():
     with pytest.raises(DataError, match="label 10, and the network has 10 classes"):
         compare(logits(0), logits(0), np.array([10]))
+
+
+def test_the_score_of_one_engine_by_hand():
+    total = ScoreSum()
+    for best, labels in (((0, 1, 2), [0, 1, 9]), ((5,), [-1])):
+        total.add(logits(*best), np.array(labels))
+    score = total.result()
+    assert (score.images, score.labelled, score.top1, score.top5) == (4, 3, 2 / 3, 2 / 3)
+    low, high = score.top1_ci95_pct
+    assert low < 100 * score.top1 < high
+    best = 1 / np.exp(-np.arange(10.0)).sum()  # the probability of the class on top, in every row
+    for confidence in (score.confidence, score.confidence_right, score.confidence_wrong):
+        assert confidence == pytest.approx(best)
+
+
+def test_what_a_score_cannot_say_is_none():
+    total = ScoreSum()
+    total.add(logits(0, 1, classes=5), np.array([0, -1]))
+    assert total.result().top5 is None  # of five classes, every one is among the best five
+    assert total.result().confidence_wrong is None
+    unlabelled = ScoreSum()
+    unlabelled.add(logits(0), np.array([-1]))
+    score = unlabelled.result()
+    assert (score.top1, score.top1_ci95_pct, score.top5, score.confidence_right) == (None, None, None, None)
+    with pytest.raises(DataError, match="label 10, and the network has 10 classes"):
+        total.add(logits(0), np.array([10]))
 
 
 def test_images_are_read_once_for_all_engines():

@@ -61,7 +61,7 @@ def test_the_device_script_reads_an_array(tmp_path):
 
 def test_its_engines_are_compared_on_arrays(folder):
     invoke("build-engine", "--backend", "onnxruntime", folder / "run")
-    invoke("evaluate", folder / "run", "--data", folder / "others.npz")
+    invoke("evaluate", "--parity", folder / "run", "--data", folder / "others.npz")
     parity = json.loads((folder / "run" / "report.json").read_text())["parity"]
     assert parity["images"] == 20
     assert "int8 onnxruntime" in {row["name"] for row in parity["engines"]}

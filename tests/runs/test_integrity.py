@@ -83,7 +83,7 @@ def test_a_flipped_bit_of_the_fused_weights_is_not_tuned(run, tmp_path):
 @pytest.mark.parametrize("command", ["qat", "evaluate"])
 def test_a_flipped_bit_of_the_quantized_weights_is_not_used(run, tmp_path, command):
     flip(run / "quantized.safetensors", -3, 6)
-    extra = ("--output", tmp_path / "tuned", *TRAINING) if command == "qat" else ("--images", 20)
+    extra = ("--output", tmp_path / "tuned", *TRAINING) if command == "qat" else ("--parity", "--images", 20)
     changed(run, "quantized.safetensors", command, run, *extra)
 
 
@@ -142,7 +142,7 @@ def test_an_engine_file_that_its_sidecar_does_not_describe_is_refused(run, other
     for words in (("--run", run), ("--engine", run / ENGINE)):
         assert said in refused("predict", *words, image)
     assert said in refused("profile", "--backend", "onnxruntime", run)
-    invoke("evaluate", run, "--images", 20)
+    invoke("evaluate", run, "--parity", "--images", 20)
     assert mq.open_run(run).read_report().parity.not_run == {"int8 onnxruntime": said}
 
 

@@ -150,7 +150,9 @@ def test_of_two_processes_on_one_output_one_works_and_the_other_is_told(tmp_path
 def test_two_processes_that_build_at_once_lose_nothing(sample_run, tmp_path):
     run = sample_run()
     words = ("build-engine", "--backend", "onnxruntime", run)
-    results = at_once(tmp_path, (*words, "--int8"), (*words, "--fp32"), ("evaluate", run, "--images", 20))
+    results = at_once(
+        tmp_path, (*words, "--int8"), (*words, "--fp32"), ("evaluate", "--parity", run, "--images", 20)
+    )
     assert [code for code, _ in results] == [0, 0, 0], results
     invoke("verify", run)
     report = json.loads((run / "report.json").read_text())

@@ -151,8 +151,18 @@ class TensorRTEngine(Engine):
             )
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (N, classes) of a batch (N, C, H, W); of more than the engine takes at once, in parts."""
         self._require_open()
-        return execute(self._context, batch)
+        least, _, most = self.info.options["batch"]
+        parts = [batch[first : first + most] for first in range(0, len(batch), most)]
+        return np.concatenate([self._run_padded(part, least) for part in parts])
+
+    def _run_padded(self, part: NDArray[np.float32], least: int) -> NDArray[np.float32]:
+        """Logits of a part that may be smaller than the least batch, which zeros then fill up."""
+        missing = max(0, least - len(part))
+        if missing:
+            part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
+        return execute(self._context, part)[: len(part) - missing]
 
     def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
         self._require_open()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from calibrate.recipe import Recipe
@@ -164,3 +165,20 @@ def test_tensorrt_needs_the_device(graphs, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "gpu_name", lambda: None)
     with pytest.raises(EngineError, match="no NVIDIA GPU here"):
         backend("tensorrt").build(graphs / "int8.onnx", tmp_path / "e", BuildOptions())
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [((1, 2, 4), [4, 4, 2]), ((3, 3, 3), [3, 3, 3, 3])])
+def test_more_images_than_an_engine_takes_run_in_parts(monkeypatch, batch, sizes):
+    """Without a GPU: the context doubles its input, and says how many images it was given."""
+    given = []
+
+    def execute(_, part):
+        given.append(len(part))
+        return 2 * part
+
+    monkeypatch.setattr(module, "execute", execute)
+    engine = object.__new__(module.TensorRTEngine)
+    engine._context, engine.info = object(), SimpleNamespace(options={"batch": batch})
+    x = np.arange(10, dtype=np.float32).reshape(10, 1)
+    assert np.array_equal(engine.run(x), 2 * x)
+    assert given == sizes

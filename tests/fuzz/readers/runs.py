@@ -100,7 +100,7 @@ def words_of(folder: Path, content: bytes) -> list[object]:
     training = ("--epochs", 1, "--batch", 4, "--device", "cpu", "--output", fresh_folder(folder, "tuned"))
     return {
         "predict": ["predict", "--run", run, image],
-        "evaluate": ["evaluate", *small, run],
+        "evaluate": ["evaluate", "--parity", *small, run],
         "profile": ["profile", "--backend", "onnxruntime", "--runs", 2, run],
         "build-engine": ["build-engine", "--backend", "onnxruntime", run],
         "bundle": ["build-engine", "--int8", "--bundle", fresh_folder(folder, "bundle") / "b", run],
