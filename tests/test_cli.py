@@ -188,37 +188,23 @@ def test_own_weights_and_images(images, weights, tmp_path):
     assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (44, 0, 44)
 
 
-def test_a_bundle_has_the_names_of_the_run_s_classes(images, weights, tmp_path):
+def test_a_folder_with_class_names_and_an_unreadable_image(images, weights, tmp_path):
+    """The bundle has the run's class names; the run says what it could not read and what it was judged on."""
     root = tmp_path / "named"
     shutil.copytree(images, root)
+    (root / "0" / "bad.jpg").write_text("no image")
     names = [f"name of class {number}" for number in range(10)]
     (root / "classes.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names)))
     run, bundle = tmp_path / "run", tmp_path / "bundle"
-    invoke(
+    output = invoke(
         "calibrate", "--arch", "s0", "--weights", weights, "--data", root, "--image-size", 32,
         "--target", "tensorrt", "--output", run,
     )  # fmt: skip
+    assert "1 unreadable images, first 0/bad.jpg" in output
+    assert "evaluated on the calibration images themselves" in output
     invoke("build-engine", "--int8", "--bundle", bundle, run)
     assert (bundle / "labels.txt").read_text().splitlines() == names
     assert json.loads((run / "manifest.json").read_text())["classes"] == names
-
-
-def test_evaluated_on_its_own_calibration_images_it_says_so(images, weights, tmp_path):
-    output = invoke(
-        "calibrate", "--arch", "s0", "--weights", weights, "--data", images, "--image-size", 32,
-        "--output", tmp_path / "run",
-    )  # fmt: skip
-    assert "evaluated on the calibration images themselves" in output
-
-
-def test_unreadable_images_are_counted(images, weights, tmp_path):
-    shutil.copytree(images, tmp_path / "data")
-    (tmp_path / "data" / "0" / "bad.jpg").write_text("no image")
-    output = invoke(
-        "calibrate", "--arch", "s0", "--weights", weights, "--data", tmp_path / "data",
-        "--image-size", 32, "--output", tmp_path / "run",
-    )  # fmt: skip
-    assert "1 unreadable images, first 0/bad.jpg" in output
 
 
 def test_fuse_writes_an_equal_smaller_network(weights, tmp_path):

@@ -182,6 +182,7 @@ def test_the_wheel_has_the_sample_and_the_configs(installed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_sdist_s_tests_run_from_it(unpacked):
     words = (sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "not slow", *QUICK_TESTS)
     output = say(*words, folder=unpacked, PYTHONPATH=str(unpacked))

@@ -188,14 +188,11 @@ def write_pets_recipe(folder):
 
 
 def test_a_failed_calibration_leaves_nothing(monkeypatch, tmp_path):
+    """That the same command then works is held by the test of a killed one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("onnx.checker.check_model", fail)
     invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine", code=130)
     assert not list(tmp_path.iterdir())
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine")
-    assert (tmp_path / "mine" / "manifest.json").is_file()
 
 
 def fail(*_, **__):

@@ -44,11 +44,16 @@ def test_tuning_pays_on_images_that_it_has_not_seen(network, monkeypatch):
     assert kl(fused, tuned, evaluation) < 0.95 * kl(fused, plain, evaluation)
 
 
-def test_codes_stay_and_scales_move(network):
+@pytest.fixture(scope="module")
+def tuned(network):
+    """The bundled network with the default recipe and tuned scales."""
     fused, calibration, _ = network
-    plain, tuned = (
-        calibrate(fused, calibration, Recipe(tune_scales_seconds=seconds)) for seconds in (0, 240)
-    )
+    return calibrate(fused, calibration, Recipe(tune_scales_seconds=240))
+
+
+def test_codes_stay_and_scales_move(network, tuned):
+    fused, calibration, _ = network
+    plain = calibrate(fused, calibration, Recipe())
     for name, block in plain.blocks():
         assert torch.equal(block.weight, tuned.block(name).weight)
         assert not torch.equal(block.weight_scale, tuned.block(name).weight_scale)
@@ -80,9 +85,7 @@ def test_mixed_precision_and_se_are_tuned_too(target):
     assert torch.isfinite(quantized(random_images(fused.arch, 2))).all()
 
 
-def test_same_seed_same_bytes(network):
+def test_same_seed_same_bytes(network, tuned):
     fused, calibration, _ = network
-    first, second = (
-        calibrate(fused, calibration, Recipe(tune_scales_seconds=240)).state_dict() for _ in range(2)
-    )
-    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    again = calibrate(fused, calibration, Recipe(tune_scales_seconds=240)).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in tuned.state_dict().items())

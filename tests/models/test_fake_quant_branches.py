@@ -86,7 +86,14 @@ def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
         assert torch.allclose(change, wanted, rtol=1e-3, atol=1e-6), name
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(range_method="minmax"), Recipe(target="onnxruntime")])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        pytest.param(Recipe(range_method="minmax"), marks=pytest.mark.long),
+        pytest.param(Recipe(target="onnxruntime"), marks=pytest.mark.long),
+    ],
+)
 def test_what_calibration_moved_is_recorded(bundled, recipe):
     model, fused, images = bundled
     equalized, quantized = fit(fused, images, recipe)

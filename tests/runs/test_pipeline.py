@@ -48,7 +48,10 @@ def network(name):
     return ArchitectureConfig.model_validate({"signal": SIGNAL, "relu6": RELU6}[name]).build()
 
 
-@pytest.fixture(scope="module", params=[*EVERY_VARIANT, "s0-face-gdc", "s0-face-conv", "signal", "relu6"])
+LONG_FACE = pytest.param("s0-face-conv", marks=pytest.mark.long)
+
+
+@pytest.fixture(scope="module", params=[*EVERY_VARIANT, "s0-face-gdc", LONG_FACE, "signal", "relu6"])
 def made(request, tmp_path_factory):
     """(architecture, folder with the graphs of both targets, fused model) of one network."""
     folder = tmp_path_factory.mktemp(request.param)

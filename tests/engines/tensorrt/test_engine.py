@@ -48,7 +48,7 @@ def test_these_are_all_the_capabilities_there_are(rtx):
     assert tuple(versions.compute_capabilities(rtx)) == CAPABILITIES
 
 
-@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("batch", ["dynamic", pytest.param("fixed", marks=pytest.mark.long)])
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
     path, percents = tmp_path / "engine", []
@@ -64,7 +64,7 @@ def test_rtx_builds_for_every_capability(rtx, graphs, tmp_path, graph, batch):
     assert not info.warnings or str(log_path(path)) in info.warnings
 
 
-@pytest.mark.parametrize("floats", ["fp32", "fp16"])
+@pytest.mark.parametrize("floats", [pytest.param("fp32", marks=pytest.mark.long), "fp16"])
 @pytest.mark.parametrize("arch", NETWORKS, ids=lambda arch: arch.name)
 def test_rtx_builds_mixed_precision(rtx, tmp_path, arch, floats):
     """Blocks kept in floating point: first, last, before and behind every form of input."""
