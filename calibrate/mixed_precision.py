@@ -1,20 +1,24 @@
-"""Mixed precision: the fewest blocks in floating point with which INT8 meets an accuracy budget.
+"""Mixed precision: the blocks in floating point with which INT8 meets an accuracy budget at the least time.
 
-Blocks are ranked by what each alone costs (:mod:`calibrate.sensitivity`, on calibration images).
-Doubling and bisection find how many of the first blocks in that ranking are needed to meet the budget.
-Then each of these, the dearest to run first, is given back to INT8 if the budget still holds.
-Assumption: more blocks in floating point never cost accuracy. Where noise breaks it, the answer
-still meets the budget, but may not be the shortest.
+What each block alone costs in accuracy is measured once (:mod:`calibrate.sensitivity`, on calibration
+images). What it takes is not measured here, but modelled: :mod:`calibrate.precision_search` proposes mixes by
+both, and the drop of each mix that it proposes is measured. `mobileone-q tune` uses the same search with
+measured times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
+import numpy as np
+
+from calibrate.chain_model import ChainBelief, ChainModel, ChainRules
 from calibrate.images import Images, load_all
 from calibrate.pipeline import finish, prepare
+from calibrate.precision_search import Candidate, Problem, Ratio, Search
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import rank_blocks
 from mobileone_q.architecture.spec import Architecture
@@ -27,7 +31,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 
 Say = Callable[[str], None]
-MeasureDrop = Callable[[tuple[str, ...]], float]
+LEAST_SHARE = 1e-6  # of the time of all blocks: of two equally fast mixes, the one with more INT8 is better
 
 
 def _say_nothing(message: str) -> None:
@@ -50,6 +54,24 @@ class FloatBlock:
         return asdict(self)
 
 
+class ModelledBench:
+    """What the search measures with here: latency by a model, cost by a function of the blocks in float."""
+
+    def __init__(
+        self, rules: ChainRules, latency: ChainModel, measure: Callable[[tuple[str, ...]], float]
+    ) -> None:
+        self._rules, self._latency, self._measure = rules, latency, measure
+
+    def ratio(self, candidate: Candidate, against: Candidate) -> Ratio:
+        """The ratio of the modelled latencies, without doubt."""
+        ms = [self._latency(self._rules.choice(each.keep_float)) for each in (candidate, against)]
+        return Ratio(ms[0] / ms[1], 0.0)
+
+    def cost(self, candidate: Candidate) -> float:
+        """The measured cost; all in floating point costs nothing."""
+        return 0.0 if candidate.keep_float == self._rules.names else self._measure(candidate.keep_float)
+
+
 def calibrate_within(
     max_drop_pts: float,
     fused: FusedModel,
@@ -58,8 +80,9 @@ def calibrate_within(
     recipe: Recipe,
     say: Say = _say_nothing,
 ) -> tuple[QuantizedModel, list[FloatBlock]]:
-    """Quantize ``fused`` with the fewest blocks in floating point that keep the drop within ``max_drop_pts``.
+    """Quantize ``fused`` with blocks in floating point so that the drop is within ``max_drop_pts``.
 
+    Of all mixes that meet the budget, the fastest is sought by the roofline of a Jetson Orin Nano.
     ``images`` are for calibration. The drop is that of top-1, in points, on the ``evaluation`` images,
     which need labels. ``say`` is told of each trial. The blocks of ``recipe.keep_float`` stay in floating
     point in any case, and are not among those returned.
@@ -69,57 +92,74 @@ def calibrate_within(
     """
     equalized, statistics = prepare(fused, images, recipe)
     models: dict[tuple[str, ...], QuantizedModel] = {}
+    rules = ChainRules.of(fused.arch, recipe.target, recipe.keep_float)
 
     with scratch_folder() as folder:
         comparison = Comparison(fused, evaluation, folder)
 
+        @cache
         def drop_pts(in_float: tuple[str, ...]) -> float:
-            trial = replace(recipe, keep_float=(*recipe.keep_float, *in_float))
-            models[in_float] = finish(equalized, statistics, images, trial)
+            models[in_float] = finish(equalized, statistics, images, replace(recipe, keep_float=in_float))
             drop = comparison.with_int8(models[in_float]).drop_pts
             if drop is None:
                 raise DataError("--max-drop needs labels: pass --eval-data with a folder per class")
             drop = round(drop, 9)  # a share of images, in points: 0.1 must meet 0.1
-            say(f"drop {drop:+.2f} points, blocks in floating point: {', '.join(trial.keep_float) or 'none'}")
+            say(f"drop {drop:+.2f} points, blocks in floating point: {', '.join(in_float) or 'none'}")
             return drop
 
-        if drop_pts(()) <= max_drop_pts:
-            return models[()], []
+        start = rules.keep_float(rules.choice(()))
+        drop = drop_pts(start)
+        if drop <= max_drop_pts:
+            return models[start], []
         say("ranking blocks by what each alone costs")
-        ranking = rank_blocks(equalized, models[()], *load_all(images))
-        kl = {block.name: block.kl for block in ranking if block.name not in recipe.keep_float}
-        needed = fewest_float_blocks(list(kl), time_won(fused.arch), drop_pts, max_drop_pts)
-    return models[tuple(needed)], [FloatBlock(name, kl[name], drop) for name, drop in needed.items()]
+        ranking = rank_blocks(equalized, models[start], *load_all(images))
+        kl = {block.name: block.kl for block in ranking}
+        kept, without = blocks_within(max_drop_pts, rules, roofline_latency(fused.arch), kl, drop_pts)
+    if kept not in models:  # all of them, whose cost is known without measuring it
+        models[kept] = finish(equalized, statistics, images, replace(recipe, keep_float=kept))
+    return models[kept], [FloatBlock(name, kl[name], drop) for name, drop in without.items()]
 
 
-def time_won(arch: Architecture) -> dict[str, float]:
-    """Microseconds that INT8 can save against FP16, by block, by the roofline of a Jetson Orin Nano."""
+def roofline_latency(arch: Architecture) -> ChainModel:
+    """Microseconds by block, INT8 or FP16, by the roofline of a Jetson Orin Nano."""
     bounds = block_bounds(arch, find_device("orin-nano@15w"))
-    return {bound.name: bound.fp16.least_us - bound.int8.least_us for bound in bounds}
+    base = sum(bound.int8.least_us for bound in bounds)
+    added = np.array([bound.fp16.least_us - bound.int8.least_us for bound in bounds])
+    return ChainModel(base, np.maximum(added, LEAST_SHARE * base), np.zeros(len(bounds) - 1))
 
 
-def fewest_float_blocks(
-    ranking: Sequence[str], cost: Mapping[str, float], drop_pts: MeasureDrop, max_drop_pts: float
-) -> dict[str, float]:
-    """Names of blocks to keep in floating point, each with the drop, in points, that INT8 would make there.
+def blocks_within(
+    limit: float,
+    rules: ChainRules,
+    latency: ChainModel,
+    sensitivity: Mapping[str, float],
+    measure: Callable[[tuple[str, ...]], float],
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The blocks in floating point with which the cost is within ``limit`` at the least modelled latency.
 
-    They come in the order of ``ranking``, which has the costliest in accuracy first; ``cost`` is what each
-    costs to run in floating point. ``drop_pts`` measures with some blocks in floating point. The caller
-    knows that none is not enough.
+    ``measure`` gives the cost with some blocks in floating point, and is asked of one mix several times.
+    ``sensitivity`` is each block's share in the cost, in any unit. Also gives, by block and in the order
+    of ``sensitivity``, the cost that was measured with that block in INT8 and the others as they are; of
+    the blocks that neither the rules nor another block's choice put there.
     """
-    too_few, enough = 0, 1
-    while enough < len(ranking) and drop_pts(tuple(ranking[:enough])) > max_drop_pts:
-        too_few, enough = enough, min(2 * enough, len(ranking))
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        if drop_pts(tuple(ranking[:middle])) <= max_drop_pts:
-            enough = middle
-        else:
-            too_few = middle
-    kept, without = tuple(ranking[:enough]), {}
-    for name in sorted(kept, key=lambda name: cost[name], reverse=True):
-        fewer = tuple(k for k in kept if k != name)
-        without[name] = drop_pts(fewer)
-        if without[name] <= max_drop_pts:
-            kept = fewer
-    return {name: without[name] for name in kept}
+    start = rules.keep_float(rules.choice(()))
+    whole = measure(start)
+    shares = [0.0 if name in start else max(sensitivity.get(name, 0.0), 0.0) for name in rules.names]
+    by_block = whole * np.array(shares) / (sum(shares) or 1.0)
+    no_pairs = np.zeros(len(by_block) - 1)
+    # Any block may turn out to cost as much again as expected, or an even share of the whole.
+    unsure = np.concatenate([[0.0], by_block + whole / len(by_block), no_pairs])
+    cost = ChainBelief(ChainModel(whole, -by_block, no_pairs), unsure, range(len(unsure)))
+    relative = ChainBelief.sure(latency.over(latency(rules.choice(start))))
+    problem = Problem(rules, Candidate(start), {"saturating": relative}, {"saturating": cost}, limit)
+    search = Search(problem, ModelledBench(rules, latency, measure))
+    search.run()
+    if search.best is None:
+        return rules.names, {}
+    without = {}
+    for name in sensitivity:
+        fewer = search.without(name)
+        cost_pts = None if fewer is None or name in start else search.cost_of(fewer)
+        if cost_pts is not None:
+            without[name] = cost_pts
+    return search.best.candidate.keep_float, without

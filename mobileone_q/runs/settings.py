@@ -29,8 +29,8 @@ class CalibrationOptions:
     )
     max_drop_pts: float | None = setting(
         None,
-        "Keep the fewest blocks in floating point with which the top-1 drop on the evaluation images "
-        "is at most so many points; takes minutes.",
+        "Keep blocks in floating point so that the top-1 drop on the evaluation images is at most so many "
+        "points, and so that they take the least time on a modelled Jetson; takes minutes.",
         flag="--max-drop",
         low=0,
         default_help="all in INT8",

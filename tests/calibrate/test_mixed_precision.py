@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from calibrate.mixed_precision import fewest_float_blocks, time_won
+from calibrate.chain_model import ChainModel, ChainRules
+from calibrate.mixed_precision import blocks_within, roofline_latency
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
@@ -13,43 +14,53 @@ from mobileone_q.data.inputs import sample_images
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import invoke
 
-RANKING = list("abcdefghij")
+NAMES = tuple("abcdefghij")
+RULES = ChainRules(NAMES)
+SENSITIVITY = {name: 10.0 - k for k, name in enumerate(NAMES)}
 
 
-def search(needs: set[str], max_drop_pts: float = 0.5, cost=None):
-    """(names kept in floating point, sets tried), where only all of ``needs`` together remove a drop of 1."""
+def blocks_that_help(is_enough, added=None, rules=RULES):
+    """(names kept in floating point, costs without each, sets measured), where a drop of 1 goes if enough."""
     tried = []
 
-    def drop_pts(kept):
+    def measure(kept):
         tried.append(kept)
-        return 0.0 if needs <= set(kept) else 1.0
+        return 0.0 if is_enough(set(kept)) else 1.0
 
-    return fewest_float_blocks(RANKING, cost or dict.fromkeys(RANKING, 1.0), drop_pts, max_drop_pts), tried
+    single = np.array([(added or {}).get(name, 1.0) for name in NAMES])
+    latency = ChainModel(20.0, single, np.zeros(len(NAMES) - 1))
+    return *blocks_within(0.5, rules, latency, SENSITIVITY, measure), set(tried)
 
 
-@pytest.mark.parametrize("needs", [{"a"}, {"b"}, {"a", "c"}, {"j"}, {"a", "e", "f"}, set(RANKING)])
+@pytest.mark.parametrize("needs", [{"a"}, {"b"}, {"a", "c"}, {"j"}, {"a", "e", "f"}, set(NAMES)])
 def test_keeps_what_is_needed_and_gives_the_rest_back(needs):
-    kept, tried = search(needs)
-    assert list(kept) == [name for name in RANKING if name in needs]
-    assert all(drop == 1.0 for drop in kept.values())
-    assert len(tried) < 20
+    kept, without, tried = blocks_that_help(needs.issubset)
+    assert set(kept) == set(without) == needs
+    assert set(without.values()) == {1.0}
+    assert len(tried) < 25
 
 
 def test_of_two_that_would_do_the_cheaper_stays():
-    """Either of a and b is enough beside c: the costly one goes back to INT8."""
-
-    def drop_pts(kept):
-        return 0.0 if "c" in kept and {"a", "b"} & set(kept) else 1.0
-
+    """Either of a and b is enough beside c: the one that is dear in floating point goes back to INT8."""
     for dear, cheap in ("ab", "ba"):
-        cost = {"a": 1.0, "b": 1.0, "c": 1.0, dear: 9.0}
-        assert list(fewest_float_blocks(list("abc"), cost, drop_pts, 0.5)) == [cheap, "c"]
+        kept, _, _ = blocks_that_help(lambda kept: "c" in kept and kept & {"a", "b"}, {dear: 9.0})
+        assert kept == tuple(sorted([cheap, "c"]))
 
 
-def test_what_int8_saves_is_never_negative_and_largest_where_most_is_moved():
-    won = time_won(build_variant("s0"))
-    assert min(won.values()) >= 0
-    assert won["stage1.0.pw"] > won["stage3.5.pw"]
+def test_a_block_that_is_only_there_for_the_next_one_is_not_named():
+    kept, without, _ = blocks_that_help(
+        {"d"}.issubset, rules=ChainRules(NAMES, frozenset("a"), frozenset("c"))
+    )
+    assert kept == ("a", "c", "d")
+    assert set(without) == {"d"}
+
+
+def test_the_modelled_latency_grows_with_each_block_and_most_where_most_is_moved():
+    added = dict(
+        zip((b.name for b in build_variant("s0").blocks), roofline_latency(build_variant("s0")).single)
+    )
+    assert min(added.values()) > 0
+    assert added["stage1.0.pw"] > added["stage3.5.pw"]
 
 
 @pytest.fixture(scope="module")
