@@ -196,9 +196,7 @@ def _undominated(labels: _Labels, limit: float) -> _Labels:
         slices = ((labels.cost[kept] - low) / (high - low) * MOST_LABELS).astype(np.int64)
         _, first = np.unique(slices, return_index=True)  # they come sorted by latency
         kept = kept[np.sort(first)]
-    return _Labels(
-        labels.latency[kept], labels.cost[kept], labels.from_float[kept], labels.from_label[kept]
-    )
+    return _Labels(labels.latency[kept], labels.cost[kept], labels.from_float[kept], labels.from_label[kept])
 
 
 def _traced(steps: Sequence[dict[bool, _Labels]], count: int, is_float: bool, k: int) -> Choice:
