@@ -6,12 +6,14 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mobileone_q.data.read_ahead import read_ahead, reading_threads
 from mobileone_q.data.sources import UNREADABLE, ImageFolder, Source, reason
 from mobileone_q.errors import DataError
 
@@ -26,9 +28,10 @@ MAX_LEFT_OVER = 1000
 class Batches:
     """Chosen inputs of a source, iterated as (x float32 (N, C, H, W), labels int64 (N,)).
 
-    It can be iterated any number of times, always in the same order, and only one batch is in memory
-    at a time. An image that cannot be read is left out of every pass; ``skipped`` maps its identity
-    to the reason. Labels are -1 where they are not known.
+    It can be iterated any number of times, always in the same order. In memory is one batch at a time
+    and, where threads may read the source, as many inputs ahead of it. An image that cannot be read is
+    left out of every pass; ``skipped`` maps its identity to the reason. Labels are -1 where they are not
+    known.
 
     Raises (while iterating):
         DataError: more than a tenth of the images cannot be read.
@@ -67,26 +70,28 @@ class Batches:
     def __iter__(self) -> Iterator[LabelledBatch]:
         inputs: list[NDArray[np.float32]] = []
         labels: list[int] = []
-        for index in self.indices:
-            x = self._read(index)
-            if x is None:
-                continue
-            inputs.append(x)
-            labels.append(self.source.label(index))
-            if len(inputs) == self.batch_size:
-                yield np.stack(inputs), np.asarray(labels, np.int64)
-                inputs, labels = [], []
+        wanted = (index for index in self.indices if not self._is_skipped(index))
+        threads = reading_threads() if self.source.is_thread_safe else 1
+        with closing(read_ahead(self.source.read, wanted, threads, self.batch_size)) as reads:
+            for index, read in reads:
+                try:
+                    inputs.append(read())
+                except UNREADABLE as error:
+                    self._skip(index, error)
+                    continue
+                labels.append(self.source.label(index))
+                if len(inputs) == self.batch_size:
+                    yield np.stack(inputs), np.asarray(labels, np.int64)
+                    inputs, labels = [], []
         if inputs:
             yield np.stack(inputs), np.asarray(labels, np.int64)
 
-    def _read(self, index: int) -> NDArray[np.float32] | None:
-        """One input, or None for one that cannot be read, which is noted in ``skipped``."""
-        if self.skipped and self.source.identity(index) in self.skipped:
-            return None
-        try:
-            return self.source.read(index)
-        except UNREADABLE as error:
-            self.skipped[self.source.identity(index)] = reason(error)
+    def _is_skipped(self, index: int) -> bool:
+        return bool(self.skipped) and self.source.identity(index) in self.skipped
+
+    def _skip(self, index: int, error: Exception) -> None:
+        """Note an input that cannot be read in ``skipped``, and end the reading where that are too many."""
+        self.skipped[self.source.identity(index)] = reason(error)
         bad, chosen = len(self.skipped), len(self.indices)
         if bad > max(1, BAD_SHARE * chosen) or bad == chosen:
             first, why = next(iter(self.skipped.items()))
@@ -94,13 +99,10 @@ class Batches:
                 f"{self.source.name}: {bad} of {chosen} images cannot be read, "
                 f"first {first} ({why}); repair or remove them"
             )
-        return None
 
     def name_of(self, row: int) -> str:
         """What an input is called in a report, counted from 0 without those found unreadable so far."""
-        readable = (
-            k for k in self.indices if not self.skipped or self.source.identity(k) not in self.skipped
-        )
+        readable = (k for k in self.indices if not self._is_skipped(k))
         index = next(itertools.islice(readable, row, None))
         kind = "image" if self.source.preprocessing else "input"
         return self.source.identity(index) if isinstance(self.source, ImageFolder) else f"{kind} {index}"

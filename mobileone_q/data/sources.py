@@ -40,7 +40,7 @@ class Source(Protocol):
 
     ``name`` stands in messages and reports. ``classes`` are names in the order of the labels, None
     where they are not known. ``preprocessing`` is what images go through, None for arrays, which
-    come normalized.
+    come normalized. ``is_thread_safe`` says that threads may read at once, and that it pays.
     """
 
     @property
@@ -49,6 +49,8 @@ class Source(Protocol):
     def classes(self) -> tuple[str, ...] | None: ...
     @property
     def preprocessing(self) -> Preprocessing | None: ...
+    @property
+    def is_thread_safe(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -79,14 +81,19 @@ class ImageSource(ABC):
     """A source whose inputs are images: ``open`` gives an image, ``read`` preprocesses it.
 
     The pixels of the first images read are kept, up to ``CACHE_BYTES``, so that later passes need
-    not decode them again.
+    not decode them again. Pillow's warnings are silenced from here on: odd EXIF data and palettes do not
+    make an image bad. Filters of warnings belong to the whole process, so that threads cannot set
+    them for a moment.
     """
+
+    is_thread_safe = False
 
     def __init__(
         self, name: str, preprocessing: Preprocessing = OFFICIAL, classes: tuple[str, ...] | None = None
     ) -> None:
         self.name, self.preprocessing, self.classes = name, preprocessing, classes
         self._cache: dict[int, NDArray[np.uint8]] = {}
+        warnings.filterwarnings("ignore", module=r"PIL\.")
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -107,10 +114,8 @@ class ImageSource(ABC):
         """The preprocessed image, (3, crop, crop)."""
         pixels = self._cache.get(index)
         if pixels is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-                with self.open(index) as image:
-                    pixels = self.preprocessing.to_pixels(image)
+            with self.open(index) as image:
+                pixels = self.preprocessing.to_pixels(image)
             if (len(self._cache) + 1) * pixels.nbytes <= CACHE_BYTES:
                 self._cache[index] = pixels
         return self.preprocessing.normalize(pixels)
@@ -155,6 +160,8 @@ class ImageFolder(ImageSource):
         DataError: there is no such folder, it has no images, or ``classes.txt`` cannot be read or
             lacks a class folder.
     """
+
+    is_thread_safe = True
 
     def __init__(self, root: Path, preprocessing: Preprocessing = OFFICIAL) -> None:
         super().__init__(str(root), preprocessing)
@@ -292,6 +299,7 @@ class Arrays:
 
     preprocessing = None
     classes: tuple[str, ...] | None = None
+    is_thread_safe = False
 
     def __init__(self, x: NDArray, y: ArrayLike | None = None, name: str = "arrays in memory") -> None:
         if x.ndim not in (3, 4) or not len(x):
