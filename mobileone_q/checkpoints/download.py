@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -89,6 +90,26 @@ def find_public_file(name: str) -> PublicFile:
         f"no public weights called {name}: choose apple:s0, apple:s0-fused, timm:mobileone_s0.apple_in1k, "
         "mmpretrain:s0 or jahongir7174:s0 (s0 to s4)"
     )
+
+
+def is_public(digest: str) -> bool:
+    """Whether a file with this SHA-256 holds public weights, all of which are trained on ImageNet-1k.
+
+    Known are the hashes that publishers state, and those of the files that were downloaded here.
+    """
+    for name in public_names():
+        public = find_public_file(name)
+        stated = public.sha256 or _read_record(cache_folder() / f"{public.file}.sha256")
+        if stated and digest.startswith(stated):
+            return True
+    return False
+
+
+def public_names() -> Iterator[str]:
+    """Every name that :func:`fetch` knows."""
+    for variant in MMPRETRAIN_HASHES:
+        yield from (f"apple:{variant}", f"apple:{variant}-fused", f"timm:mobileone_{variant}.apple_in1k")
+        yield from (f"mmpretrain:{variant}", f"jahongir7174:{variant}")
 
 
 def fetch(name: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.data import sample
 from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
+from mobileone_q.data.class_numbers import numbered_as
 from mobileone_q.data.hugging_face import HuggingFaceSource, is_hugging_face
 from mobileone_q.data.idx import is_idx_folder, read_split
 from mobileone_q.data.preprocess import Preprocessing
@@ -56,6 +57,20 @@ class Inputs:
         """The class names, if there is one for each of the network's classes."""
         fits = self.classes is not None and len(self.classes) == arch.num_classes
         return self.classes if fits else None
+
+    def numbered(self, classes: Sequence[str] | None, arch: Architecture) -> Inputs:
+        """The same inputs with the class numbers of ``arch``; see :func:`numbered_as`."""
+        if arch.task != "classify":
+            return self
+
+        def number(batches: Batches, warns: bool) -> Batches:
+            source = numbered_as(batches.source, classes, arch.num_classes, warns=warns)
+            return replace(batches, source=source)
+
+        # What is not evaluated needs no labels, so there is nothing to warn of.
+        calibration = number(self.calibration, warns=self.evaluation is None)
+        evaluation = None if self.evaluation is None else number(self.evaluation, warns=True)
+        return replace(self, calibration=calibration, evaluation=evaluation)
 
     @property
     def evaluated(self) -> Batches:

@@ -5,6 +5,7 @@ Every source is read one input at a time, so that memory does not grow with the 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import struct
@@ -203,6 +204,13 @@ class ImageFolder(ImageSource):
                 f"{listing} has no line for the class folder {unlisted[0]!r}; add it or remove the file"
             )
         return numbers
+
+    def renumbered(self, numbers: Sequence[int], classes: tuple[str, ...]) -> ImageFolder:
+        """The same images, where class ``k`` of this source is class ``numbers[k]`` of ``classes``."""
+        other = copy.copy(self)
+        other._labels = {folder: numbers[number] for folder, number in self._labels.items()}
+        other.classes = classes
+        return other
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -7,6 +7,7 @@ the package.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mobileone_q import engines
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
+from mobileone_q.data.class_numbers import numbered_as
 from mobileone_q.data.inputs import Inputs, as_source, draw, sample_images
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import CalibrationError
@@ -115,7 +117,8 @@ class Result:
         """
         evaluation = None
         if evaluate_on is not None:
-            evaluation = as_batches(evaluate_on, self.fused.arch, self.preprocessing)
+            names = self.model.class_names(self.inputs)
+            evaluation = as_batches(evaluate_on, self.fused.arch, self.preprocessing, names)
         output, name = Path(path) if path is not None else None, self.fused.arch.name
         with new_folder(output, name) as place:
             folder = RunFolder(place.path)
@@ -145,7 +148,6 @@ class Result:
 
     def _manifest(self, evaluation: Batches | None) -> Manifest:
         arch, inputs, weights = self.fused.arch, self.inputs, self.model.checkpoint.path
-        classes = inputs.names_for(arch)
         return Manifest(
             made=utc_now(),
             versions=installed_versions(),
@@ -157,7 +159,7 @@ class Result:
             weights=WeightsRecord(str(weights), sha256(weights), self.model.checkpoint.layout),
             images=images_record(inputs, evaluation),
             preprocessing=inputs.preprocessing,
-            classes=tuple(classes) if classes else None,
+            classes=self.model.class_names(inputs),
             recipe=self.recipe.to_dict(),
             seed=self.seed,
             max_drop_pts=self.max_drop_pts,
@@ -319,11 +321,19 @@ def _ranked(
         return rank_blocks(equalized, quantized, images, labels, original, advance), len(labels)
 
 
-def as_batches(images: object, arch: Architecture, preprocessing: Preprocessing | None) -> Batches:
-    """All of the images that a user gave, in order, prepared for ``arch``."""
+def as_batches(
+    images: object,
+    arch: Architecture,
+    preprocessing: Preprocessing | None,
+    classes: Sequence[str] | None = None,
+) -> Batches:
+    """All of the images that a user gave, in order, prepared for ``arch`` and numbered by its class names."""
     if isinstance(images, Batches):
         return images
-    return Batches.choose(as_source(images, arch, preprocessing))
+    source = as_source(images, arch, preprocessing)
+    if arch.task == "classify":
+        source = numbered_as(source, classes, arch.num_classes)
+    return Batches.choose(source)
 
 
 def _quiet(line: str) -> None:

@@ -45,7 +45,7 @@ def inputs_of(
         images=images,
         seed=manifest.seed,
     )
-    return choose_inputs(arch, options)
+    return choose_inputs(arch, options).numbered(manifest.classes, arch)
 
 
 def comparison_inputs(run: RunFolder, arch: Architecture, data: Path | None, count: int | None) -> Batches:

@@ -9,7 +9,9 @@ from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.spec import Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.checkpoints.download import fetch, is_name
+from mobileone_q.checkpoints.imagenet import names_of
 from mobileone_q.checkpoints.load import Checkpoint, load_model, stored_image_size
+from mobileone_q.data.imagenet import in_words
 from mobileone_q.data.inputs import Inputs, choose_inputs
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.models.fused import FusedModel
@@ -38,6 +40,11 @@ class Model:
     def description(self) -> str:
         """The checkpoint in words: layout, with branches or fused, number of classes."""
         return self.checkpoint.description
+
+    def class_names(self, inputs: Inputs) -> tuple[str, ...] | None:
+        """Class names that the inputs brought, else ImageNet-1k's for weights known to be trained on it."""
+        brought = inputs.names_for(self.arch)
+        return in_words(tuple(brought)) if brought else names_of(self.checkpoint)
 
     @property
     def title(self) -> str:
@@ -79,4 +86,5 @@ def gather(arch: str, options: InputOptions) -> tuple[Model, Inputs]:
     size = options.image_size or stored_image_size(options.weights)
     wanted = resolve_architecture(arch, image_size=size)
     inputs = choose_inputs(wanted, options)
-    return load(inputs.weights, arch, inputs.image_size(wanted)), inputs
+    model = load(inputs.weights, arch, inputs.image_size(wanted))
+    return model, inputs.numbered(model.class_names(inputs), model.arch)

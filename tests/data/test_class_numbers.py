@@ -6,6 +6,7 @@ from PIL import Image
 
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.class_numbers import numbered_as
+from mobileone_q.data.imagenet import imagenet_names
 from mobileone_q.data.sources import ImageFolder, PictureList
 
 
@@ -40,6 +41,16 @@ def test_names_that_decide_nothing_are_not_guessed(folder, caplog, classes):
         assert numbered_as(folder, classes, 3) is folder
     assert "has 2 classes of the network's 3, numbered in their own order" in caplog.text
     assert "write a classes.txt" in caplog.text
+
+
+def test_folders_may_bear_imagenet_s_ids(tmp_path):
+    for name in ("n13133613", "n01443537"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    source = ImageFolder(tmp_path)
+    assert labels(numbered_as(source, imagenet_names(), 1000)) == [1, 998]
+    others = [f"class {number}" for number in range(1000)]
+    assert numbered_as(source, others, 1000) is source
 
 
 def test_nothing_is_said_where_nothing_is_unclear(folder, caplog):
