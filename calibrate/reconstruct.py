@@ -140,15 +140,14 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     spec = block.spec
     (top, left), (down, right) = spec.padding, spec.stride
     height, width = spec.output_size((codes.shape[2], codes.shape[3]))
-    place = torch.arange(0, height * width, -(-height * width // POSITIONS))
-    rows, columns = place // width * down, place % width * right
     padded = F.pad(codes, (left, left, top, top))
-    taps = [
-        padded[:, :, rows + y * spec.dilation[0], columns + x * spec.dilation[1]]
-        for y in range(spec.kernel[0])
-        for x in range(spec.kernel[1])
-    ]
-    patches = _decode(block, torch.stack(taps, 2))  # (N, C_in, taps, P)
+    place = torch.arange(0, height * width, -(-height * width // POSITIONS))
+    row = padded.shape[3]
+    corner = place // width * down * row + place % width * right
+    tap = torch.arange(spec.kernel[0])[:, None] * spec.dilation[0] * row
+    tap = (tap + torch.arange(spec.kernel[1]) * spec.dilation[1]).flatten()
+    index = (tap[:, None] + corner).flatten()
+    patches = _decode(block, padded.flatten(2).index_select(2, index))  # (N, C_in, taps * P)
     return patches.reshape(len(codes), spec.groups, -1, len(place)).permute(1, 2, 0, 3).flatten(2)
 
 

@@ -59,8 +59,9 @@ class ChannelHistogram:
         stride = -(-magnitude.shape[2] // POSITIONS)
         sample = magnitude[:, :, ::stride]
         inverse = torch.where(self.width > 0, 1 / self.width, 0.0).to(sample)
-        index = (sample * inverse[:, None]).to(torch.int64).clamp_(max=bins - 1)
-        index += torch.arange(channels, device=index.device)[:, None] * bins
+        # Half the bytes of int64; channels times bins are far below what int32 holds.
+        index = (sample * inverse[:, None]).clamp_(max=bins - 1).to(torch.int32)
+        index += torch.arange(0, channels * bins, bins, dtype=torch.int32, device=index.device)[:, None]
         weight = position_weights(sample)[:, None, :].expand_as(sample).flatten() if by_energy else None
         counts = torch.bincount(index.flatten(), weight, minlength=channels * bins)
         self.counts += counts.reshape(channels, bins).to("cpu", torch.float64)

@@ -54,3 +54,9 @@ def test_importing_brings_in_no_torch():
 def test_waiting_threads_sleep_unless_the_user_says_otherwise(set_before, policy):
     code = "import os, mobileone_q; print(os.environ['OMP_WAIT_POLICY'])"
     assert in_a_fresh_process(code, **set_before) == policy
+
+
+def test_calibrate_imported_first_leaves_openmp_its_policy_too():
+    """OpenMP reads the variable when torch is imported, and modules of ``calibrate`` import torch."""
+    code = "import calibrate, sys; print('mobileone_q' in sys.modules, 'torch' in sys.modules)"
+    assert in_a_fresh_process(code) == "True False"
