@@ -220,6 +220,12 @@ def recorded(engine: Path) -> dict:
     return found
 
 
+def state_of(engine: Path) -> Any:
+    """The device's power mode, clocks and power while build.sh timed the engine; None without a record."""
+    path = engine.with_name(f"{engine.name}.device.json")
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 def board() -> str:
     try:
         return Path("/proc/device-tree/model").read_text(errors="replace").strip("\0\n ")
@@ -268,6 +274,7 @@ def main() -> None:
             "engine_sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
             "runtime": f"tensorrt {session.version}",
             "promised_top1": promise["top1"],
+            "state": state_of(engine),
             **accuracy,
         },
         "engines": {promises["precision"]: {"version": session.version, **recorded(engine)}},

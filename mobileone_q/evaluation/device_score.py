@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter, ValidationError
 
 from mobileone_q.errors import EngineError
+from mobileone_q.evaluation.device_state import DeviceState
 from mobileone_q.files import read_json
 from mobileone_q.names import Precision
 
@@ -35,7 +36,8 @@ class DeviceScore:
     ``agreement`` and ``kl`` (nats) are with the FP32 logits that travelled with the bundle, on
     ``compared`` images, and ``expected`` is what they should be. ``top1`` is on ``labelled`` images.
     ``verdict`` says whether the engine keeps the promise, and ``reason`` why, in one line. ``grids`` names
-    the graph, ``graph_sha256`` its bytes.
+    the graph, ``graph_sha256`` its bytes. ``state`` is what build.sh recorded of the device while it
+    timed the engine.
     """
 
     verdict: Literal["kept", "broken", "unknown"]
@@ -55,6 +57,7 @@ class DeviceScore:
     kl: float | None
     expected: ExpectedAccuracy | None
     device: str = "unknown device"
+    state: DeviceState | None = None
 
 
 def read_score(path: Path) -> DeviceScore | None:

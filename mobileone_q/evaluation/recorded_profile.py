@@ -9,7 +9,8 @@ A recording is one JSON file::
 in either of its schemas. Each may also be the path of that file, relative to the recording and in
 its folder or below.
 ``latency_ms`` (median and p95, end to end) is optional. So is ``keep_float``, a list of the blocks
-that are in floating point on purpose. The engines fp32 and int8 are required.
+that are in floating point on purpose, and ``state``, what record.py of a bundle wrote. The engines
+fp32 and int8 are required.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from mobileone_q.engines.base import LayerTimes
 from mobileone_q.engines.inspection import Inspection, read_inspection
 from mobileone_q.engines.layer_map import BlockLayers
 from mobileone_q.errors import ArchitectureError, EngineError
+from mobileone_q.evaluation.device_state import DeviceState
 from mobileone_q.evaluation.latency import Latency, LayerRecords, Timing, block_times, compare_blocks
 from mobileone_q.files import read_json
 from mobileone_q.names import PRECISIONS, Precision
@@ -119,8 +121,15 @@ def _latency(path: Path, recording: dict[str, Any], engines: dict[str, Any]) -> 
         reformat_ms={key: each.reformat_ms() for key, each in layers.items()},
         layers=table.rows,
         recorded=True,
-        note=NOTE,
+        note=_note(recording),
     )
+
+
+def _note(recording: dict[str, Any]) -> str:
+    state = recording.get("state")
+    if state is None:
+        return NOTE
+    return f"{NOTE}; {TypeAdapter(DeviceState).validate_python(state).describe()}"
 
 
 def _layers(path: Path, key: str, engine: dict[str, Any]) -> LayerRecords:

@@ -17,6 +17,8 @@ def print_score(score: DeviceScore) -> None:
     out = _console()
     out.print(f"on the device   {score.device}, {score.runtime}, {score.precision}, {score.grids} grids")
     out.print(f"promise {score.verdict:7} {score.reason}")
+    if score.state is not None:
+        out.print(f"while timed     {score.state.describe()}")
     if score.skipped:
         out.print(f"                {score.skipped} images could not be read there")
 

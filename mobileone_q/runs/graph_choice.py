@@ -53,7 +53,7 @@ if [ -z "$BEST" ]; then  # neither is within the limit, or has a time: what cost
 fi
 if [ -z "$BEST" ]; then echo "no engine was built" >&2; exit 1; fi
 cp "$BEST.plan" {engine}
-for KIND in profile layers; do
+for KIND in profile layers device; do
   if [ -f "$BEST.plan.$KIND.json" ]; then cp "$BEST.plan.$KIND.json" "{engine}.$KIND.json"; fi
 done
 echo "$BEST" > {chosen}

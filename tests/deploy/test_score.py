@@ -121,7 +121,9 @@ def test_a_kept_promise_and_its_way_back(device):
     make_engine(device)
     layers = {"Layers": [], "Bindings": []}
     profile = [{"count": 5}, {"name": "stem", "medianMs": 0.25}, {"name": "head", "medianMs": 0.5}]
-    for part, value in (("layers", layers), ("profile", profile)):
+    power = {"VDD_IN": {"mean": 7.25, "max": 9.0}}
+    state = {"power_mode": "MAXN", "clocks_mhz": {"gpu": 918.0}, "power_w": power, "samples": 29}
+    for part, value in (("layers", layers), ("profile", profile), ("device", state)):
         (device / "bundle" / f"model.plan.{part}.json").write_text(json.dumps(value))
     done = score(device)
     assert done.returncode == 0, done.stderr
@@ -135,7 +137,9 @@ def test_a_kept_promise_and_its_way_back(device):
     text = invoke("profile", "--from", path)
     assert "promise kept" in text
     assert "sum of blocks      0.750" in text
-    assert "promise kept" in invoke("report", device / "run", "--from", path)
+    said = "power mode MAXN, gpu 918 MHz, VDD_IN 7.25 W (at most 9.00)"
+    assert said in text
+    assert said in invoke("report", device / "run", "--from", path)
     assert "promise kept" in invoke("report", device / "run")
     assert "promise kept" in (device / "run" / "report.html").read_text(encoding="utf-8")
     report = json.loads((device / "run" / "report.json").read_text())
@@ -204,6 +208,7 @@ def test_a_score_of_another_run_or_form_is_refused(device, tmp_path):
         ("graph_sha256", "0" * 64, "was measured with a graph that"),
         ("top1", "x", "is not what score.py writes: top1"),
         ("verdict", "fine", "is not what score.py writes: verdict"),
+        ("state", {"power_mode": 15}, "is not what score.py writes: state.power_mode"),
     ):
         (tmp_path / "a.json").write_text(json.dumps(value | {"score": value["score"] | {key: wrong}}))
         assert complaint in refused("report", device / "run", "--from", tmp_path / "a.json")
@@ -237,11 +242,17 @@ def test_an_issue_report_has_no_names_and_no_paths(device, tmp_path, monkeypatch
     log.unlink()
 
 
-def test_the_script_is_python_3_8():
+@pytest.mark.parametrize(
+    ("script", "modules"),
+    [
+        ("score", {"ctypes", "hashlib", "json", "math", "sys", "numpy", "tensorrt"}),
+        ("record", {"json", "re", "statistics", "subprocess", "sys", "threading"}),
+    ],
+)
+def test_the_scripts_are_python_3_8(script, modules):
     import ast
     from pathlib import Path
 
-    source = Path(mq.__file__).parent / "deploy" / "score.py"
+    source = Path(mq.__file__).parent / "deploy" / f"{script}.py"
     tree = ast.parse(source.read_text(), feature_version=(3, 8))
-    found = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
-    assert found == {"ctypes", "hashlib", "json", "math", "sys", "numpy", "tensorrt"}
+    assert {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names} == modules

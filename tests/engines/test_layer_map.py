@@ -33,6 +33,12 @@ def test_names_that_runtimes_make_of_ours(layer, blocks):
     assert assign_blocks([layer], BLOCKS)[layer] == tuple(blocks)
 
 
+STATE = {
+    "power_mode": "15W", "clocks_mhz": {"gpu": 612.0}, "power_w": {"VDD_IN": {"mean": 5.5, "max": 6.0}},
+    "samples": 30,
+}  # fmt: skip
+
+
 def test_a_renamed_layer_is_found_through_the_inspector():
     layers = ["stem", "__myl_1", "__myl_2", "head"]
     inspection = read_inspection(
@@ -101,6 +107,13 @@ def test_from_the_command_line(capsys):
     assert "speed-up 4.00x; medians of 200 recorded runs" in " ".join(text.split())
 
 
+def test_the_state_of_the_device_is_said_where_it_was_recorded(tmp_path):
+    path = tmp_path / "recorded.json"
+    path.write_text(json.dumps(json.loads(RECORDED[0].read_text()) | {"state": STATE}))
+    said = " ".join(invoke("profile", "--from", path).split())
+    assert "nothing was run here; power mode 15W, gpu 612 MHz, VDD_IN 5.50 W (at most 6.00)" in said
+
+
 def test_parts_may_be_files_and_errors_name_them(tmp_path):
     recording = json.loads(RECORDED[0].read_text())
     for key, engine in recording["engines"].items():
@@ -128,6 +141,7 @@ def test_parts_may_be_files_and_errors_name_them(tmp_path):
     for key, value, complaint in (
         ("device", 7, f"{path} is not a recording: device:"),
         ("batch", "many", f"{path}: batch is 'many', and must be a whole number from 1"),
+        ("state", STATE | {"clocks_mhz": {"gpu": -1}}, f"{path} is not a recording: clocks_mhz.gpu:"),
     ):
         path.write_text(json.dumps(whole | {key: value}))
         assert complaint in refused("profile", "--from", path)

@@ -33,9 +33,13 @@ def test_its_bundle_takes_arrays(folder, tmp_path):
     bundle = tmp_path / "bundle"
     output = invoke("build-engine", "--bundle", bundle, folder / "run")
     assert "run_image.py model.plan ARRAY.npy" in " ".join(output.split())
+    assert (
+        "python3 run_image.py model.plan ARRAY.npy\n\nARRAY.npy has the shape"
+        in (bundle / "README.md").read_text()
+    )
     assert {path.name for path in bundle.iterdir()} == {
-        "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "score.py", "promise.json",
-        "preprocessing.json", "labels.txt",
+        "README.md", "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "score.py", "record.py",
+        "promise.json", "preprocessing.json", "labels.txt",
     }  # fmt: skip
     settings = json.loads((bundle / "preprocessing.json").read_text())
     assert (settings["takes"], settings["shape"], settings["dtype"]) == ("array", [1, 1, 64], "float32")

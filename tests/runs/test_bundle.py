@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,8 +165,8 @@ def test_what_is_in_it(runs, tmp_path):
     text = write_bundle(runs["tensorrt"], folder, "int8", BuildOptions(float_precision="fp16"))
     assert "./build.sh" in text
     assert {path.name for path in folder.iterdir()} == {
-        "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "score.py", "preprocessing.json",
-        "labels.txt", "promise.json",
+        "README.md", "int8.onnx", "int8-fp16.onnx", "build.sh", "run_image.py", "score.py", "record.py",
+        "preprocessing.json", "labels.txt", "promise.json",
     }  # fmt: skip
     settings = json.loads((folder / "preprocessing.json").read_text())
     assert (settings["resize"], settings["crop"], settings["layout"]) == (36, 32, "NCHW")
@@ -211,6 +212,22 @@ def test_each_version_has_every_option_that_it_is_given(runs, tmp_path, version,
     assert done.returncode == 0, done.stderr
     timed = {"--useCudaGraph", "--noDataTransfers", "--useSpinWait"}
     assert (timed <= set(done.stdout.split())) == (not version.startswith("11"))  # 11 always does so
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_readme_names_files_that_are_there(runs, tmp_path, precision):
+    folder = tmp_path / "s0 bundle"
+    write_bundle(runs["tensorrt"], folder, precision, BuildOptions())
+    text = (folder / "README.md").read_text()
+    assert text.startswith(f"# MobileOne s0 in {precision.upper()} for TensorRT\n")
+    for name in re.findall(r"(?:python3 |\./)(\w+\.\w+)", text):
+        assert (folder / name).is_file(), name
+    assert {"./build.sh", "run_image.py", "score.py"} <= set(re.findall(r"\./build\.sh|\w+\.py", text))
+    assert "batches of 1 to 8" in text
+    assert "reference.npz" not in text
+    assert ("still compute a layer in floating point" in text) == (precision == "int8")
+    assert not re.search(r"[{}]|None|nan", text)
+    assert "cd 's0 bundle'\n" in text
 
 
 def test_without_trtexec_the_script_says_so(runs, tmp_path):
