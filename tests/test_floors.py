@@ -19,6 +19,7 @@ OF_MANY_MODULES = {
     "architecture/test_damaged_config.py": "damaged and impossible architecture files, beside test_config.py",
     "calibrate/test_properties.py": "calibration of architectures drawn at random",
     "data/test_odd_images.py": "images, labels and names of every kind, through commands too",
+    "export/test_other_tools.py": "every form of graph in onnxslim, OpenVINO and Polygraphy",
     "export/test_float_output.py": "no graph has an INT8 depthwise convolution that writes floating point",
     "fuzz/test_readers.py": "every reader of files, given damaged ones",
     "report/test_browser.py": "the page in a real browser",

@@ -43,7 +43,7 @@ class Emitter:
 
     def constant(self, name: str, value: NDArray[Any] | np.generic) -> Value:
         """Add a constant in the type that the array has."""
-        array = np.ascontiguousarray(value)
+        array = np.asarray(value, order="C")  # unlike ascontiguousarray, which makes a scalar a vector
         self.constants.append(numpy_helper.from_array(array, name))
         return Value(name, array.dtype.type)
 

@@ -14,7 +14,8 @@ INT8 blocks stay float32: float16 scales were tried, and a runtime that multipli
 underflows. ``input`` and ``logits`` are always float32.
 
 The metadata of the file says what it is: ``architecture``, ``precision`` (fp32, fp16 or int8), the
-``target`` of an INT8 graph, and ``preprocessing`` as JSON where it is given.
+``target`` of an INT8 graph, and ``preprocessing`` as JSON where it is given. What a run knows beyond that
+is added as it is given. Every value between the nodes has its type and shape, for programs that show graphs.
 """
 
 from __future__ import annotations
@@ -56,8 +57,11 @@ def export_onnx(
     *,
     float_precision: FloatPrecision = "fp32",
     preprocessing: Mapping[str, Any] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Write the model's graph to ``path``, checked with full shape inference; return it too.
+
+    ``facts`` go into the metadata as they are, such as class names and the hash of the weights.
 
     ``preprocessing`` (JSON values) is stored in the metadata. For target ``dla`` the graph has no
     Q/DQ, and its scales stand in a calibration cache beside it.
@@ -66,7 +70,7 @@ def export_onnx(
         ExportError: float16 cannot hold a value, or the checker refuses the graph.
         FileError: the folder cannot be written to.
     """
-    proto = to_onnx(model, float_precision=float_precision, preprocessing=preprocessing)
+    proto = to_onnx(model, float_precision=float_precision, preprocessing=preprocessing, facts=facts)
     write_atomically(path, lambda temporary: onnx.save(proto, temporary))
     if isinstance(model, QuantizedModel) and model.target == "dla":
         dla.write_cache(model, cache_path(path))
@@ -78,6 +82,7 @@ def to_onnx(
     *,
     float_precision: FloatPrecision = "fp32",
     preprocessing: Mapping[str, Any] | None = None,
+    facts: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Build the model's graph and check it; the arguments and errors are those of :func:`export_onnx`."""
     metadata = {"architecture": model.arch.name, "precision": float_precision}
@@ -85,6 +90,7 @@ def to_onnx(
         metadata |= {"precision": "int8", "target": model.target}
     if preprocessing is not None:
         metadata["preprocessing"] = json.dumps(dict(preprocessing))
+    metadata |= facts or {}
     windows = None
     if isinstance(model, QuantizedModel) and model.target in DLA_TARGETS:
         windows = windows_of(model.arch)
@@ -92,9 +98,9 @@ def to_onnx(
     proto = _wrap(_emit_blocks(model, float_precision, windows), model.arch, metadata)
     try:
         onnx.checker.check_model(proto, full_check=True)
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the ONNX checker refuses the graph of {model.arch.name}: {error}") from error
-    return proto
 
 
 def _emit_blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +20,12 @@ from mobileone_q.names import (
     Precision,
     pairing,
 )
+from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.integrity import CALIBRATION_CACHE, record_graph
+
+SAMPLE_LICENCE = "Apache-2.0"  # this project trained it: benchmarks/make_sample.py
+UNKNOWN_LICENCE = "that of the weights, which is not in their file; ask who published them"
 
 
 def write_graph(
@@ -49,9 +54,24 @@ def write_graph(
     load_int8 = run.load_plain if activation_grids == "plain" else run.load_quantized
     model = run.load_fused() if precision == "fp16" else load_int8()
     metadata = manifest.preprocessing.to_dict() if manifest.preprocessing else None
-    export_onnx(model, path, float_precision="fp16", preprocessing=metadata)
+    export_onnx(model, path, float_precision="fp16", preprocessing=metadata, facts=graph_facts(manifest))
     record_graph(run.path, path.name, manifest)
     return path
+
+
+def graph_facts(manifest: Manifest) -> dict[str, str]:
+    """What a run's manifest adds to the metadata of its graphs.
+
+    ``classes`` and ``versions`` are JSON, a list of names and an object. ``license`` is that of the weights;
+    for weights of others it says that their file does not state one.
+    """
+    licence = SAMPLE_LICENCE if manifest.is_sample else UNKNOWN_LICENCE
+    facts = {
+        "versions": json.dumps(dict(manifest.versions)),
+        "weights_sha256": manifest.weights.sha256,
+        "license": licence,
+    }
+    return facts | ({"classes": json.dumps(manifest.classes)} if manifest.classes else {})
 
 
 def graph_name(

@@ -18,6 +18,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import ImageCounts, ImagesRecord, Manifest, Report
 from mobileone_q.runs.folder import RunFolder, UnfinishedRun
+from mobileone_q.runs.graphs import graph_facts
 from mobileone_q.runs.integrity import GRAPHS, PLAIN_GRAPH, hashes
 from mobileone_q.runs.measure import measure_accuracy
 
@@ -48,15 +49,16 @@ def publish(
         FileError: the folder cannot be written to.
     """
     transform = manifest.preprocessing.to_dict() if manifest.preprocessing else None
-    export_onnx(fused, folder.onnx("fp32"), preprocessing=transform)
-    export_onnx(quantized, folder.onnx("int8"), preprocessing=transform)
+    facts = graph_facts(manifest)
+    export_onnx(fused, folder.onnx("fp32"), preprocessing=transform, facts=facts)
+    export_onnx(quantized, folder.onnx("int8"), preprocessing=transform, facts=facts)
     if evaluation is not None:
         with progress_if(progress, "evaluating", len(evaluation)) as advance:
             unfinished = UnfinishedRun(folder.path)
             measured = measure_accuracy(unfinished, quantized, evaluation, advance, evaluation.name_of)
         report = report.with_sections(**measured._asdict())
     if plain is not None:
-        export_onnx(plain, folder.path / PLAIN_GRAPH, preprocessing=transform)
+        export_onnx(plain, folder.path / PLAIN_GRAPH, preprocessing=transform, facts=facts)
         if evaluation is not None:
             with TemporaryDirectory() as aside:
                 measured_plain = Comparison(fused, evaluation, Path(aside)).with_int8(plain)

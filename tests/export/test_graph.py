@@ -284,3 +284,18 @@ def test_mixed_model_survives_its_file(fused, tmp_path):
     loaded = QuantizedModel.load(tmp_path / "mixed.safetensors")
     x = random_images(fused.arch, 2)
     assert torch.equal(loaded(x), quantized(x))
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_value_has_a_shape_and_every_grid_one_step(fused, target):
+    """Netron shows the shapes. A grid of the whole tensor has scalars: some tools refuse vectors there."""
+    graph = to_onnx(quantized_for(fused, target)).graph
+    shown = {value.name: value for value in (*graph.value_info, *graph.output)}
+    constants = {constant.name: tuple(constant.dims) for constant in graph.initializer}
+    for node in graph.node:
+        for output in node.output:
+            dims = shown[output].type.tensor_type.shape.dim
+            assert dims
+            assert all(dim.dim_value or dim.dim_param == "batch" for dim in dims), output
+        if node.op_type == "QuantizeLinear":
+            assert [constants[name] for name in node.input[1:]] == [(), ()]

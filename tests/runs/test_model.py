@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -58,6 +59,12 @@ def test_imagenet_s_names_are_everywhere_the_same(calibrated, tmp_path, caplog):
     assert manifest["classes"] == names
     assert {change["number"] for change in report["changes"]["classes"]} <= {1, 998}
     assert not caplog.records
+    for graph in ("fp32.onnx", "int8.onnx"):
+        facts = {entry.key: entry.value for entry in onnx.load(run / graph).metadata_props}
+        assert json.loads(facts["classes"]) == names
+        assert facts["weights_sha256"] == manifest["weights"]["sha256"]
+        assert json.loads(facts["versions"]) == manifest["versions"]
+        assert "which is not in their file" in facts["license"]
     best = json.loads(invoke("predict", "--json", "--run", run, image))["top"]
     assert all(each["name"] == names[each["class"]] for each in best)
     invoke("build-engine", "--bundle", tmp_path / "bundle", run)
