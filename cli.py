@@ -61,6 +61,7 @@ from mobileone_q.training.settings import (
 if TYPE_CHECKING:
     from mobileone_q.names import WritableLayout
     from mobileone_q.runs.folder import RunFolder
+    from mobileone_q.training.range_test import RangeTest
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -277,10 +278,17 @@ def qat(
     """
     from mobileone_q.report.terminal import print_accuracy, print_fine_tuning, print_verdict
     from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.qat import fine_tune_run, refuse_other_architecture
+    from mobileone_q.runs.qat import fine_tune_run, range_test_run, refuse_other_architecture
 
     start = find_run(run_path)
     refuse_other_architecture(start, options.arch)
+    if options.find_lr:
+        return _rates(
+            range_test_run(
+                start, data=options.data, images=options.images, tuning=tuning, settings=settings,
+                augmentation=augmentation,
+            )
+        )  # fmt: skip
     run = fine_tune_run(
         start, options.output, data=options.data, eval_data=options.eval_data,
         images=options.images, tuning=tuning, settings=settings, augmentation=augmentation,
@@ -313,12 +321,13 @@ def train(
     \b
     mobileone-q train sample --output runs/trained
     """
-    from mobileone_q.runs.train import train_run
+    from mobileone_q.runs.train import range_test_train, train_run
 
-    made = train_run(
-        options.arch, options.weights, options.data, options.eval_data, options.image_size, options.output,
-        epochs=epoch_settings, settings=settings, augmentation=augmentation, resume=options.resume,
-    )  # fmt: skip
+    what = (options.arch, options.weights, options.data, options.eval_data, options.image_size)
+    how: dict[str, Any] = {"epochs": epoch_settings, "settings": settings, "augmentation": augmentation}
+    if options.find_lr:
+        return _rates(range_test_train(*what, **how))
+    made = train_run(*what, options.output, **how, resume=options.resume)
     if made is None:
         return None  # the first process of several speaks for all
     path, outcome = made
@@ -640,6 +649,16 @@ def _say_plan(run: RunFolder) -> None:
 
 def _say_next(run: RunFolder) -> None:
     click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 {run.path}")
+
+
+def _rates(found: RangeTest | None) -> Any:
+    """What a range test found, printed and for --json; nothing in any process but the first."""
+    from mobileone_q.training.announce import range_lines
+
+    if found is None:
+        return None
+    click.echo("\n".join(range_lines(found)))
+    return asdict(found)
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from mobileone_q.errors import TrainingError
 from mobileone_q.files import write_atomically
 from mobileone_q.models.changes import CodeChanges, compare_codes
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, typed_command, utc_now
 from mobileone_q.runs.folder import RUNS, RunFolder
@@ -19,9 +20,10 @@ from mobileone_q.runs.inputs import inputs_of
 from mobileone_q.runs.integrity import FUSED, check_weights
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
-from mobileone_q.training.distributed import agree, lost_processes_told, make_accelerator
-from mobileone_q.training.finetune import fine_tune
+from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
+from mobileone_q.training.finetune import fine_tune, fine_tuning
 from mobileone_q.training.loop import Outcome
+from mobileone_q.training.range_test import RangeTest, range_test
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -31,7 +33,6 @@ from mobileone_q.training.settings import (
 )
 
 
-@lost_processes_told()
 def refuse_other_architecture(run: RunFolder, arch: str | None) -> None:
     """Check that a run is of the architecture that was named, if one was.
 
@@ -43,6 +44,7 @@ def refuse_other_architecture(run: RunFolder, arch: str | None) -> None:
         raise TrainingError(f"{run.path} is of architecture {own}, not {arch}; give --arch {own}")
 
 
+@lost_processes_told()
 def fine_tune_run(
     run: RunFolder,
     output: Path | None,
@@ -69,10 +71,7 @@ def fine_tune_run(
     accelerator = make_accelerator(settings)
     fused, quantized = run.load_fused(), run.load_quantized()
     inputs = inputs_of(run, fused.arch, data, eval_data, images)
-    original = None
-    if tuning.branches == "live":
-        check_weights(inputs.weights, run.read_manifest())
-        original = fill_model(read_checkpoint(inputs.weights), quantized.arch)
+    original = _branches(run, inputs, quantized, tuning)
     name = f"{run.path.resolve().name}-qat"
     staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
     try:
@@ -97,6 +96,45 @@ def fine_tune_run(
     finally:
         if accelerator.is_main_process:
             discard(staged)
+
+
+@lost_processes_told()
+def range_test_run(
+    run: RunFolder,
+    *,
+    data: Path | None = None,
+    images: int | None = None,
+    tuning: FineTuneSettings | None = None,
+    settings: TrainingSettings = FINE_TUNING,
+    augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
+) -> RangeTest | None:
+    """Try learning rates for :func:`fine_tune_run`; None in any process but the first. Writes nothing.
+
+    Raises:
+        TrainingError: see :func:`fine_tune`.
+    """
+    tuning = tuning or FineTuneSettings()
+    accelerator = make_accelerator(settings)
+    fused, quantized = run.load_fused(), run.load_quantized()
+    inputs = inputs_of(run, fused.arch, data, None, images)
+    training = fine_tuning(
+        fused, quantized, inputs.calibration, folder=run.path, tuning=tuning, settings=settings,
+        original=_branches(run, inputs, quantized, tuning), augmentation=augmentation,
+        accelerator=accelerator,
+    )  # fmt: skip
+    found = range_test(training)
+    end(accelerator)
+    return found if accelerator.is_main_process else None
+
+
+def _branches(
+    run: RunFolder, inputs: Inputs, quantized: QuantizedModel, tuning: FineTuneSettings
+) -> MobileOne | FusedModel | None:
+    """The network with branches that the run was made from, where these are to be trained."""
+    if tuning.branches != "live":
+        return None
+    check_weights(inputs.weights, run.read_manifest())
+    return fill_model(read_checkpoint(inputs.weights), quantized.arch)
 
 
 def _unfinished(output: Path | None, name: str) -> Path:

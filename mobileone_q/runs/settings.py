@@ -78,6 +78,9 @@ class QatOptions:
     images: int | None = setting(None, "Images to draw.", low=1, default_help="as many as the run's")
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/RUN-qat, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")
+    find_lr: bool = setting(
+        False, "Train nothing: try rising learning rates, and say at which the loss falls fastest."
+    )
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,9 @@ class TrainOptions:
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
     output: Path | None = setting(None, "Folder, new or empty.", default_help="runs/train-ARCH, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")
+    find_lr: bool = setting(
+        False, "Train nothing: try rising learning rates, and say at which the loss falls fastest."
+    )
 
 
 @dataclass(frozen=True)

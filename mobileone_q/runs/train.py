@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
+from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import FileError, TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.runs.folder import RUNS
 from mobileone_q.runs.staging import CHECKPOINT, final_place
 from mobileone_q.training.checkpoint import LAST
-from mobileone_q.training.distributed import agree, lost_processes_told, make_accelerator
+from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.loop import Outcome
+from mobileone_q.training.range_test import RangeTest, range_test
 from mobileone_q.training.settings import (
     TRAINING,
     TRAINING_AUGMENTATION,
@@ -24,7 +27,10 @@ from mobileone_q.training.settings import (
     EpochSettings,
     TrainingSettings,
 )
-from mobileone_q.training.train import train_classifier
+from mobileone_q.training.train import classifier_training, train_classifier
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 WEIGHTS = "weights.safetensors"
 
@@ -53,12 +59,8 @@ def train_run(
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)
-    evaluation = labelled(eval_data, "test", image_size)
-    preprocessing = evaluation.source.preprocessing
-    size = preprocessing.crop if preprocessing else None
-    model = _begin(arch, weights, evaluation.num_classes(), size, settings.seed)
-    allows_http = epochs is not None and epochs.allow_http
-    inputs = agree(accelerator, lambda: labelled(data, "train", image_size, allows_http))
+    what = (arch, weights, data, eval_data, image_size)
+    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
     name = f"train-{model.arch.name}"
     folder = _unfinished(output, name) if resume else agree(accelerator, lambda: _new(output, name))
     try:
@@ -84,6 +86,55 @@ def train_run(
         last.load_state_dict(outcome.last)
         save_model(last, folder / LAST)
     return folder / WEIGHTS, outcome
+
+
+@lost_processes_told()
+def range_test_train(
+    arch: str,
+    weights: Path | None,
+    data: str,
+    eval_data: Path,
+    image_size: int | None,
+    *,
+    epochs: EpochSettings | None = None,
+    settings: TrainingSettings = TRAINING,
+    augmentation: Augmentation = TRAINING_AUGMENTATION,
+) -> RangeTest | None:
+    """Try learning rates for :func:`train_run`; None in any process but the first. Writes nothing.
+
+    Raises:
+        TrainingError: see :func:`train_classifier`.
+        DataError: inputs without labels.
+    """
+    accelerator = make_accelerator(settings)
+    what = (arch, weights, data, eval_data, image_size)
+    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
+    training = classifier_training(
+        model, inputs, evaluation, folder=RUNS, epochs=epochs, settings=settings,
+        augmentation=augmentation, accelerator=accelerator,
+    )  # fmt: skip
+    found = range_test(training)
+    end(accelerator)
+    return found if accelerator.is_main_process else None
+
+
+def _gather(
+    accelerator: Accelerator,
+    arch: str,
+    weights: Path | None,
+    data: str,
+    eval_data: Path,
+    image_size: int | None,
+    epochs: EpochSettings,
+    seed: int,
+) -> tuple[MobileOne, Batches, Batches]:
+    """The network, the inputs to train on, and those to evaluate on."""
+    evaluation = labelled(eval_data, "test", image_size)
+    preprocessing = evaluation.source.preprocessing
+    size = preprocessing.crop if preprocessing else None
+    model = _begin(arch, weights, evaluation.num_classes(), size, seed)
+    inputs = agree(accelerator, lambda: labelled(data, "train", image_size, epochs.allow_http))
+    return model, inputs, evaluation
 
 
 def _new(output: Path | None, name: str) -> Path:

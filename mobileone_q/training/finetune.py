@@ -67,8 +67,44 @@ def fine_tune(
         DataError: too few inputs to hold some out.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
-    tuning = tuning or FineTuneSettings()
     accelerator = accelerator or make_accelerator(settings)
+    training = fine_tuning(
+        fused, quantized, batches, folder=folder, original=original, tuning=tuning, settings=settings,
+        augmentation=augmentation, accelerator=accelerator,
+    )  # fmt: skip
+    outcome = training.run("fine-tuning", resume)
+    end(accelerator)
+    fused.to("cpu")
+    if not accelerator.is_main_process:
+        return None
+    model = training.model.to("cpu")
+    if outcome.kept_step != outcome.steps:
+        kept = copy.deepcopy(model.state_dict())
+        model.load_state_dict(outcome.last)
+        model.to_quantized().save(folder / LAST)
+        model.load_state_dict(kept)
+    return model.to_quantized(), outcome
+
+
+def fine_tuning(
+    fused: FusedModel,
+    quantized: QuantizedModel,
+    batches: Batches,
+    *,
+    folder: Path,
+    original: MobileOne | FusedModel | None = None,
+    tuning: FineTuneSettings | None = None,
+    settings: TrainingSettings = FINE_TUNING,
+    augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
+    accelerator: Accelerator,
+) -> Training[FakeQuantModel]:
+    """The training that :func:`fine_tune` runs, with its checks; nothing is written yet.
+
+    Raises:
+        TrainingError: a network without classes, missing branches, or missing labels.
+        DataError: too few inputs to hold some out.
+    """
+    tuning = tuning or FineTuneSettings()
     if fused.arch.task != "classify":
         raise TrainingError(
             f"{fused.arch.name} has no classes, which the KL divergence needs; qat is for classifiers"
@@ -90,7 +126,7 @@ def fine_tune(
         update_statistics(model, epoch < tuning.bn_epochs)
 
     teacher = fused.to(accelerator.device)
-    training = Training(
+    return Training(
         model,
         Distillation(
             teacher, tuning.labels, settings.label_smoothing, tuning.temperature, batches.is_labelled
@@ -104,18 +140,6 @@ def fine_tune(
         facts={**tuning.to_dict(), **augmentation.to_dict()},
         compiles=tuning.compile,
     )
-    outcome = training.run("fine-tuning", resume)
-    end(accelerator)
-    fused.to("cpu")
-    if not accelerator.is_main_process:
-        return None
-    model.to("cpu")
-    if outcome.kept_step != outcome.steps:
-        kept = copy.deepcopy(model.state_dict())
-        model.load_state_dict(outcome.last)
-        model.to_quantized().save(folder / LAST)
-        model.load_state_dict(kept)
-    return model.to_quantized(), outcome
 
 
 def _trainable(

@@ -9,11 +9,12 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,10 @@ class Outcome:
     last: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
 
-class Training:
+M = TypeVar("M", bound=nn.Module)
+
+
+class Training(Generic[M]):
     """One run: trains ``model`` in place on ``feed`` and leaves the kept weights in it.
 
     The averaged weights are kept: those that are best by ``objective`` on ``held_out``, or the last
@@ -68,7 +72,7 @@ class Training:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: M,
         objective: Objective,
         feed: Views,
         held_out: Views | None,
@@ -137,6 +141,30 @@ class Training:
         seconds = time.monotonic() - started
         kept_step = done.best_step if self.keeps_best else done.step
         return Outcome(self.evaluate(), done.start, done.step, kept_step, seconds, last)
+
+    def try_rates(self, rates: Iterable[float]) -> Iterator[tuple[float, float]]:
+        """Take one step at each learning rate, and give (rate, loss before the step); nothing is written.
+
+        Ends where the loss is no longer finite. The model is then of no further use.
+        """
+        settings = self.settings
+        batches = self._batches_without_end()
+        if self.on_epoch is not None:
+            self.on_epoch(self.model, 0)
+        self.model.train()
+        for rate in rates:
+            self.settings = replace(settings, lr=rate, final_lr=rate, warmup_steps=0)
+            try:
+                step = [self._micro_batch(next(batches), 0, k) for k in range(settings.accumulate)]
+            except TrainingError:  # the loss is not finite, in some process
+                return
+            self.state.progress.step += 1
+            yield rate, self._means(step)["loss"]
+
+    def _batches_without_end(self) -> Iterator[Batch]:
+        for epoch in count():
+            for batch in self.loader.epoch(epoch, 0):
+                yield batch.to(self.accelerator.device)
 
     def _resume(self) -> None:
         """Take over the checkpoint in the folder."""

@@ -50,8 +50,35 @@ def train_classifier(
         DataError: labels that the network has no class for.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
-    epochs = epochs or EpochSettings()
     accelerator = accelerator or make_accelerator(settings)
+    training = classifier_training(
+        model, data, evaluation, folder=folder, epochs=epochs, settings=settings,
+        augmentation=augmentation, accelerator=accelerator,
+    )  # fmt: skip
+    outcome = training.run("training", resume)
+    end(accelerator)
+    model.to("cpu")
+    return outcome if accelerator.is_main_process else None
+
+
+def classifier_training(
+    model: MobileOne,
+    data: Batches,
+    evaluation: Batches,
+    *,
+    folder: Path,
+    epochs: EpochSettings | None = None,
+    settings: TrainingSettings = TRAINING,
+    augmentation: Augmentation = TRAINING_AUGMENTATION,
+    accelerator: Accelerator,
+) -> Training[MobileOne]:
+    """The training that :func:`train_classifier` runs, with its checks; nothing is written yet.
+
+    Raises:
+        TrainingError: a network without classes, or inputs that do not fit the settings.
+        DataError: labels that the network has no class for.
+    """
+    epochs = epochs or EpochSettings()
     if model.arch.task != "classify":
         raise TrainingError(f"{model.arch.name} has no classes; train is for classifiers")
     feed = _feed(data, evaluation, epochs, settings, augmentation)
@@ -65,7 +92,7 @@ def train_classifier(
         "resolutions": [list(pair) for pair in epochs.resolutions],
         "epoch_images": epochs.epoch_images,
     }
-    training = Training(
+    return Training(
         model,
         Classification(settings.label_smoothing),
         feed,
@@ -75,10 +102,6 @@ def train_classifier(
         accelerator=accelerator,
         facts={**facts, **augmentation.to_dict()},
     )
-    outcome = training.run("training", resume)
-    end(accelerator)
-    model.to("cpu")
-    return outcome if accelerator.is_main_process else None
 
 
 def _feed(

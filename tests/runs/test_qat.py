@@ -56,6 +56,14 @@ def test_an_architecture_that_is_named_must_be_the_run_s(run):
     assert "is of architecture s0, not s4; give --arch s0" in line
 
 
+def test_learning_rates_are_tried_and_the_run_is_left_as_it_was(run):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    said = invoke("qat", run, "--find-lr", "--device", "cpu", "--images", 32, "--batch", 4)
+    assert "the loss falls fastest at" in said or "the loss does not fall" in said
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert [path.name for path in run.parent.iterdir()] == [run.name]
+
+
 @pytest.mark.parametrize("branches", ["fused", "live"])
 def test_a_run_becomes_a_finer_run(run, tmp_path, branches):
     made = tmp_path / "tuned"

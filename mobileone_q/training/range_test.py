@@ -1,0 +1,71 @@
+"""A range test: which learning rates a run can be trained at, found in a few steps.
+
+The rate rises from step to step, evenly on a logarithmic scale, until the loss explodes.
+Source: Smith, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mobileone_q.progress import progress
+from mobileone_q.training.loop import Training
+
+LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
+SMOOTHING = 0.9  # of the loss, from step to step
+EXPLODED = 4.0  # times the lowest loss so far
+FALLEN = 0.98  # of the first loss: below, the loss has fallen
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """Learning rates, the smoothed loss at each, and the rate that they suggest.
+
+    ``suggested`` is the rate at which the loss falls fastest; None where it never falls.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggested: float | None
+
+
+def range_test(training: Training, steps: int = STEPS) -> RangeTest:
+    """Take up to ``steps`` steps of a training that has not been run, from the lowest rate to the highest.
+
+    Nothing is written, and the training's model is of no further use. Ends early where the loss explodes.
+    """
+    growth = (HIGHEST / LOWEST) ** (1 / (steps - 1))
+    rates: list[float] = []
+    losses: list[float] = []
+    with progress("trying learning rates", steps) as advance:
+        for rate, loss in training.try_rates(LOWEST * growth**k for k in range(steps)):
+            rates.append(rate)
+            losses.append(loss)
+            advance(1, f"lr {rate:.1e}, loss {loss:.4f}")
+            smooth = smoothed(losses)
+            if smooth[-1] > EXPLODED * min(smooth):
+                break
+    smooth = smoothed(losses)
+    return RangeTest(tuple(rates), tuple(smooth), suggestion(rates, smooth))
+
+
+def smoothed(losses: Sequence[float]) -> list[float]:
+    """Average losses exponentially, each with those before it; the first are not drawn towards zero."""
+    means, mean = [], 0.0
+    for k, loss in enumerate(losses, 1):
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        means.append(mean / (1 - SMOOTHING**k))
+    return means
+
+
+def suggestion(rates: Sequence[float], losses: Sequence[float]) -> float | None:
+    """The rate at which ``losses`` fall fastest for a given factor of the rate; None if they do not fall."""
+    if len(losses) < 2 or not min(losses) < FALLEN * losses[0]:
+        return None
+    lowest = losses.index(min(losses))
+    return min(
+        zip(rates[1 : lowest + 1], losses[1 : lowest + 1], losses[:lowest], rates),
+        key=lambda at: (at[1] - at[2]) / math.log(at[0] / at[3]),
+    )[0]
