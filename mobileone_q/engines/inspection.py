@@ -20,6 +20,9 @@ from mobileone_q.errors import EngineError
 ONNX_LAYER = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
 # Kernels that multiply: LayerType or ParameterType of a convolution, or of a matrix product.
 MULTIPLIES = re.compile(r"conv|gemm|correlation|matrixmultiply|fullyconnected", re.I)
+# TensorRT marks what belongs to a later optimization profile so. From 10 on the inspector lists layers once
+# (Polygraphy of TensorRT 11.1, backend/trt/util.py); should it list them again, they are left out here.
+OTHER_PROFILE = re.compile(r" \[profile [1-9]\d*\]$")
 NO_KERNEL = "NoOp"  # another view of the same memory, which costs nothing
 TYPE_KEYS = ("DataType", "Datatype", "Format/Datatype", "Format/DataType", "Format")
 # TensorRT's words for a type, and the name that reports use.
@@ -97,6 +100,8 @@ def read_inspection(inspected: Any) -> Inspection:
         if not isinstance(layer, dict):
             continue
         name = layer["Name"]
+        if OTHER_PROFILE.search(name):
+            continue
         traces = ONNX_LAYER.findall(layer.get("Metadata", ""))
         origins[name] = " + ".join(traces or [tensor["Name"] for tensor in layer.get("Outputs", ())])
         types[name] = _types(layer)

@@ -28,6 +28,9 @@ class BuildOptions:
     batch: tuple[int, int, int] = setting(
         (1, 1, 8), "Images at once; one number for a fixed batch.", metavar="MIN:OPT:MAX"
     )
+    static_profile: bool = setting(
+        True, "Beside a range of --batch from 1 on, a profile for exactly one image (TensorRT 10 and later)."
+    )
     threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
     compute_capabilities: tuple[int, ...] = setting(
         (),
@@ -65,3 +68,10 @@ class BuildOptions:
     def float_kernels(self) -> Precision:
         """What is computed in wherever the engine has no integers."""
         return self.float_precision if self.precision == "int8" else self.precision
+
+    @property
+    def profiles(self) -> tuple[tuple[int, int, int], ...]:
+        """The (smallest, typical, largest) batch of each optimization profile, that of one image first."""
+        if self.static_profile and self.batch[0] == 1 < self.batch[2]:
+            return (1, 1, 1), self.batch
+        return (self.batch,)

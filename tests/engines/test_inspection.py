@@ -211,3 +211,9 @@ def test_a_recording_shows_the_types_on_the_command_line(tmp_path):
     recording["keep_float"] = ["stage1.0.dw"]
     (tmp_path / "a.json").write_text(json.dumps(recording))
     assert "not INT8" not in invoke("profile", "--from", tmp_path / "a.json")
+
+
+def test_layers_of_a_second_optimization_profile_are_left_out():
+    layers = [{"Name": "stem", "LayerType": "CaskConvolution"}]
+    layers += [{"Name": "stem [profile 1]", "LayerType": "CaskConvolution"}]
+    assert list(read_inspection({"Layers": layers, "Bindings": []}).types) == ["stem"]

@@ -28,7 +28,10 @@ VALUES = {
     "serialize": b"timings",
     "get_engine_information": '{"Layers": [], "Bindings": []}',
 }
-PROPERTIES = {"num_DLA_cores": 2, "num_errors": 0, "shape": (-1, 3, 32, 32)}
+PROPERTIES = {
+    "num_DLA_cores": 2, "num_errors": 0, "shape": (-1, 3, 32, 32), "num_optimization_profiles": 2,
+    "active_optimization_profile": 0,
+}  # fmt: skip
 
 
 class Value(int):

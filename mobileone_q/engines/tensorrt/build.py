@@ -85,10 +85,11 @@ def serialize(
     cache = timing_cache.cache_path(runtime, device) if keeps_timings else None
     if cache is not None:
         timing_cache.attach(config, cache)
-    profile = builder.create_optimization_profile()
     image = tuple(network.get_input(0).shape)[1:]
-    profile.set_shape("input", *((size, *image) for size in options.batch))
-    config.add_optimization_profile(profile)
+    for batch in versions.batch_profiles(trt, options):
+        profile = builder.create_optimization_profile()
+        profile.set_shape("input", *((size, *image) for size in batch))
+        config.add_optimization_profile(profile)
     if options.calibration_cache and hasattr(config, "set_calibration_profile"):
         config.set_calibration_profile(profile)  # avoids a warning; with a cache, nothing is calibrated
     plan = builder.build_serialized_network(network, config)

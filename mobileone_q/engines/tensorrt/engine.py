@@ -149,6 +149,7 @@ class TensorRTEngine(Engine):
             raise EngineError(
                 f"{title} cannot load {path}: {self._logger.summary()}; build it again on this device"
             )
+        self._profiles: int = self._engine.num_optimization_profiles
 
     def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of a batch (N, C, H, W); of more than the engine takes at once, in parts."""
@@ -162,11 +163,11 @@ class TensorRTEngine(Engine):
         missing = max(0, least - len(part))
         if missing:
             part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-        return execute(self._context, part)[: len(part) - missing]
+        return execute(self._context, part, self._profiles)[: len(part) - missing]
 
     def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
         self._require_open()
-        return capture(self._engine.create_execution_context(), batch)
+        return capture(self._engine.create_execution_context(), batch, self._profiles)
 
     def inspection(self) -> Inspection:
         self._require_open()
@@ -183,7 +184,7 @@ class TensorRTEngine(Engine):
 
     def layer_profiler(self) -> TensorRTProfiler:
         self._require_open()
-        return TensorRTProfiler(self._trt, self._engine.create_execution_context())
+        return TensorRTProfiler(self._trt, self._engine.create_execution_context(), self._profiles)
 
     def close(self) -> None:
         """Free the context, the engine and the runtime, in that order: each needs the next."""
@@ -213,18 +214,21 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def execute(context: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run a context on one batch, through CUDA buffers that torch allocates."""
+def execute(context: Any, batch: NDArray[np.float32], profiles: int) -> NDArray[np.float32]:
+    """Run a context on one batch, through CUDA buffers that torch allocates.
+
+    The engine has so many ``profiles``; where it has two, the first is for one image.
+    """
     import torch
 
-    _, logits = _bind(context, batch)
+    _, logits = _bind(context, batch, profiles)
     _launch(context)
     torch.cuda.current_stream().synchronize()
     return logits.cpu().numpy()
 
 
-def capture(context: Any, batch: NDArray[np.float32]) -> Callable[[], object]:
-    """Record one run of ``context`` on ``batch`` as a CUDA graph.
+def capture(context: Any, batch: NDArray[np.float32], profiles: int) -> Callable[[], object]:
+    """Record one run of ``context`` on ``batch`` as a CUDA graph; ``profiles`` as for :func:`execute`.
 
     The function that is returned replays the graph and waits for its end.
     """
@@ -232,7 +236,7 @@ def capture(context: Any, batch: NDArray[np.float32]) -> Callable[[], object]:
 
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        buffers = _bind(context, batch)
+        buffers = _bind(context, batch, profiles)
         _launch(context)  # what a context sets up on its first run cannot be captured
         stream.synchronize()
         with torch.cuda.graph(graph, stream=stream):
@@ -245,10 +249,15 @@ def capture(context: Any, batch: NDArray[np.float32]) -> Callable[[], object]:
     return replay
 
 
-def _bind(context: Any, batch: NDArray[np.float32]) -> tuple[Any, Any]:
+def _bind(context: Any, batch: NDArray[np.float32], profiles: int) -> tuple[Any, Any]:
     """Put the batch, and room for its logits, on the GPU and tell the context where they are."""
     import torch
 
+    wanted = 1 if profiles > 1 and len(batch) > 1 else 0
+    if context.active_optimization_profile != wanted:
+        stream = torch.cuda.current_stream()
+        context.set_optimization_profile_async(wanted, stream.cuda_stream)
+        stream.synchronize()
     x = torch.from_numpy(np.ascontiguousarray(batch)).cuda()
     context.set_input_shape("input", tuple(x.shape))
     logits = torch.empty(tuple(context.get_tensor_shape("logits")), device="cuda")
@@ -267,7 +276,7 @@ def _launch(context: Any) -> None:
 class TensorRTProfiler(LayerProfiler):
     """Records per-layer times through IProfiler, on an execution context of its own."""
 
-    def __init__(self, trt: Any, context: Any) -> None:
+    def __init__(self, trt: Any, context: Any, profiles: int) -> None:
         class Recorder(trt.IProfiler):  # type: ignore[name-defined, misc]
             def __init__(self) -> None:
                 super().__init__()
@@ -277,13 +286,13 @@ class TensorRTProfiler(LayerProfiler):
                 self.times[layer_name] = self.times.get(layer_name, 0.0) + ms
 
         self._recorder = Recorder()
-        self._context = context
+        self._context, self._profiles = context, profiles
         self._context.profiler = self._recorder
         self._runs: list[LayerTimes] = []
 
     def run(self, batch: NDArray[np.float32]) -> None:
         self._recorder.times = {}
-        execute(self._context, batch)
+        execute(self._context, batch, self._profiles)
         self._runs.append(self._recorder.times)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mobileone_q.engines.settings import BuildOptions
 
 EXECUTABLE = '"$TRTEXEC"'  # build.sh finds it
-STRONG_SINCE, FLAGS_GONE = 10, 11
+STRONG_SINCE, PROFILES_SINCE, FLAGS_GONE = 10, 10, 11
 
 
 def trtexec_line(
@@ -26,8 +26,13 @@ def trtexec_line(
     major, minor = (int(part) for part in version.split(".")[:2])
     channels, height, width = image
     words = [EXECUTABLE, f"--onnx={onnx}", f"--saveEngine={engine}"]
-    for name, size in zip(("min", "opt", "max"), options.batch):
-        words.append(f"--{name}Shapes=input:{size}x{channels}x{height}x{width}")
+    profiles = options.profiles if major >= PROFILES_SINCE else (options.batch,)
+    for index, batch in enumerate(profiles):
+        words += [f"--profile={index}"] if len(profiles) > 1 else []
+        for name, size in zip(("min", "opt", "max"), batch):
+            words.append(f"--{name}Shapes=input:{size}x{channels}x{height}x{width}")
+    if len(profiles) > 1 and options.batch[1] > 1:
+        words.append("--useProfile=1")  # the typical batch is what is timed
     sram = ",dlaSRAM:1" if options.dla_core is not None else ""  # MiB, all that a core has
     words.append(f"--memPoolSize=workspace:{options.workspace_mb}{sram}")
     if major >= STRONG_SINCE and not options.calibration_cache:

@@ -128,6 +128,15 @@ def configure(trt: Any, config: Any, options: BuildOptions) -> None:
             config.set_compute_capability(compute_capability(trt, number), index)
 
 
+def batch_profiles(trt: Any, options: BuildOptions) -> tuple[tuple[int, int, int], ...]:
+    """The (smallest, typical, largest) batch of each optimization profile that is built.
+
+    Before 10 there is one: trtexec takes no more, and the inspector lists every layer once a profile.
+    TensorRT for RTX is a check of form, for which one is enough.
+    """
+    return options.profiles if is_strongly_typed(trt) and not is_rtx(trt) else (options.batch,)
+
+
 def compute_capability(trt: Any, number: int) -> Any:
     """The enum value of a compute capability such as 86.
 

@@ -92,6 +92,8 @@ def test_plain_builds_in_every_precision(recorded, version, graphs, tmp_path, pr
     assert path.read_bytes() == b"engine"
     weak = {"fp32": set(), "fp16": {"FP16"}, "int8": {"INT8", "FP16"}}[precision] | {"EXPLICIT_BATCH"}
     assert trt.flags == (weak if version in OLD else {"STRONGLY_TYPED"})
+    has_two = version in TYPED and not version.startswith("rtx")  # one image, and the range beside it
+    assert trt.calls.count("IBuilderConfig.add_optimization_profile") == (2 if has_two else 1)
 
 
 def test_every_option_that_a_version_has(recorded, version, graphs, tmp_path):
@@ -152,6 +154,9 @@ def test_loading_running_and_profiling(recorded, version, graphs, tmp_path, monk
     x = np.zeros((2, 3, 32, 32), np.float32)
     assert loaded.run(x).shape == (2, 10)
     assert "IExecutionContext.execute_async_v3" in trt.calls
+    assert trt.calls.count("IExecutionContext.set_optimization_profile_async") == 1
+    loaded.run(x[:1])  # the profile of one image is the first, which a context has from the start
+    assert trt.calls.count("IExecutionContext.set_optimization_profile_async") == 1
     with loaded.layer_profiler() as profiler:
         profiler.run(x)
     assert len(profiler.runs) == 1
