@@ -131,8 +131,10 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     from mobileone_q import engines
     from mobileone_q.runs.build import build_engines
     from mobileone_q.runs.bundle import write_bundle
+    from mobileone_q.runs.deepstream import write_deepstream
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.run import resolve_backend
+    from mobileone_q.runs.triton import write_triton
 
     run, precisions = find_run(run_path), wanted.precisions
     if "int8" in precisions:
@@ -140,6 +142,12 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     if wanted.bundle is not None:
         click.echo(write_bundle(run, wanted.bundle, precisions[-1], options, wanted.with_reference))
         return {"bundle": str(wanted.bundle)}
+    if wanted.triton is not None:
+        click.echo(write_triton(run, wanted.triton, precisions[-1], options))
+        return {"triton": str(wanted.triton)}
+    if wanted.deepstream is not None:
+        click.echo(write_deepstream(run, wanted.deepstream, precisions[-1], options))
+        return {"deepstream": str(wanted.deepstream)}
     if wanted.with_reference is not None:
         raise RunError("--with-reference goes into a bundle; pass --bundle DIR too")
     backend = engines.backend(resolve_backend(wanted.backend))

@@ -84,14 +84,14 @@ def _fill(
         typed = int(version.split(".")[0]) >= STRONG_SINCE
         for grids in every:
             graph = write_graph(run, precision, options.float_precision, "tensorrt", typed, grids)
-            _copy(graph, folder / graph.name)
+            copy_file(graph, folder / graph.name)
             graphs.setdefault(version, {})[grids] = graph.name
     if options.calibration_cache:
-        _copy(Path(options.calibration_cache), folder / "int8.calib")
+        copy_file(Path(options.calibration_cache), folder / "int8.calib")
     write_text(folder / "build.sh", build_script(graphs, options, arch, costs, manifest.max_kl))
     (folder / "build.sh").chmod(0o755)
     for name in ("run_image.py", "score.py", "record.py"):
-        _copy(Path(run_image.__file__).with_name(name), folder / name)
+        copy_file(Path(run_image.__file__).with_name(name), folder / name)
     write_json(folder / "preprocessing.json", input_facts(manifest, arch))
     write_text(folder / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
 
@@ -119,9 +119,14 @@ def _has_two(run: RunFolder, precision: Precision, options: BuildOptions) -> boo
     return precision == "int8" and options.dla_core is None and run.has_plain_grids()
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file into a folder that is made where it is missing.
+
+    Raises:
+        FileError: the copy cannot be written.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
     except OSError as error:
-        raise FileError(f"cannot write {target}: {error.strerror}; choose another --bundle") from error
+        raise FileError(f"cannot write {target}: {error.strerror}; choose another folder") from error

@@ -119,6 +119,16 @@ class EngineRequest:
     bundle: Path | None = setting(
         None, "Write a deployment folder instead: graph, script, commands.", default_help="build engines"
     )
+    triton: Path | None = setting(
+        None,
+        "Write a model folder for NVIDIA Triton instead: graph, config.pbtxt, labels.",
+        default_help="build engines",
+    )
+    deepstream: Path | None = setting(
+        None,
+        "Write a folder for NVIDIA DeepStream instead: graph, build script, labels, nvinfer's configuration.",
+        default_help="build engines",
+    )
     with_reference: Path | None = setting(
         None,
         "With --bundle: a labelled folder, of which up to 500 images' FP32 logits go with the bundle, for "
