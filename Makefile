@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# The environment of the oldest versions, with the oldest CPU build of torch.
+# The environment of the oldest versions, with the oldest CPU build of torch. Where its index cannot be reached,
+# OLDEST_TORCH=torch==2.11.0 TORCH_INDEX=https://pypi.org/simple takes the CUDA build from PyPI.
 OLDEST := $(VENV)/oldest
 OLDEST_TORCH ?= torch==2.11.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -42,9 +43,10 @@ mutate: $(VENV)/installed-dev  ## change the arithmetic of seven modules, and se
 audit: $(VENV)/installed-dev $(VENV)/oldest.txt  ## known holes of what is installed and of the oldest versions; licences
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install -q pip-audit pip-licenses
-	$(VENV)/audit/bin/pip-audit --skip-editable --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-	$(VENV)/audit/bin/pip-audit --no-deps --disable-pip -r $(VENV)/oldest.txt
 	$(VENV)/audit/bin/pip-licenses --python $(BIN)/python --order=license
+	$(PYTHON) tests/helpers/audit.py $(VENV)/audit/bin/pip-audit --skip-editable \
+		--path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+	$(PYTHON) tests/helpers/audit.py $(VENV)/audit/bin/pip-audit --no-deps --disable-pip -r $(VENV)/oldest.txt
 
 lint: $(VENV)/installed-dev  ## check style, types, and that no import runs up the floors
 	$(BIN)/ruff check .
