@@ -46,6 +46,7 @@ from mobileone_q.runs.settings import (
     ProfileOptions,
     QatOptions,
     TrainOptions,
+    TuneOptions,
 )
 from mobileone_q.training.settings import (
     FINE_TUNING,
@@ -117,6 +118,7 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
 
 
 @main.command("build-engine")
+@CONFIG
 @takes(EngineRequest, "wanted")
 @takes(BuildOptions, "options")
 @RUN
@@ -134,9 +136,12 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     from mobileone_q.runs.deepstream import write_deepstream
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.run import resolve_backend
+    from mobileone_q.runs.settings import tuning_request
     from mobileone_q.runs.triton import write_triton
 
     run, precisions = find_run(run_path), wanted.precisions
+    if wanted.tune_seconds is not None:
+        run = _tuned(run, tuning_request(wanted, options), options)
     if "int8" in precisions:
         _say_plan(run)
     if wanted.bundle is not None:
@@ -154,7 +159,10 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     if "int8" in precisions and backend.name == "tensorrt-rtx":
         click.echo(f"warning: {RTX_WARNING}", err=True)
     built = []
-    for path, info in build_engines(run, backend, precisions, options, progress=True):
+    engines_built = build_engines(
+        run, backend, precisions, options, keep_float=wanted.keep_float, progress=True
+    )
+    for path, info in engines_built:
         built.append(str(path))
         click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
         if info.warnings:
@@ -164,6 +172,27 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     elif "int8" in precisions:
         click.echo(f"no latency: running a {backend.name} engine needs an NVIDIA GPU, and there is none here")
     return {"engines": built, **_facts(run)}
+
+
+@main.command()
+@CONFIG
+@takes(TuneOptions, "options")
+@RUN
+def tune(run_path: Path | None, options: TuneOptions) -> Any:
+    """Find the mix of INT8 and floating point that is the fastest on this device, within a budget.
+
+    It builds graphs of RUN with other blocks in floating point, and times each one whole against the best so
+    far. The fastest within the budget of accuracy becomes a run of its own, with a file tuned.yaml that
+    repeats the choice elsewhere. After Ctrl-C or a crash, --resume goes on.
+
+    \b
+    mobileone-q tune runs/s0 --seconds 300 --threads 1
+    """
+    from mobileone_q.runs.folder import find_run
+
+    run = _tuned(find_run(run_path), options)
+    _say_next(run)
+    return _facts(run)
 
 
 @main.command()
@@ -632,6 +661,19 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
         if check.remedy:
             click.echo(f"{'':21} remedy: {check.remedy}")
     return to_dict(facts, checks)
+
+
+def _tuned(run: RunFolder, options: TuneOptions, build: BuildOptions | None = None) -> RunFolder:
+    """Tune a run and print what was found; gives the new run."""
+    from mobileone_q.report.terminal import print_accuracy, print_tuning, print_verdict
+    from mobileone_q.runs.tune import tune_run
+
+    tuned = tune_run(run, options, build, progress=True)
+    made = tuned.read_report()
+    print_verdict(made)
+    print_accuracy(made)
+    print_tuning(made)
+    return tuned
 
 
 def _show_latency(run: RunFolder, options: ProfileOptions) -> None:

@@ -33,6 +33,7 @@ SECTIONS = {
     "Recipe": "Quantization",
     "EngineRequest": "What to build",
     "BuildOptions": "How to build",
+    "TuneOptions": "What to seek",
     "QatOptions": "Images and output",
     "TrainOptions": "Images and output",
     "FineTuneSettings": "Fine-tuning",

@@ -10,7 +10,7 @@ Only click is imported here, so that ``mobileone-q --help`` answers at once.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -129,11 +129,17 @@ def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> No
         ConfigError: the file cannot be used; everything wrong in it is named at once.
     """
     if path is not None:
-        ctx.default_map = read_config(path, ctx.command.params, ctx.meta.get(TYPED_ARCH))
+        name = ctx.command.name or ""
+        ctx.default_map = read_config(path, ctx.command.params, ctx.meta.get(TYPED_ARCH), name)
 
 
-def read_config(path: Path, params: Sequence[click.Parameter], arch: str | None = None) -> dict[str, Any]:
+def read_config(
+    path: Path, params: Sequence[click.Parameter], arch: str | None = None, command: str = ""
+) -> dict[str, Any]:
     """Read ``option: value`` lines; dashes and underscores are the same.
+
+    A file for several commands, such as the one that `tune` writes, has a mapping of such lines for each.
+    Only that under the name ``command`` is read.
 
     A mapping ``variants`` of such lines by architecture says what differs for each. ``arch``, or else the
     file's own ``arch``, picks one.
@@ -151,8 +157,8 @@ def read_config(path: Path, params: Sequence[click.Parameter], arch: str | None 
     values = read_yaml(path, ConfigError, "--config") or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold `option: value` lines, not a {type(values).__name__}")
-    values = _with_variant(path, values, arch)
     known = {param.name: param for param in params if param.name and param.name != "config"}
+    values = _with_variant(path, _of_command(path, values, command, known), arch)
     options = {str(key).replace("-", "_"): value for key, value in values.items()}
     wrong = sorted(options.keys() - known.keys())
     if wrong:
@@ -171,6 +177,21 @@ def read_config(path: Path, params: Sequence[click.Parameter], arch: str | None 
             " (a list of them where an option is repeatable)"
         )
     return {name: _as_typed(value) for name, value in options.items()}
+
+
+def _of_command(path: Path, values: dict[Any, Any], command: str, known: Collection[str]) -> dict[Any, Any]:
+    """The lines for one command of a file for several; those of any other file as they are.
+
+    Raises:
+        ConfigError: the file is for other commands.
+    """
+    has_options = any(str(key).replace("-", "_") in {*known, "variants"} for key in values)
+    if not values or has_options or not all(isinstance(value, dict) for value in values.values()):
+        return values
+    if command not in values:
+        raise ConfigError(f"{path} has nothing for {command}; it has {', '.join(map(str, values))}")
+    found: dict[Any, Any] = values[command]
+    return found
 
 
 def _with_variant(path: Path, values: dict[Any, Any], arch: str | None) -> dict[Any, Any]:

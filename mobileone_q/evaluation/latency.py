@@ -219,7 +219,7 @@ def profile_engines(
     with ExitStack() as stack:
         for profiler in profilers.values():
             stack.enter_context(profiler)
-        _interleave([partial(profiler.run, batch) for profiler in profilers.values()], runs, advance)
+        interleaved_times([partial(profiler.run, batch) for profiler in profilers.values()], runs, advance)
     layers = {
         key: LayerRecords(profiler.runs[-runs:], engines[key].inspection())
         for key, profiler in profilers.items()
@@ -259,11 +259,13 @@ def time_interleaved(
     """
     return [
         Timing(statistics.median(times), float(np.percentile(times, 95)))
-        for times in _interleave(actions, runs, advance)
+        for times in interleaved_times(actions, runs, advance)
     ]
 
 
-def _interleave(actions: Sequence[Callable[[], object]], runs: int, advance: Advance) -> list[list[float]]:
+def interleaved_times(
+    actions: Sequence[Callable[[], object]], runs: int, advance: Advance = silent
+) -> list[list[float]]:
     """Milliseconds that each action takes in each of ``runs`` rounds, after some rounds to warm up."""
     for action in list(actions) * max(3, runs // 5):
         action()

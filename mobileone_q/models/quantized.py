@@ -135,6 +135,28 @@ class QuantizedModel(Chain[QuantizedBlock]):
         """Names of the blocks that stay in floating point, in the order of the chain."""
         return tuple(name for name, block in self.blocks() if block.is_float)
 
+    def mixed(self, keep_float: Collection[str]) -> QuantizedModel:
+        """A copy with these blocks in floating point too; their weights are the values of their codes.
+
+        No images are needed. Biases stay as calibration corrected them, so that the accuracy is about that
+        of this network, and not as good as after a calibration with these blocks in floating point.
+
+        Raises:
+            CalibrationError: there is no such block.
+        """
+        kept = {*self.keep_float, *keep_float}
+        copy = QuantizedModel(self.arch, self.target, kept, self.activation_grids)
+        for name, block in copy.blocks():
+            own = self.block(name)
+            values = own.state_dict()
+            if block.is_float and not own.is_float:
+                values["weight"] = own.weight.float() * per_output_channel(own.weight_scale, own.weight)
+                for scale in ("weight_scale", "input_scale"):
+                    values[scale] = torch.ones_like(values[scale])
+                values.pop("pool_scale", None)
+            block.load_state_dict(values)
+        return copy
+
     def save(self, path: Path, **description: Any) -> None:
         """Write codes, scales, architecture and target to one safetensors file."""
         facts: dict[str, Any] = {

@@ -12,6 +12,7 @@ from mobileone_q.evaluation.block_signal import BlockSignal, Signals
 from mobileone_q.evaluation.changes import Changes, ConfidenceShift
 from mobileone_q.evaluation.latency import BlockTiming
 from mobileone_q.report.schema import BlockCost, Manifest, Report
+from mobileone_q.report.tuning import answer, how
 from mobileone_q.report.verdict import FP32_GRAPH, INT8_GRAPH, is_foreign, kind_of, speed_by_kind, verdict
 
 CHART_HEIGHT = 100.0
@@ -121,6 +122,7 @@ class Page:
     classes: tuple[tuple[str, int, int, int], ...]
     histogram: tuple[tuple[float, float, float, str], ...]
     facts: tuple[tuple[str, str], ...] = field(default=())
+    tuning: tuple[str, ...] = ()
 
 
 def make_page(report: Report, manifest: Manifest | None, thumbnails: Mapping[int, str]) -> Page:
@@ -148,6 +150,7 @@ def make_page(report: Report, manifest: Manifest | None, thumbnails: Mapping[int
         classes=tuple(_classes(changes, names)) if changes else (),
         histogram=tuple(_histogram(changes.confidence)) if changes else (),
         facts=tuple(_facts(report, manifest)),
+        tuning=(answer(report.tuning), how(report.tuning)) if report.tuning else (),
     )
 
 
@@ -330,8 +333,10 @@ def _facts(report: Report, manifest: Manifest | None) -> Iterable[tuple[str, str
     yield "recipe", _settings(manifest.recipe)
     if manifest.qat:
         yield "fine-tuning", _settings(manifest.qat)
+    if manifest.tuning and not manifest.qat:
+        yield "tuning", _settings(manifest.tuning)
     if manifest.tuned_from:
-        yield "fine-tuned from", manifest.tuned_from
+        yield "fine-tuned from" if manifest.qat else "tuned from", manifest.tuned_from
     seconds = {key: value for key, value in vars(report.seconds).items() if value is not None}
     if seconds:
         yield "seconds", ", ".join(f"{key} {value:.1f}" for key, value in seconds.items())

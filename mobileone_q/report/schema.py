@@ -34,6 +34,7 @@ from mobileone_q.evaluation.metrics import Accuracy, MeasuredAccuracy, Parity, S
 from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
 from mobileone_q.models.changes import CodeChanges
 from mobileone_q.names import Target, Task
+from mobileone_q.report.tuning import Tuning
 
 SCHEMA: Literal[3] = 3
 REMEDY = "make the run again with `mobileone-q calibrate`"
@@ -242,6 +243,7 @@ class Report(Document):
     signals: Signals | None = None
     sensitivity: Sensitivity | None = None
     changes: Changes | None = None
+    tuning: Tuning | None = Field(default=None, description="What `tune` chose.")
 
     def with_sections(
         self,
@@ -288,7 +290,8 @@ class Manifest(Document):
         default=None, description="Largest KL(FP32 to INT8), in nats, at which a device may choose a graph."
     )
     qat: Settings | None = None
-    tuned_from: str | None = Field(default=None, description="The run that was fine-tuned.")
+    tuned_from: str | None = Field(default=None, description="The run that was fine-tuned, or tuned.")
+    tuning: Settings | None = Field(default=None, description="The options of `tune`, where it made the run.")
     command: str | None = Field(default=None, description="The command line, as it was typed.")
     artefacts: Mapping[str, str] = Field(
         default={}, description="SHA-256 of the files that were made with the run, by name."

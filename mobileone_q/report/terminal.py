@@ -15,6 +15,7 @@ from mobileone_q.evaluation.metrics import MeasuredAccuracy, MeasuredScore, Pari
 from mobileone_q.names import Precision
 from mobileone_q.report.device import print_score
 from mobileone_q.report.schema import Report
+from mobileone_q.report.tuning import answer, how
 from mobileone_q.report.verdict import verdict
 
 FILE_COLUMNS = 140
@@ -42,9 +43,10 @@ def make_table(out: Console, gap: int = 1, **more: Any) -> Table:
 
 
 def print_report(report: Report) -> None:
-    """Print the verdict, then accuracy and latency, whichever of them the report has."""
+    """Print the verdict, then accuracy, tuning and latency, whichever of them the report has."""
     print_verdict(report)
     print_accuracy(report)
+    print_tuning(report)
     if report.latency is not None:
         print_latency(report.latency)
 
@@ -116,6 +118,23 @@ def _print_classes(out: Console, report: Report, accuracy: MeasuredAccuracy) -> 
         out.print(f"agreement       {100 * accuracy.agreement:.2f} % of images have the same best class")
     if accuracy.kl is not None:
         out.print(f"KL(FP32‖INT8)   {accuracy.kl:.4f} nats")
+
+
+def print_tuning(report: Report) -> None:
+    """Print what `tune` chose, what it won and what it cost."""
+    tuning = report.tuning
+    if tuning is None:
+        return
+    out = console()
+    out.print(answer(tuning))
+    if tuning.pays and tuning.added:
+        out.print(
+            f"`build-engine --config tuned.yaml` makes the same blocks floating point without images; the "
+            f"{tuning.budget.replace('kl', 'KL')} is then {tuning.cost_without_images:.4f}"
+        )
+    out.print(how(tuning))
+    if tuning.note:
+        out.print(f"note: {tuning.note}")
 
 
 def print_fine_tuning(report: Report) -> None:

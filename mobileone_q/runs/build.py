@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,11 +28,15 @@ def build_engines(
     precisions: Sequence[Precision],
     options: BuildOptions,
     *,
+    keep_float: Collection[str] = (),
     progress: bool = False,
 ) -> Iterator[Built]:
     """Build one engine of a run after the other.
 
+    ``keep_float`` names blocks that the INT8 engine is to have in floating point besides the run's own.
+
     Raises:
+        CalibrationError: the network has no such block.
         EngineError: the backend must not run the run's INT8 graph, or it refuses a graph.
         MissingDependency: the backend's library is not installed.
     """
@@ -41,6 +45,8 @@ def build_engines(
     with progress_if(progress, f"building for {backend.runtime()}", PERCENT * len(precisions)) as advance:
         for precision in precisions:
             typed = backend.is_typed_by_graph()
-            graph = write_graph(run, precision, options.float_precision, backend.name, typed)
+            graph = write_graph(
+                run, precision, options.float_precision, backend.name, typed, keep_float=keep_float
+            )
             path = run.engine(precision, backend.name, backend.suffix)
             yield Built(path, backend.build(graph, path, build_options(run, precision, options), advance))

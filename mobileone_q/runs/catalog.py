@@ -13,7 +13,7 @@ from mobileone_q.engines.tensorrt.build import log_path
 from mobileone_q.errors import EngineError, FileError, MobileOneQError
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.runs.integrity import check_engine, engine_files
-from mobileone_q.runs.staging import CHECKPOINT, half_made
+from mobileone_q.runs.staging import CHECKPOINTS, half_made
 
 MEGABYTE = 1e6
 
@@ -117,15 +117,17 @@ def summarize_run(path: Path) -> RunSummary:
 def leftovers(folder: Path, with_checkpoints: bool = False) -> Iterator[Leftover]:
     """What lies under ``folder`` that no run needs: half-made folders, and engines of other graphs.
 
-    A half-made folder in which a process is at work is kept. So is one with a training checkpoint,
-    unless ``with_checkpoints``: `qat --resume` goes on from there.
+    A half-made folder in which a process is at work is kept. So is one that
+    `qat --resume` or `tune --resume` can go on from, unless ``with_checkpoints``.
     """
     for each in half_made(folder):
         path = each.path
         if each.is_in_use:
             yield Leftover((path,), "half-made; a process is at work in it", False)
-        elif (path / CHECKPOINT).is_file():
-            what = "half-made, with a training checkpoint: `qat --resume` goes on from it"
+        elif any((path / name).is_file() for name in CHECKPOINTS):
+            is_training = (path / CHECKPOINTS[0]).is_file()
+            kind, command = ("a training checkpoint", "qat") if is_training else ("a search", "tune")
+            what = f"half-made, with {kind}: `{command} --resume` goes on from it"
             yield Leftover((path,), what, with_checkpoints)
         else:
             yield Leftover((path,), "half-made")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import EngineError
 from mobileone_q.export.dla_plan import DlaPlan, dla_plan
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import (
     CPU_BACKENDS,
     DLA_TARGETS,
@@ -35,26 +38,44 @@ def write_graph(
     backend_name: BackendName,
     typed: bool,
     activation_grids: ActivationGrids = "saturating",
+    keep_float: Collection[str] = (),
 ) -> Path:
     """The graph for a precision, written first where it is not among those that calibrate makes.
 
     ``typed`` says that the graph's own types decide the precision (TensorRT 10 and later): FP16,
     and FP16 where INT8 has no integers, then need graphs of their own. Earlier versions take flags.
-    ``activation_grids`` plain asks for the second INT8 graph of a run that has two.
+    ``activation_grids`` plain asks for the second INT8 graph of a run that has two. ``keep_float`` names
+    blocks that the INT8 graph is to have in floating point besides.
 
     Raises:
+        CalibrationError: the network has no such block.
         RunError: the graph, or the weights that it is made from, have changed.
     """
     name = graph_name(run, precision, float_precision, backend_name, typed)
+    if precision == "int8" and keep_float:
+        own = run.load_quantized()
+        mixed = own.mixed(keep_float)
+        if mixed.keep_float != own.keep_float:
+            half: FloatPrecision = "fp16" if name == "int8-fp16" else "fp32"
+            return _written(run, mixed, name.replace("int8", "int8-mixed"), half)
     if activation_grids == "plain":
         name = name.replace("int8", "int8-plain")
     if name in ("fp32", "int8", "int8-plain"):
         return run.verified(f"{name}.onnx")
-    manifest, path = run.read_manifest(), run.onnx(name)
     load_int8 = run.load_plain if activation_grids == "plain" else run.load_quantized
     model = run.load_fused() if precision == "fp16" else load_int8()
+    return _written(run, model, name, "fp16")
+
+
+def _written(
+    run: RunFolder, model: FusedModel | QuantizedModel, name: str, float_precision: FloatPrecision
+) -> Path:
+    """A graph that is not among those that calibrate makes, written with its sidecar."""
+    manifest, path = run.read_manifest(), run.onnx(name)
     metadata = manifest.preprocessing.to_dict() if manifest.preprocessing else None
-    export_onnx(model, path, float_precision="fp16", preprocessing=metadata, facts=graph_facts(manifest))
+    export_onnx(
+        model, path, float_precision=float_precision, preprocessing=metadata, facts=graph_facts(manifest)
+    )
     record_graph(run.path, path.name, manifest)
     return path
 

@@ -27,12 +27,16 @@ FUSED, QUANTIZED = "fused.safetensors", "quantized.safetensors"
 GRAPHS = ("fp32.onnx", "int8.onnx")  # those that accuracy is measured on
 CALIBRATION_CACHE = "int8.calib"
 PLAIN_QUANTIZED, PLAIN_GRAPH = "quantized-plain.safetensors", "int8-plain.onnx"  # of `--grids both`
-ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE, PLAIN_QUANTIZED, PLAIN_GRAPH)
+TUNED = "tuned.yaml"  # of `tune`: its choice
+TRIALS = "tuning/trials.jsonl"  # of `tune`: all that it measured
+ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE, PLAIN_QUANTIZED, PLAIN_GRAPH, TUNED, TRIALS)
 # Graphs that are written when an engine needs them, and what each is exported from.
 LATER_GRAPHS = {
     "fp16.onnx": FUSED,
     "int8-fp16.onnx": QUANTIZED,
     "int8-plain-fp16.onnx": PLAIN_QUANTIZED,
+    "int8-mixed.onnx": QUANTIZED,  # of `build-engine --keep-float`
+    "int8-mixed-fp16.onnx": QUANTIZED,
 }
 EXPORT_AGAIN = "write it again with `mobileone-q build-engine --fp16`"
 
@@ -128,7 +132,8 @@ def check_weights(path: Path, manifest: Manifest) -> None:
 def remedy(manifest: Manifest) -> str:
     """How to make a run again, in words that follow a semicolon."""
     if manifest.tuned_from is not None:
-        return f"make the run again with `mobileone-q qat {manifest.tuned_from}`"
+        command = "tune" if manifest.qat is None else "qat"
+        return f"make the run again with `mobileone-q {command} {manifest.tuned_from}`"
     return f"make the run again with `mobileone-q calibrate --arch {manifest.arch}`"
 
 

@@ -35,6 +35,9 @@ from mobileone_q.runs.graphs import load_engine
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 SIMULATED_IMAGES = 100  # enough to see whether the simulation and the engine agree
+MIXED = (
+    "blocks of the INT8 engine are in floating point by --keep-float, and the accuracy is not that engine's"
+)
 IN_SIMULATION = "float32 simulation (DLA runs on the device alone)"
 
 
@@ -172,4 +175,5 @@ def measure_latency(
             fp32, int8, names, x, fp16=fp16, keep_float=keep_float,
             threads=threads, runs=runs, advance=advance,
         )  # fmt: skip
-    return replace(latency, note=pairing(target, backend_name).label or None)
+        notes = [pairing(target, backend_name).label, MIXED * int8.info.onnx.startswith("int8-mixed")]
+    return replace(latency, note="; ".join(filter(None, notes)) or None)

@@ -5,10 +5,11 @@ The command line makes its options from the fields, so nothing heavy is imported
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.names import ActivationGrids, BackendName, Precision, Target
 from mobileone_q.settings import setting
 
@@ -106,6 +107,43 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class TuneOptions:
+    """What `tune` seeks, on which images, and for how long."""
+
+    backend: BackendChoice = setting("auto", BACKEND_HELP)
+    seconds: float = setting(
+        300.0, "Time for building and timing graphs; calibrating the winner comes besides.", low=1
+    )
+    max_kl: float | None = setting(
+        None,
+        "Largest KL(FP32‖INT8), in nats, on the calibration images.",
+        low=0,
+        default_help="that of the run's own graph",
+    )
+    max_drop_pts: float | None = setting(
+        None,
+        "Instead: largest top-1 drop, in points, on the evaluation images. A few hundred images say little "
+        "of it.",
+        flag="--max-drop",
+        low=0,
+        default_help="a limit of KL",
+    )
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+    batch: int = setting(1, "Images at once.", low=1)
+    data: Path | None = setting(
+        None, "Calibration images, as for calibrate.", default_help="those of the run"
+    )
+    eval_data: Path | None = setting(None, "Folder of labelled images.", default_help="the run's")
+    output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/RUN-tuned, numbered")
+    resume: bool = setting(False, "Go on with a search that was interrupted.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that decide the result, as JSON values."""
+        places = ("data", "eval_data", "output", "resume")
+        return {key: value for key, value in asdict(self).items() if key not in places}
+
+
+@dataclass(frozen=True)
 class EngineRequest:
     """Which engines `build-engine` builds, or that it writes a bundle."""
 
@@ -116,6 +154,19 @@ class EngineRequest:
     )
     fp32: bool = setting(False, "The FP32 baseline; by itself, that alone.")
     backend: BackendChoice = setting("auto", BACKEND_HELP)
+    keep_float: tuple[str, ...] = setting(
+        (),
+        "Leave a block of the run's INT8 network in floating point, without calibrating again; repeatable.",
+        metavar="BLOCK",
+    )
+    tune_seconds: float | None = setting(
+        None,
+        "First `tune` for so many seconds, and build the engines of the run that it makes.",
+        flag="--tune",
+        metavar="SECONDS",
+        low=1,
+        default_help="the run as it is",
+    )
     bundle: Path | None = setting(
         None, "Write a deployment folder instead: graph, script, commands.", default_help="build engines"
     )
@@ -141,6 +192,12 @@ class EngineRequest:
         """What to build: FP32 always, then what was asked for; INT8 where nothing was."""
         wants_int8 = self.int8 or not (self.fp16 or self.fp32)
         return ("fp32", *(("fp16",) if self.fp16 else ()), *(("int8",) if wants_int8 else ()))
+
+
+def tuning_request(wanted: EngineRequest, build: BuildOptions) -> TuneOptions:
+    """What `build-engine --tune` asks of `tune`: the engines that it will build."""
+    seconds = wanted.tune_seconds or TuneOptions.seconds
+    return TuneOptions(wanted.backend, seconds, threads=build.threads, batch=build.batch[1])
 
 
 @dataclass(frozen=True)

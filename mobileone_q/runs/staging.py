@@ -2,8 +2,8 @@
 
 A command fills a hidden folder beside the place where the run will be, and renames it at the end.
 If the command fails or is interrupted, the hidden folder goes. One that was left by a killed
-process goes when the next run is made beside it. Only a folder with a training checkpoint stays,
-since ``--resume`` goes on from there.
+process goes when the next run is made beside it. Only a folder with a training checkpoint, or with the
+log of `tune`, stays, since ``--resume`` goes on from there.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 from mobileone_q.errors import FileError, RunError
 from mobileone_q.files import Unfinished, partial_name, remove_abandoned, unfinished
 from mobileone_q.runs.folder import RUNS
+from mobileone_q.runs.integrity import TRIALS
 from mobileone_q.training.checkpoint import NAME
 
 CHECKPOINT = Path("training") / NAME
+CHECKPOINTS = (CHECKPOINT, Path(TRIALS))  # what `qat --resume` and `tune --resume` go on from
 
 
 @dataclass
@@ -105,18 +107,18 @@ def publish_folder(staged: Path, output: Path | None, name: str) -> Path:
 
 
 def discard(staged: Path) -> None:
-    """Remove a hidden folder, if it is still there and holds no training checkpoint."""
-    if staged.exists() and not (staged / CHECKPOINT).is_file():
+    """Remove a hidden folder, if it is still there and holds nothing that ``--resume`` goes on from."""
+    if staged.exists() and not any((staged / name).is_file() for name in CHECKPOINTS):
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def resumable(output: Path | None, name: str) -> Path | None:
-    """The newest hidden folder of this name with a training checkpoint; None if there is none."""
+def resumable(output: Path | None, name: str, checkpoint: Path = CHECKPOINT) -> Path | None:
+    """The newest hidden folder of this name with such a checkpoint; None if there is none."""
     parent, wanted = (output.parent, output.name) if output else (RUNS, name)
     found = (each.path for each in half_made(parent) if each.name == wanted)
     return max(
-        (path for path in found if (path / CHECKPOINT).is_file()),
-        key=lambda path: (path / CHECKPOINT).stat().st_mtime,
+        (path for path in found if (path / checkpoint).is_file()),
+        key=lambda path: (path / checkpoint).stat().st_mtime,
         default=None,
     )
 

@@ -1,0 +1,135 @@
+"""The log of `tune`: one line of JSON for what it began with, one for each candidate, one for the last race.
+
+The search depends on nothing but what it measured. So a search that reads its measurements from the log goes
+the same way again, and goes on measuring where the log ends. That is what ``--resume`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from calibrate.precision_search import Candidate, Ratio, Trial
+from mobileone_q.errors import FileError, RunError
+from mobileone_q.names import ActivationGrids
+
+
+class TuningLog:
+    """A log that is read once and then written on; every line is on the disk when :meth:`add` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.lines = _read(path)
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What the search began with; None in a new log."""
+        return self.found("start")
+
+    @property
+    def trials(self) -> list[dict[str, Any]]:
+        """The candidates, in the order in which they were measured."""
+        return [line for line in self.lines if line.get("kind") == "candidate"]
+
+    def found(self, kind: str, **facts: Any) -> dict[str, Any] | None:
+        """The first line of a kind that has these facts; None if there is none."""
+        wanted = json.loads(json.dumps({"kind": kind, **facts}))
+        return next(
+            (line for line in self.lines if all(line.get(key) == wanted[key] for key in wanted)), None
+        )
+
+    @property
+    def seconds(self) -> float:
+        """How long the recorded search took."""
+        return float(self.lines[-1].get("seconds", 0.0)) if self.lines else 0.0
+
+    def add(self, kind: str, **facts: Any) -> None:
+        """Write a line.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        text = json.dumps({"kind": kind, **facts})
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(f"{text}\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(f"cannot write {self._path}: {error.strerror}; free space there") from error
+        self.lines.append(json.loads(text))
+
+    def refuse_other(self, settings: Mapping[str, Any]) -> None:
+        """Check that a log was begun with these settings.
+
+        Raises:
+            RunError: it was not; the message names what differs.
+        """
+        recorded = (self.settings or {}).get("settings", {})
+        for key, value in settings.items():
+            if recorded.get(key) != value:
+                raise RunError(
+                    f"the search to resume was begun with {key} {recorded.get(key)}, and now it is {value}; "
+                    "give the same options, or leave out --resume"
+                )
+
+
+class RecordedRaces:
+    """Races that are answered from a log as long as it can, and run after that."""
+
+    def __init__(self, log: TuningLog, race: Callable[[Candidate, Candidate], Ratio]) -> None:
+        self._race = race
+        self._known = {
+            (candidate_of(line), candidate_of(line["against"])): Ratio(line["ratio"], line["deviation"])
+            for line in log.trials
+        }
+
+    def ratio(self, candidate: Candidate, against: Candidate) -> Ratio:
+        """The recorded ratio of the two, or a measured one."""
+        return self._known.get((candidate, against)) or self._race(candidate, against)
+
+
+def trial_facts(trial: Trial, unit_ms: float) -> dict[str, Any]:
+    """A candidate's line; ``unit_ms`` is the latency of the start."""
+    return {
+        **asdict(trial.candidate),
+        "why": trial.why,
+        "against": asdict(trial.against),
+        "ratio": trial.ratio.value,
+        "deviation": trial.ratio.deviation,
+        "predicted_ms": trial.predicted * unit_ms,
+        "latency_ms": trial.latency * unit_ms,
+        "modelled_cost": trial.cost,
+        "is_best": trial.is_best,
+    }
+
+
+def candidate_of(facts: Mapping[str, Any]) -> Candidate:
+    """The candidate that a line describes."""
+    grids: ActivationGrids = "plain" if facts["activation_grids"] == "plain" else "saturating"
+    return Candidate(tuple(facts["keep_float"]), grids)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log. A last line that a kill cut off is taken out of the file, so that it can go on."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    try:
+        whole = path.read_bytes()
+        kept = 0
+        for raw in whole.splitlines(keepends=True):
+            if not raw.endswith(b"\n"):
+                break
+            lines.append(json.loads(raw))
+            kept += len(raw)
+        if kept < len(whole):
+            os.truncate(path, kept)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is damaged: {error}; leave out --resume") from None
+    return lines
