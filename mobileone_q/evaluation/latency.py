@@ -251,20 +251,26 @@ def _time(
 
 
 def time_interleaved(
-    actions: Sequence[Callable[[], object]], runs: int, advance: Advance = silent
+    actions: Sequence[Callable[[], object]],
+    runs: int,
+    advance: Advance = silent,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[Timing]:
     """Each action's latency over ``runs`` rounds, in each of which every action runs once.
 
-    ``advance(1)`` is called after every round.
+    ``advance(1)`` is called after every round. ``clock`` gives seconds.
     """
     return [
         Timing(statistics.median(times), float(np.percentile(times, 95)))
-        for times in interleaved_times(actions, runs, advance)
+        for times in interleaved_times(actions, runs, advance, clock)
     ]
 
 
 def interleaved_times(
-    actions: Sequence[Callable[[], object]], runs: int, advance: Advance = silent
+    actions: Sequence[Callable[[], object]],
+    runs: int,
+    advance: Advance = silent,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[list[float]]:
     """Milliseconds that each action takes in each of ``runs`` rounds, after some rounds to warm up."""
     for action in list(actions) * max(3, runs // 5):
@@ -272,9 +278,9 @@ def interleaved_times(
     times: list[list[float]] = [[] for _ in actions]
     for _ in range(runs):
         for action, record in zip(actions, times):
-            started = time.perf_counter()
+            started = clock()
             action()
-            record.append((time.perf_counter() - started) * 1000)
+            record.append((clock() - started) * 1000)
         advance(1)
     return times
 

@@ -8,6 +8,8 @@ from typing import Literal
 from mobileone_q.evaluation.latency import Timing
 from mobileone_q.names import ActivationGrids, Precision
 
+Clock = Literal["processor", "wall"]
+
 FASTER = 1.01  # a smaller gain is within what two measurements of one engine differ by
 
 
@@ -34,8 +36,9 @@ class Tuning:
     mean KL(FP32 to INT8) in nats, or ``drop``, of top-1 in points. ``images`` is how many the costs were
     measured on. ``cost_without_images`` is the cost of what `build-engine --keep-float` makes of the start:
     the same blocks in floating point, and nothing calibrated again. ``candidates`` were built and timed.
-    ``is_complete`` says that nothing was left to try when the search ended. ``note`` is shown beside the
-    figures where the runtime is not the target's own.
+    ``is_complete`` says that nothing was left to try when the search ended. ``clock`` says what was timed:
+    ``processor`` is the processor's own time, which other processes do not lengthen. ``note`` is shown beside
+    the figures where the runtime is not the target's own.
     """
 
     runtime: str
@@ -53,6 +56,7 @@ class Tuning:
     candidates: int
     seconds: float
     is_complete: bool
+    clock: Clock
     note: str | None = None
 
     @property
@@ -113,8 +117,9 @@ def _cost(tuning: Tuning) -> str:
 def how(tuning: Tuning) -> str:
     """Where and how the choice was made, in one line."""
     threads = f"{tuning.threads} thread{'s' * (tuning.threads > 1)}"
+    timed = ", times of the processor" * (tuning.clock == "processor")
     rest = "nothing left to try" if tuning.is_complete else "time was up"
     return (
-        f"tuned in {tuning.runtime} on {tuning.device}, {threads}, batch {tuning.batch}: "
+        f"tuned in {tuning.runtime} on {tuning.device}, {threads}, batch {tuning.batch}{timed}: "
         f"{tuning.candidates} graphs built and timed in {tuning.seconds:.0f} s, {rest}"
     )

@@ -105,7 +105,7 @@ def _tune(
     }
     if log.settings:
         log.refuse_other(settings)
-    clock = Clock(options.seconds, log.seconds)
+    clock = SearchTime(options.seconds, log.seconds)
     try:
         problem, facts = _problem(job, bench, log, settings, clock)
         with progress_if(progress, "tuning", round(options.seconds), round(clock.elapsed())) as advance:
@@ -134,12 +134,13 @@ def _tune(
         candidates=len(search.trials),
         seconds=log.seconds,
         is_complete=is_complete,
+        clock=bench.clock,
         note=pairing(job.networks[job.start.activation_grids].target, backend.name).label or None,
     )
     _write(job, run, made, network, chosen, tuning, options, backend, progress)
 
 
-class Clock:
+class SearchTime:
     """How long a search has taken, in seconds, those before it was resumed included."""
 
     def __init__(self, seconds: float, before: float) -> None:
@@ -155,7 +156,7 @@ class Clock:
 
 
 def _problem(
-    job: TuningJob, bench: EngineBench, log: TuningLog, settings: Mapping[str, Any], clock: Clock
+    job: TuningJob, bench: EngineBench, log: TuningLog, settings: Mapping[str, Any], clock: SearchTime
 ) -> tuple[Problem, dict[str, Any]]:
     """The search problem, and the facts that it comes from: measured now, or read from the log."""
     if log.settings is None:
@@ -177,7 +178,7 @@ def _problem(
 
 
 def _searched(
-    problem: Problem, bench: EngineBench, log: TuningLog, clock: Clock, start_ms: float, advance: Advance
+    problem: Problem, bench: EngineBench, log: TuningLog, clock: SearchTime, start_ms: float, advance: Advance
 ) -> tuple[Search, bool]:
     """The search, and whether nothing was left to try; every candidate goes into the log."""
     recorded, shown, count = len(log.trials), clock.elapsed(), 0
@@ -209,7 +210,7 @@ class _ModelledCost:
         return model(self._problem.rules.choice(candidate.keep_float))
 
 
-def _ranked(search: Search, bench: EngineBench, log: TuningLog, clock: Clock) -> list[Trial]:
+def _ranked(search: Search, bench: EngineBench, log: TuningLog, clock: SearchTime) -> list[Trial]:
     """The candidates within the budget as it is modelled, the fastest first, by a last race of the best."""
     within = [trial for trial in search.trials if trial.cost is not None]
     within.sort(key=lambda trial: trial.latency)
@@ -249,7 +250,7 @@ def _affordable(
 
 
 def _result(
-    bench: EngineBench, log: TuningLog, clock: Clock, job: TuningJob, chosen: Candidate
+    bench: EngineBench, log: TuningLog, clock: SearchTime, job: TuningJob, chosen: Candidate
 ) -> dict[str, Any]:
     """Times of floating point, the start and the choice: measured afresh, since the choice was a winner."""
     both = [job.start, chosen] if chosen != job.start else [chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import CPU_BACKENDS, ActivationGrids, Precision
+from mobileone_q.report.tuning import Clock
 
 ROUNDS, MOST_ROUNDS = 30, 120  # of a race: it goes on while it is not decided
 DECIDED = 3.0  # standard deviations between a ratio and 1
@@ -26,6 +28,8 @@ LOAD_DEVIATION = 0.003
 MAD_TO_DEVIATION, MEAN_TO_MEDIAN = 1.4826, 1.2533  # of a normal distribution
 PROFILED_ROUNDS = 20
 OPEN_ENGINES = 3  # the start, the best, and the one that is raced against it
+
+CLOCKS: dict[Clock, Callable[[], float]] = {"processor": time.process_time, "wall": time.perf_counter}
 
 BlockTimes = dict[str, tuple[float, float]]  # name -> milliseconds in floating point and in INT8
 
@@ -60,13 +64,23 @@ class EngineBench:
         """What the runtime computes in where it does not compute in INT8."""
         return "fp32" if self._backend.name in CPU_BACKENDS else self._options.float_precision
 
+    @property
+    def clock(self) -> Clock:
+        """``processor`` where one CPU thread does all the work; else ``wall``.
+
+        Processor time is what a quiet machine takes. It leaves out the time in which other processes run,
+        which on a busy machine is longer than the work itself.
+        """
+        is_alone = self._backend.name in CPU_BACKENDS and self._options.threads == 1
+        return "processor" if is_alone else "wall"
+
     def ratio(self, candidate: Candidate, against: Candidate) -> Ratio:
         """Latency over that of another candidate, from as many interleaved rounds as decide the race."""
         first, second = self._engine(against), self._engine(candidate, keep=(against,))
         actions = [partial(engine.run, self._x) for engine in (first, second)]
         times: list[list[float]] = [[], []]
         while True:
-            for record, more in zip(times, interleaved_times(actions, ROUNDS)):
+            for record, more in zip(times, interleaved_times(actions, ROUNDS, clock=CLOCKS[self.clock])):
                 record += more
             ratio = ratio_of(times[1], times[0])
             is_decided = abs(ratio.value - 1) > DECIDED * ratio.deviation
@@ -86,7 +100,7 @@ class EngineBench:
         with self._float_engine() as floating:
             engines = [floating, *(self._engine(each, keep=candidates) for each in candidates)]
             actions: list[Callable[[], object]] = [partial(engine.run, self._x) for engine in engines]
-            return time_interleaved(actions, rounds)
+            return time_interleaved(actions, rounds, clock=CLOCKS[self.clock])
 
     def close(self) -> None:
         """Free every engine."""

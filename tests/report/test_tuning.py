@@ -9,7 +9,7 @@ START = TunedGraph((), "saturating", 0.0064, Timing(2.85, 3.0))
 CHOSEN = TunedGraph(("stem", "stage1.0.dw"), "saturating", 0.0054, Timing(2.5, 2.6))
 TUNING = Tuning(
     "onnxruntime 1.0", "a CPU", 1, 1, "kl", 0.0064, 100, START, CHOSEN, "fp32", Timing(5.5, 5.6), 0.0065,
-    88, 120.4, True,
+    88, 120.4, True, "processor",
 )  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def test_that_int8_does_not_pay():
 
 def test_how_it_was_chosen():
     assert how(TUNING) == (
-        "tuned in onnxruntime 1.0 on a CPU, 1 thread, batch 1: 88 graphs built and timed in 120 s, nothing "
-        "left to try"
+        "tuned in onnxruntime 1.0 on a CPU, 1 thread, batch 1, times of the processor: 88 graphs built and "
+        "timed in 120 s, nothing left to try"
     )
-    assert how(replace(TUNING, threads=2, is_complete=False)).endswith("time was up")
+    wall = how(replace(TUNING, threads=2, is_complete=False, clock="wall"))
+    assert wall.endswith("2 threads, batch 1: 88 graphs built and timed in 120 s, time was up")
