@@ -144,9 +144,9 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
         run = _tuned(run, tuning_request(wanted, options), options)
     if "int8" in precisions:
         _say_plan(run)
-    if wanted.bundle is not None and wanted.keep_float:
+    if wanted.keep_float and (wanted.bundle or wanted.triton or wanted.deepstream):
         raise RunError(
-            "a bundle has the graph of its run; calibrate again with --keep-float, and bundle that"
+            "such a folder has the graph of its run; calibrate again with --keep-float, then write it"
         )
     if wanted.bundle is not None:
         click.echo(write_bundle(run, wanted.bundle, precisions[-1], options, wanted.with_reference))

@@ -173,7 +173,7 @@ def test_a_device_repeats_the_choice_without_images(folder, device, tmp_path):
     message = refused("build-engine", "--keep-float", "stage9.0.dw", run)
     assert "no block 'stage9.0.dw'" in message
     message = refused("build-engine", "--keep-float", "stem", "--bundle", tmp_path / "bundle", run)
-    assert "a bundle has the graph of its run" in message
+    assert "such a folder has the graph of its run" in message
 
 
 def test_in_onnx_runtime_itself(folder, tmp_path, monkeypatch):
