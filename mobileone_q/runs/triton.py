@@ -11,6 +11,7 @@ Repository" and "Model Configuration" of Triton's user guide for the layout.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -87,7 +88,8 @@ def copy_engine_files(
     """
     with TemporaryDirectory() as aside:
         bundle = Path(aside) / folder.name
-        write_bundle(run, bundle, precision, options)
+        # Servers run the first optimization profile, which must take their largest batch.
+        write_bundle(run, bundle, precision, replace(options, static_profile=False))
         for pattern in FOR_THE_ENGINE:
             for path in sorted(bundle.glob(pattern)):
                 copy_file(path, folder / path.name)
