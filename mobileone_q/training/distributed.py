@@ -67,10 +67,27 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 
 
 def begin_tracking(accelerator: Accelerator, folder: Path, settings: dict[str, Any]) -> None:
-    """Start the trackers that the accelerator was made with; the run's settings are their configuration."""
+    """Start the trackers that the accelerator was made with; the run's settings are their configuration.
+
+    W&B and MLflow write into ``folder``. The user's ``MLFLOW_TRACKING_URI``, if set, comes first.
+
+    Raises:
+        TrainingError: a tracker does not start.
+    """
     plain = (bool, int, float, str)
     config = {key: value if isinstance(value, plain) else str(value) for key, value in settings.items()}
-    accelerator.init_trackers(PROJECT, config=config, init_kwargs={"wandb": {"dir": str(folder)}})
+    if "mlflow" in map(str, accelerator.log_with):
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{(folder / 'mlflow.db').resolve()}")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        accelerator.init_trackers(PROJECT, config=config, init_kwargs={"wandb": {"dir": str(folder)}})
+    except Exception as error:  # each tracker raises what it likes
+        said = str(error).splitlines() or [""]
+        raise TrainingError(
+            f"a tracker did not start ({type(error).__name__}: {said[0][:200]}); see its own "
+            "documentation, or leave out --tracker"
+        ) from error
 
 
 @contextmanager

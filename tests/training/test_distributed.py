@@ -182,6 +182,31 @@ def test_a_tracker_gets_what_the_log_has(folder, tmp_path, monkeypatch):
     assert b"label_smoothing" in content
 
 
+def test_a_tracker_that_does_not_start_ends_in_one_line(folder, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("no store at sqlite:\nsecond line")
+
+    monkeypatch.setattr("mobileone_q.training.distributed.find_spec", lambda name: name)
+    monkeypatch.setattr("accelerate.Accelerator.init_trackers", refuse)
+    words = ["train", recipe(folder), "--tracker", "wandb", "--device", "cpu", "--output", tmp_path / "out"]
+    line = refused(*words)
+    assert "a tracker did not start (ValueError: no store at sqlite:); see its own documentation" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_mlflow_writes_into_the_run(folder, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    options = ["--epochs", 2, "--log-every", 1, "--tracker", "mlflow", "--device", "cpu"]
+    invoke("train", recipe(folder), *options, "--output", tmp_path / "out")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'out' / 'training' / 'mlflow.db'}")
+    runs = mlflow.search_runs(search_all_experiments=True)
+    assert runs["metrics.held_out/top1"][0] > 0.3
+    assert "mlflow.db" not in [path.name for path in tmp_path.iterdir()]
+
+
 def torchrun(port):
     here = ["--nproc_per_node", 2, "--master_addr", "127.0.0.1", "--master_port", port]
     return [sys.executable, "-m", "torch.distributed.run", *here, "--module", "cli"]
