@@ -107,7 +107,10 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
         model, chosen, recipe, inputs.seed, options.max_drop_pts, options.plain_within,
         with_sensitivity=options.sensitivity, progress=True,
     )  # fmt: skip
-    run = result.save(options.output, evaluate_on=chosen.evaluated, progress=True)
+    run = result.save(
+        options.output, evaluate_on=chosen.evaluated, input=options.input,
+        channel_order=options.channel_order, progress=True,
+    )  # fmt: skip
     made = run.read_report()
     print_verdict(made)
     print_accuracy(made)
@@ -380,7 +383,11 @@ def train(
 
 @main.command()
 @CONFIG
-@takes(CalibrationOptions, "options", without=("max_drop_pts", "sensitivity", "grids", "max_kl", "output"))
+@takes(
+    CalibrationOptions,
+    "options",
+    without=("max_drop_pts", "sensitivity", "grids", "max_kl", "input", "channel_order", "output"),
+)
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")
 def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe) -> Any:

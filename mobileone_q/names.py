@@ -27,6 +27,8 @@ Rounding = Literal["nearest", "compensated"]
 KeyMapName = Literal["apple", "timm", "mmpretrain", "jahongir7174"]
 WritableLayout = Literal["own", "apple", "timm", "mmpretrain"]
 Task = Literal["classify", "embed", "features"]
+InputKind = Literal["float", "uint8"]  # of a graph: normalized values, or pixels
+ChannelOrder = Literal["rgb", "bgr"]
 Form = Literal["table", "markdown", "csv", "json", "html"]  # of a table of figures
 
 ARCHITECTURES: tuple[ArchitectureName, ...] = get_args(ArchitectureName)

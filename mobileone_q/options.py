@@ -24,6 +24,7 @@ from mobileone_q.settings import Option, default_of, hints_of, options_of
 from mobileone_q.suggestions import did_you_mean
 
 FILE = click.Path(path_type=Path)
+LEAST_SIDE, MOST_SIDE = 16, 16384  # of a camera's frame, pixels
 TYPED_ARCH = "mobileone_q.typed_arch"  # where click's context keeps it
 _HERE = Path(__file__).parent
 # A wheel installs configs/ inside this package; in a checkout, and an editable install, it is beside it.
@@ -96,6 +97,23 @@ class BatchRange(click.ParamType):
         if not 1 <= least <= typical <= most:
             self.fail(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX", param, ctx)
         return least, typical, most
+
+
+class FrameSize(click.ParamType):
+    """``480x640`` is a height and a width, pixels."""
+
+    name = "HxW"
+
+    def convert(
+        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        height, _, width = value.partition("x")
+        sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in (height, width)]
+        if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
+            self.fail(f"{value!r} is not HxW with sides of {LEAST_SIDE} to {MOST_SIDE} pixels", param, ctx)
+        return sides[0], sides[1]
 
 
 class EpochSchedule(click.ParamType):
@@ -344,6 +362,8 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
             return click.option(flag, key, type=EpochSchedule(get_args(item)[1]), **words)
         if rest == [Ellipsis]:
             return click.option(flag, key, type=_click_type(key, item, option), multiple=True, **words)
+        if rest == [int]:
+            return click.option(flag, key, type=FrameSize(), **words)
         words["default"] = ":".join(map(str, default))
         return click.option(flag, key, type=BatchRange(), **words)
     if key == "weights":

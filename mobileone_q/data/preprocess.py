@@ -60,6 +60,12 @@ class Preprocessing:
         std = np.asarray(self.std, np.float32).reshape(3, 1, 1)
         return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
+    def read_back(self, normalized: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn normalized values (..., 3, H, W) back into pixel values, 0 to 255, float32."""
+        mean = np.asarray(self.mean, np.float32).reshape(3, 1, 1)
+        std = np.asarray(self.std, np.float32).reshape(3, 1, 1)
+        return (normalized * std + mean) * np.float32(255)
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON holds them."""
         return asdict(self)

@@ -5,8 +5,9 @@
 
 Reads binary PPM (P6) and .npy (uint8, height x width x RGB), and any other format where Pillow is
 installed. Where preprocessing.json says that the network takes an array, reads that from .npy: of
-the shape given there, and already normalized. preprocessing.json and labels.txt stand beside this
-file. Runs on Python 3.8 and later.
+the shape given there, and already normalized. Where it says that the engine takes uint8, the engine
+gets the pixels and normalizes them itself. preprocessing.json and labels.txt stand beside this file.
+Runs on Python 3.8 and later.
 
 TensorRT reads and writes addresses on the device. Neither torch nor PyCUDA is needed for them:
 ctypes makes four calls of the CUDA runtime's C library. cudaMalloc reserves bytes, cudaMemcpy moves
@@ -88,18 +89,37 @@ def resize_matrix(source: int, target: int) -> np.ndarray:
     return weights / weights.sum(1, keepdims=True)
 
 
-def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
-    """Resize the short side, crop the center, normalize: float32 (1, 3, crop, crop)."""
-    short, crop = settings["resize"], settings["crop"]
+def scale(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Resize an image (height, width, 3) as Pillow's BILINEAR does, rounding after each direction."""
     height, width = image.shape[:2]
-    if min(height, width) != short:
-        rows, columns = (max(1, round(side * short / min(height, width))) for side in (height, width))
-        across = np.einsum("xw,hwc->hxc", resize_matrix(width, columns), image.astype(np.float64))
-        across = np.clip(np.floor(across + 0.5), 0, 255)
-        both = np.einsum("yh,hxc->yxc", resize_matrix(height, rows), across)
-        image = np.clip(np.floor(both + 0.5), 0, 255)
-    top, left = ((side - crop) // 2 for side in image.shape[:2])
-    image = image[top : top + crop, left : left + crop]
+    if (height, width) == (rows, columns):
+        return image
+    across = np.einsum("xw,hwc->hxc", resize_matrix(width, columns), image.astype(np.float64))
+    across = np.clip(np.floor(across + 0.5), 0, 255)
+    both = np.einsum("yh,hxc->yxc", resize_matrix(height, rows), across)
+    return np.clip(np.floor(both + 0.5), 0, 255)
+
+
+def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
+    """Make an engine's input of an image: resize, crop the center, and normalize where it takes floats.
+
+    Gives float32 (1, 3, crop, crop), or uint8 (1, height, width, 3) for an engine that takes pixels. Its
+    size is ``crop``, or that of a camera's frame, which the image is made to fill.
+    """
+    height, width = image.shape[:2]
+    wanted = settings.get("camera_size", [settings["crop"]] * 2)
+    if "camera_size" in settings:
+        sides = [max(wanted[0], round(height * wanted[1] / width))]
+        sides.append(max(wanted[1], round(width * wanted[0] / height)))
+    else:
+        short = settings["resize"]
+        sides = [max(1, round(side * short / min(height, width))) for side in (height, width)]
+    image = scale(image, sides[0], sides[1])
+    top, left = ((side - size) // 2 for side, size in zip(image.shape, wanted))
+    image = image[top : top + wanted[0], left : left + wanted[1]]
+    if settings.get("dtype") == "uint8":
+        ordered = image[..., ::-1] if settings["channels"] == "BGR" else image
+        return np.ascontiguousarray(ordered, np.uint8)[None]
     unit = image.astype(np.float32) / np.float32(255)
     normal = (unit - np.asarray(settings["mean"], np.float32)) / np.asarray(settings["std"], np.float32)
     return np.ascontiguousarray(normal.transpose(2, 0, 1)[None])
@@ -115,6 +135,10 @@ def read_settings(path: Path) -> dict:
             numbers = np.array([settings["mean"], settings["std"]], np.float64)
             is_sound = numbers.shape == (2, 3) and bool(np.isfinite(numbers).all() and (numbers[1] > 0).all())
             is_sound = is_sound and _is_side(settings["resize"]) and _is_side(settings["crop"])
+            is_sound = is_sound and settings.get("dtype", "float32") in ("float32", "uint8")
+            is_sound = is_sound and settings.get("channels", "RGB") in ("RGB", "BGR")
+            frame = settings.get("camera_size", [1, 1])
+            is_sound = is_sound and len(frame) == 2 and all(map(_is_side, frame))
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         sys.exit(f"cannot read {path}: {error!r}; copy the bundle again")
     if not is_sound:
@@ -135,7 +159,7 @@ def _is_side(value: Any) -> bool:
 
 
 def read_input(path: Path, settings_path: Path) -> np.ndarray:
-    """Make the network's input, float32 (1, channels, height, width), of an image or an array."""
+    """Make the engine's input, a batch of one, of an image or an array."""
     settings = read_settings(settings_path)
     try:
         if settings["takes"] == "array":
@@ -174,7 +198,7 @@ class Cuda:
 
 
 def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
-    """Logits (N, classes) of a batch (N, 3, H, W)."""
+    """Logits (N, classes) of a batch of what the engine takes."""
     import tensorrt as trt
 
     cuda = Cuda()

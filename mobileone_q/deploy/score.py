@@ -59,7 +59,7 @@ class Session:
         self.places: dict[str, Any] = {}
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Logits (classes,) of one input (1, C, H, W)."""
+        """Logits (classes,) of one input, a batch of one."""
         self.context.set_input_shape("input", tuple(x.shape))
         logits = np.empty(tuple(self.context.get_tensor_shape("logits")), np.float32)
         if not self.places:
@@ -177,7 +177,7 @@ def measure(session: Session, root: Path, settings: dict, labels: list, referenc
                 print(f"skipped {path}: {error}", file=sys.stderr)
                 skipped += 1
                 continue
-        logits = session(np.ascontiguousarray(x, np.float32))
+        logits = session(np.ascontiguousarray(x))
         if len(logits) != len(labels):
             sys.exit(
                 f"the engine gives {len(logits)} values and this bundle's network {len(labels)}: it is not "

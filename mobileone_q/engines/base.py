@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from mobileone_q.engines.inspection import Inspection
-from mobileone_q.engines.metadata import check_pairing, read_target
+from mobileone_q.engines.metadata import check_pairing, read_input, read_target
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError
 from mobileone_q.files import DIGEST, is_sealed, locked, read_json, sealed, sha256, write_json
+from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.names import BACKENDS, TARGETS, BackendName, Precision, Target
 from mobileone_q.progress import Advance, silent
 
@@ -46,6 +47,7 @@ class EngineInfo:
         warnings: what the builder complained of, in one line; empty without complaints.
         target: whose integer grids the graph is written for; None in floating point, and for
             graphs that do not say.
+        input: what the engine takes.
     """
 
     backend: BackendName
@@ -58,10 +60,11 @@ class EngineInfo:
     warnings: str = ""
     target: Target | None = None
     engine_sha256: str = ""
+    input: InputForm = FLOAT_INPUT
 
     def save(self, engine: Path) -> None:
         """Write the sidecar of an engine file, sealed with a digest."""
-        write_json(sidecar(engine), sealed(asdict(self)))
+        write_json(sidecar(engine), sealed(asdict(self) | {"input": self.input.to_dict()}))
 
     @classmethod
     def load(cls, engine: Path) -> EngineInfo:
@@ -76,8 +79,10 @@ class EngineInfo:
         value = read_json(sidecar(engine))
         refusal = EngineError(f"{sidecar(engine)} does not describe an engine; {BUILD_AGAIN}")
         try:
-            info = cls(**{key: inner for key, inner in value.items() if key != DIGEST})
-        except (TypeError, AttributeError):
+            fields = {key: inner for key, inner in value.items() if key != DIGEST}
+            fields["input"] = InputForm.from_dict(fields.get("input", FLOAT_INPUT.to_dict()))
+            info = cls(**fields)
+        except (TypeError, AttributeError, LookupError, ValueError):
             raise refusal from None
         texts = [info.backend, info.runtime, info.device, info.precision, info.onnx_sha256]
         texts += [info.onnx, info.warnings]
@@ -137,7 +142,7 @@ class LayerProfiler(Closing):
     """Times each layer in every run made through it; use it as a context manager."""
 
     @abstractmethod
-    def run(self, batch: NDArray[np.float32]) -> None:
+    def run(self, batch: NDArray[Any]) -> None:
         """Run the engine once and record its layers' times."""
 
     @abstractmethod
@@ -153,21 +158,22 @@ class LayerProfiler(Closing):
 class Engine(Closing):
     """A built network, ready to run; use it as a context manager, or close it.
 
-    Takes float32 images (N, C, H, W), normalized, and gives float32 logits (N, classes).
+    ``info.input`` says what it takes: float32 images (N, C, H, W), normalized, or uint8 pixels
+    (N, H, W, 3). It gives float32 logits (N, classes).
     """
 
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
 
     @abstractmethod
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, classes) of a batch (N, C, H, W)."""
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits (N, classes) of a batch of what the engine takes."""
 
-    def __call__(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """The same as :meth:`run`."""
         return self.run(batch)
 
-    def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
+    def captured(self, batch: NDArray[Any]) -> Callable[[], object] | None:
         """A function that runs the engine on ``batch`` as one recorded launch.
 
         Nothing is copied to or from the host. None where the backend cannot record launches.
@@ -227,7 +233,7 @@ class Backend(ABC):
         """
         if not onnx_path.is_file():
             raise EngineError(f"no ONNX file at {onnx_path}; make it with `mobileone-q calibrate`")
-        target = read_target(onnx_path)
+        target, form = read_target(onnx_path), read_input(onnx_path)
         check_pairing(onnx_path, target, self.name, options.dla_core)
         runtime, onnx_sha256 = self.runtime(), sha256(onnx_path)
         warnings = self._compile(onnx_path, engine_path, options, target, advance)
@@ -243,6 +249,7 @@ class Backend(ABC):
                 warnings=warnings,
                 target=target,
                 engine_sha256=sha256(engine_path),
+                input=form,
             )
             info.save(engine_path)
         return info

@@ -6,10 +6,12 @@ Export writes two keys into every graph: ``target`` (whose integer grids it is w
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from mobileone_q.errors import EngineError
+from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.names import FLOAT_PRECISIONS, TARGETS, BackendName, Target, pairing
 
 PRODUCER = "mobileone-q"  # what export writes as a graph's producer_name
@@ -39,6 +41,25 @@ def read_target(onnx_path: Path) -> Target | None:
         f"{onnx_path} is written for target {written}, which this version does not know; "
         "install the mobileone-q that wrote it, or calibrate again"
     )
+
+
+def read_input(onnx_path: Path) -> InputForm:
+    """What the graph's input takes; normalized floats where the metadata does not say.
+
+    Raises:
+        EngineError: a form that this version does not know.
+    """
+    proto = _read(onnx_path)
+    written = next((each.value for each in proto.metadata_props if each.key == "input"), "") if proto else ""
+    if not written or proto.producer_name != PRODUCER:
+        return FLOAT_INPUT
+    try:
+        return InputForm.from_dict(json.loads(written))
+    except (ValueError, AttributeError, RecursionError):
+        raise EngineError(
+            f"{onnx_path} takes an input that this version does not know; install the mobileone-q that wrote "
+            "it, or calibrate again"
+        ) from None
 
 
 def check_pairing(path: Path, target: Target | None, backend: BackendName, dla_core: int | None) -> None:

@@ -82,7 +82,7 @@ class OnnxRuntimeEngine(Engine):
         self._session = _session(path, _session_options(threads, optimize=False))
         _check_face(path, self._session)
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         if self._session is None:
             raise ValueError(f"{self._path} is closed; load it again")
         return _run(self._path, self._session, batch)
@@ -107,7 +107,7 @@ class OnnxRuntimeProfiler(LayerProfiler):
         self._session: Any = _session(path, options)
         self._runs: list[LayerTimes] = []
 
-    def run(self, batch: NDArray[np.float32]) -> None:
+    def run(self, batch: NDArray[Any]) -> None:
         _run(self._path, self._session, batch)
 
     def close(self) -> None:
@@ -180,7 +180,7 @@ def _check_face(path: Path, session: Any) -> None:
         raise EngineError(f"{path} is not an engine of mobileone-q; build it again")
 
 
-def _run(path: Path, session: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(path: Path, session: Any, batch: NDArray[Any]) -> NDArray[np.float32]:
     try:
         result: NDArray[np.float32] = session.run(None, {"input": batch})[0]
     except Exception as error:  # as in _session

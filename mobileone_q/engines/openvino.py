@@ -72,7 +72,7 @@ class OpenVINOEngine(Engine):
         self._compiled = _load(path, threads)
         self._request = self._compiled.create_infer_request()
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         if self._request is None:
             raise ValueError(f"{self._path} is closed; load it again")
         wanted = self._compiled.inputs[0].partial_shape
@@ -112,7 +112,7 @@ class OpenVINOProfiler(LayerProfiler):
         self._request: Any = _load(path, threads, PERF_COUNT=True).create_infer_request()
         self._runs: list[LayerTimes] = []
 
-    def run(self, batch: NDArray[np.float32]) -> None:
+    def run(self, batch: NDArray[Any]) -> None:
         _run(self._path, self._request, batch)
         self._runs.append(
             {
@@ -157,7 +157,7 @@ def _load(path: Path, threads: int, **extra: Any) -> Any:
     return compiled
 
 
-def _run(path: Path, request: Any, batch: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run(path: Path, request: Any, batch: NDArray[Any]) -> NDArray[np.float32]:
     try:
         (result,) = request.infer({"input": batch}).values()
     except RuntimeError as error:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mobileone_q.names import FloatPrecision, Precision
+from mobileone_q.names import ChannelOrder, FloatPrecision, InputKind, Precision
 from mobileone_q.settings import setting
 
 
@@ -61,6 +61,20 @@ class BuildOptions:
         flag="--dla",
         low=0,
         default_help="the GPU alone",
+    )
+    input: InputKind | None = setting(
+        None,
+        "What engines take: normalized float32 (N, 3, H, W), or uint8 pixels (N, H, W, 3).",
+        default_help="as the run's graphs",
+    )
+    channel_order: ChannelOrder | None = setting(
+        None, "With --input uint8: the order of a pixel's channels.", default_help="as the run's graphs"
+    )
+    camera_size: tuple[int, int] | None = setting(
+        None,
+        "With --input uint8: frames of this size, such as 480x640, which the engine scales and crops.",
+        metavar="HxW",
+        default_help="the network's size",
     )
     calibration_cache: str | None = None
 

@@ -82,8 +82,8 @@ class ExactEvaluator:
         self.largest_sum = 0
 
     @torch.no_grad()
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, classes) of a batch (N, C, H, W), float32.
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits (N, classes) of a batch of what the graph takes, normalized float32 or uint8 pixels.
 
         Raises:
             EngineError: a sum of products goes beyond int32.
@@ -94,7 +94,8 @@ class ExactEvaluator:
             inputs = [values[name] for name in node.input]
             attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
             result = OPERATORS[node.op_type](self, inputs, attributes)
-            if isinstance(result, Tensor) and result.is_floating_point() and self._is_half:
+            is_half = self._is_half and not node.name.startswith("pixels/")  # those stay float32
+            if isinstance(result, Tensor) and result.is_floating_point() and is_half:
                 result = result.half().float()
             values[node.output[0]] = result
             for name in node.input:
@@ -192,6 +193,7 @@ OPERATORS: dict[str, Operator] = {
     "Mul": _elementwise(torch.mul),
     "Sigmoid": _elementwise(torch.sigmoid),
     "Cast": _elementwise(lambda x: x),
+    "Transpose": lambda _, inputs, attributes: inputs[0].permute(*attributes["perm"]),
     "Flatten": _elementwise(lambda x: x.flatten(1)),
     "GlobalAveragePool": _elementwise(lambda x: x.mean((2, 3), keepdim=True)),
 }

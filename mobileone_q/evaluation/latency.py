@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,7 +196,7 @@ def profile_engines(
     fp32: Engine,
     int8: Engine,
     block_names: Sequence[str],
-    batch: NDArray[np.float32],
+    batch: NDArray[Any] | Callable[[Engine], NDArray[Any]],
     *,
     fp16: Engine | None = None,
     keep_float: Collection[str] = (),
@@ -205,21 +206,23 @@ def profile_engines(
 ) -> Latency:
     """Time ``runs`` interleaved runs end to end, then as many with a layer profiler.
 
-    ``batch`` is the input (N, C, H, W). ``keep_float`` names the blocks that the INT8 engine was told
-    to leave in floating point. ``advance(1)`` is called after every round, 2 * ``runs`` times in all.
+    ``batch`` is the input of every engine, or a function that gives the input of one. ``keep_float`` names
+    the blocks that the INT8 engine was told to leave in floating point. ``advance(1)`` is called after
+    every round, 2 * ``runs`` times in all.
     """
     engines: dict[Precision, Engine] = {"fp32": fp32, "int8": int8}
     if fp16:
         engines["fp16"] = fp16
-    timings = _time({key: partial(engine.run, batch) for key, engine in engines.items()}, runs, advance)
-    recorded = {key: engine.captured(batch) for key, engine in engines.items()}
+    inputs = {key: batch(engine) if callable(batch) else batch for key, engine in engines.items()}
+    timings = _time({key: partial(engine.run, inputs[key]) for key, engine in engines.items()}, runs, advance)
+    recorded = {key: engine.captured(inputs[key]) for key, engine in engines.items()}
     graphs = {key: replay for key, replay in recorded.items() if replay is not None}
     graph = _time(graphs, runs) if graphs else {}
     profilers = {key: engine.layer_profiler() for key, engine in engines.items()}
     with ExitStack() as stack:
         for profiler in profilers.values():
             stack.enter_context(profiler)
-        interleaved_times([partial(profiler.run, batch) for profiler in profilers.values()], runs, advance)
+        interleaved_times([partial(each.run, inputs[key]) for key, each in profilers.items()], runs, advance)
     layers = {
         key: LayerRecords(profiler.runs[-runs:], engines[key].inspection())
         for key, profiler in profilers.items()
@@ -229,7 +232,7 @@ def profile_engines(
         runtime=int8.info.runtime,
         device=int8.info.device,
         threads=threads,
-        batch=len(batch),
+        batch=len(inputs["int8"]),
         runs=runs,
         fp32=timings["fp32"],
         int8=timings["int8"],

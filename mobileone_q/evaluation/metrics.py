@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ Z95 = 1.959964
 
 
 class Runnable(Protocol):
-    """Anything that turns normalized inputs (N, C, H, W) into outputs (N, ...)."""
+    """Anything that turns normalized inputs (N, C, H, W), or what it takes instead, into outputs (N, ...)."""
 
-    def run(self, batch: NDArray[np.float32]) -> Logits: ...
+    def run(self, batch: NDArray[Any]) -> Logits: ...
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,13 @@ graph. With ``float_precision`` fp16 every real number of a fused model is float
 only some tensors are: blocks kept in floating point, and maps that no QuantizeLinear follows at once
 (behind squeeze-and-excite units and before the last pooling), between two Casts. Scales and biases of
 INT8 blocks stay float32: float16 scales were tried, and a runtime that multiplies two of them
-underflows. ``input`` and ``logits`` are always float32.
+underflows. ``logits`` is always float32, and so is ``input``, unless the graph takes pixels: then it is
+uint8 (N, H, W, 3), and nodes ``pixels/...`` normalize it (:mod:`mobileone_q.export.pixels`).
 
 The metadata of the file says what it is: ``architecture``, ``precision`` (fp32, fp16 or int8), the
-``target`` of an INT8 graph, and ``preprocessing`` as JSON where it is given. What a run knows beyond that
-is added as it is given. Every value between the nodes has its type and shape, for programs that show graphs.
+``target`` of an INT8 graph, ``input`` as JSON (type, layout, order of channels), and ``preprocessing`` as
+JSON where it is given. What a run knows beyond that is added as it is given. Every value between the nodes
+has its type and shape, for programs that show graphs.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from mobileone_q.errors import ExportError
 from mobileone_q.export import dla
 from mobileone_q.export.emitter import Emitter, Value
 from mobileone_q.export.gates import emit_pool, emit_rounding, emit_squeeze_excite, rounding_of
+from mobileone_q.export.pixels import emit_pixels, in_channel_order, refuse_pixels
 from mobileone_q.files import write_atomically
+from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.models.dla import OUTPUT, windows_of
 from mobileone_q.models.fused import Block, FusedModel
 from mobileone_q.models.grids import UINT8, int8_form
@@ -57,20 +61,29 @@ def export_onnx(
     *,
     float_precision: FloatPrecision = "fp32",
     preprocessing: Mapping[str, Any] | None = None,
+    input_form: InputForm = FLOAT_INPUT,
     facts: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Write the model's graph to ``path``, checked with full shape inference; return it too.
 
+    ``preprocessing`` (JSON values) is stored in the metadata, and a graph that takes pixels computes it.
     ``facts`` go into the metadata as they are, such as class names and the hash of the weights.
 
-    ``preprocessing`` (JSON values) is stored in the metadata. For target ``dla`` the graph has no
+    For target ``dla`` the graph has no
     Q/DQ, and its scales stand in a calibration cache beside it.
 
     Raises:
-        ExportError: float16 cannot hold a value, or the checker refuses the graph.
+        ExportError: float16 cannot hold a value, the network cannot take pixels, or the checker refuses
+            the graph.
         FileError: the folder cannot be written to.
     """
-    proto = to_onnx(model, float_precision=float_precision, preprocessing=preprocessing, facts=facts)
+    proto = to_onnx(
+        model,
+        float_precision=float_precision,
+        preprocessing=preprocessing,
+        input_form=input_form,
+        facts=facts,
+    )
     write_atomically(path, lambda temporary: onnx.save(proto, temporary))
     if isinstance(model, QuantizedModel) and model.target == "dla":
         dla.write_cache(model, cache_path(path))
@@ -82,6 +95,7 @@ def to_onnx(
     *,
     float_precision: FloatPrecision = "fp32",
     preprocessing: Mapping[str, Any] | None = None,
+    input_form: InputForm = FLOAT_INPUT,
     facts: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Build the model's graph and check it; the arguments and errors are those of :func:`export_onnx`."""
@@ -90,12 +104,22 @@ def to_onnx(
         metadata |= {"precision": "int8", "target": model.target}
     if preprocessing is not None:
         metadata["preprocessing"] = json.dumps(dict(preprocessing))
+    metadata["input"] = json.dumps(input_form.to_dict())
+    if input_form.is_pixels:
+        refuse_pixels(model, input_form, preprocessing)
+        model = in_channel_order(model, input_form)
     metadata |= facts or {}
     windows = None
     if isinstance(model, QuantizedModel) and model.target in DLA_TARGETS:
         windows = windows_of(model.arch)
         model = dla.without_grids(model) if model.target == "dla" else model
-    proto = _wrap(_emit_blocks(model, float_precision, windows), model.arch, metadata)
+    emitter, arch = Emitter(float_precision), model.arch
+    tensor = Value("input", np.float32)
+    if input_form.is_pixels and preprocessing is not None:
+        first = next(block for _, block in model.blocks())
+        tensor = emit_pixels(emitter, input_form, preprocessing, arch, first)
+    _emit_blocks(emitter, model, tensor, windows)
+    proto = _wrap(emitter, arch, metadata, input_form)
     try:
         onnx.checker.check_model(proto, full_check=True)
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True)
@@ -104,15 +128,14 @@ def to_onnx(
 
 
 def _emit_blocks(
-    model: FusedModel | QuantizedModel, float_precision: FloatPrecision, windows: Windows | None
-) -> Emitter:
-    """Emit every block, from ``input`` to ``logits``.
+    emitter: Emitter, model: FusedModel | QuantizedModel, tensor: Value, windows: Windows | None
+) -> None:
+    """Emit every block, from the normalized ``tensor`` to ``logits``.
 
     ``windows`` are the steps in which DLA pools, by block; None for other targets.
     """
-    emitter, shifts = Emitter(float_precision), _shifts(model)
+    shifts = _shifts(model)
     blocks = [block for _, block in model.blocks()]
-    tensor = Value("input", np.float32)
     for block, following in zip_longest(blocks, blocks[1:]):
         own_shift = shifts.get(block.spec.name)
         next_shift = shifts.get(following.spec.name) if following else None
@@ -123,7 +146,6 @@ def _emit_blocks(
             tensor = emitter.to_half(block.spec.name, tensor)
         tensor = _emit_activation(emitter, block, tensor, next_shift, steps)
     emitter.name_output(emitter.to_float(blocks[-1].spec.name, tensor), "logits")
-    return emitter
 
 
 @dataclass(frozen=True)
@@ -262,13 +284,14 @@ def _is_last(block: Block) -> bool:
     return rounding is not None and OUTPUT in rounding.roles and not block.spec.pool
 
 
-def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, str]) -> onnx.ModelProto:
+def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, str], form: InputForm) -> onnx.ModelProto:
     """Make a model of the emitted nodes, with typed input and output, and metadata."""
-    shape: list[str | int | None] = ["batch", arch.in_channels, *arch.image_size]
+    shape: list[str | int | None] = ["batch", *form.shape(arch.in_channels, arch.image_size)]
+    kind = TensorProto.UINT8 if form.is_pixels else TensorProto.FLOAT
     graph = helper.make_graph(
         emitter.nodes,
         f"mobileone-{arch.name}",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("input", kind, shape)],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *arch.output_shape])],
         emitter.constants,
     )

@@ -32,6 +32,7 @@ from mobileone_q.evaluation.device_score import DeviceScore
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import Accuracy, MeasuredAccuracy, Parity, SimulationFidelity
 from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
+from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.models.changes import CodeChanges
 from mobileone_q.names import Target, Task
 from mobileone_q.report.tuning import Tuning
@@ -285,6 +286,7 @@ class Manifest(Document):
     classes: tuple[str, ...] | None = Field(description="Class names, by class number.")
     recipe: Settings
     seed: int
+    input: InputForm = Field(default=FLOAT_INPUT, description="What the run's graphs take.")
     max_drop_pts: float | None = None
     max_kl: float | None = Field(
         default=None, description="Largest KL(FP32 to INT8), in nats, at which a device may choose a graph."

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from mobileone_q import engines
-from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import Batches
 from mobileone_q.engines import Engine
 from mobileone_q.errors import EngineError
@@ -24,6 +21,7 @@ from mobileone_q.names import pairing
 from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.report.tables import LIKENESS, Column, Row
 from mobileone_q.runs.catalog import MEGABYTE
+from mobileone_q.runs.engine_inputs import PixelReader, random_input
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.inputs import comparison_inputs
 from mobileone_q.runs.parity import engines_at_hand
@@ -46,6 +44,7 @@ COLUMNS = (
 @dataclass
 class _Contestant:
     name: str
+    runnable: Runnable
     engine: Engine
     path: Path
     note: str | None
@@ -75,10 +74,12 @@ def benchmark(
             images = comparison_inputs(run, fused.arch, options.data, options.images)
             with progress_if(progress, "evaluating", len(images)) as advance:
                 measured = list(_accuracies(contestants, fused, images, advance))
-            x = _noise(fused.arch, options.batch)
             for contestant, figures in zip(contestants, measured):
                 rows.append({"engine": prefix + contestant.name, **figures, "note": contestant.note})
-                actions.append(partial(contestant.engine.run, x))
+                engine = contestant.engine
+                actions.append(
+                    partial(engine.run, random_input(engine.info.input, fused.arch, options.batch))
+                )
         if not rows:
             raise EngineError("no engine is built; build some with `mobileone-q build-engine`")
         with progress_if(progress, "timing", options.runs) as advance:
@@ -93,14 +94,15 @@ def _contestants(run: RunFolder, threads: int, stack: ExitStack) -> tuple[list[_
     usable, missing = engines_at_hand(run, threads, stack)
     target = run.read_manifest().target
     found = []
-    for name, engine in usable.items():
+    for name, runnable in usable.items():
+        engine = runnable.taker if isinstance(runnable, PixelReader) else runnable
         if not isinstance(engine, Engine):  # torch and the simulation: references, not engines
             continue
         info = engine.info
         path = run.engine(info.precision, info.backend, engines.backend(info.backend).suffix)
         is_int8 = info.precision == "int8"
         note = pairing(target, info.backend, info.options.get("dla_core")).label if is_int8 else ""
-        found.append(_Contestant(name, engine, path, note.split(":")[0] or None))
+        found.append(_Contestant(name, runnable, engine, path, note.split(":")[0] or None))
     return found, missing
 
 
@@ -110,7 +112,7 @@ def _accuracies(
     """The figures of each engine that images decide."""
     measure = AccuracySum if fused.arch.task == "classify" else EmbeddingSum
     sums = [measure() for _ in contestants]
-    networks: list[Runnable] = [TorchModel(fused), *(contestant.engine for contestant in contestants)]
+    networks: list[Runnable] = [TorchModel(fused), *(contestant.runnable for contestant in contestants)]
     for (reference, *outputs), labels in each_batch(networks, images, advance):
         for total, output in zip(sums, outputs):
             total.add(reference, output, labels)
@@ -127,8 +129,3 @@ def _accuracies(
             "kl_nats": accuracy.kl,
             "cosine": accuracy.cosine.mean if accuracy.cosine else None,
         }
-
-
-def _noise(arch: Architecture, batch: int) -> np.ndarray:
-    shape = (batch, arch.in_channels, *arch.image_size)
-    return np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -10,7 +10,7 @@ from mobileone_q.engines import Backend, BuildOptions, EngineInfo
 from mobileone_q.names import Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.folder import RunFolder
-from mobileone_q.runs.graphs import build_options, refuse_foreign_target, write_graph
+from mobileone_q.runs.graphs import build_options, input_form, refuse_foreign_target, write_graph
 
 PERCENT = 100
 
@@ -38,15 +38,17 @@ def build_engines(
     Raises:
         CalibrationError: the network has no such block.
         EngineError: the backend must not run the run's INT8 graph, or it refuses a graph.
+        ExportError: the network cannot take its input as the options ask.
         MissingDependency: the backend's library is not installed.
     """
     if "int8" in precisions:
         refuse_foreign_target(run, backend.name, options.dla_core)
+    form = input_form(run, options)
     with progress_if(progress, f"building for {backend.runtime()}", PERCENT * len(precisions)) as advance:
         for precision in precisions:
             typed = backend.is_typed_by_graph()
             graph = write_graph(
-                run, precision, options.float_precision, backend.name, typed, keep_float=keep_float
+                run, precision, options.float_precision, backend.name, typed, keep_float=keep_float, form=form
             )
             path = run.engine(precision, backend.name, backend.suffix)
             yield Built(path, backend.build(graph, path, build_options(run, precision, options), advance))

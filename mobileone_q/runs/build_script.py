@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mobileone_q.architecture.spec import Architecture
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.trtexec import trtexec_line
 from mobileone_q.jetpack import NO_DLA, dla_form
@@ -45,13 +44,14 @@ sed "1s/.*/TRT-$HEADER-EntropyCalibration2/" int8.calib > model.calib
 def build_script(
     graphs: Mapping[str, Mapping[ActivationGrids, str]],
     options: BuildOptions,
-    arch: Architecture,
+    image: tuple[int, int, int],
     costs: Mapping[ActivationGrids, float],
     max_kl: float | None,
 ) -> str:
     """The text of build.sh.
 
-    ``graphs`` names, for each of :data:`VERSIONS`, the file of each graph. ``costs`` are the recorded KL of
+    ``graphs`` names, for each of :data:`VERSIONS`, the file of each graph, and ``image`` is the shape of one
+    input. ``costs`` are the recorded KL of
     two graphs, in nats, and ``max_kl`` their limit; empty and None where there is one graph.
     """
     lines = {}
@@ -59,7 +59,7 @@ def build_script(
         commands = []
         for grids, name in names.items():
             engine = f"{grids}.plan" if costs else ENGINE
-            command = _line(version, name, engine, options, arch)
+            command = _line(version, name, engine, options, image)
             commands.append(f"build {grids} {command}" if costs else command)
         lines[version] = "; ".join(commands)
     branches = _branches(lines)
@@ -84,7 +84,7 @@ def _number(version: str) -> int:
     return major * 10000 + minor * 100 + patch
 
 
-def _line(version: str, graph: str, engine: str, options: BuildOptions, arch: Architecture) -> str:
+def _line(version: str, graph: str, engine: str, options: BuildOptions, image: tuple[int, int, int]) -> str:
     form = dla_form(tuple(int(part) for part in version.split(".")))
     if options.dla_core is not None:
         wanted = "cache" if options.calibration_cache else "qdq"
@@ -95,7 +95,6 @@ def _line(version: str, graph: str, engine: str, options: BuildOptions, arch: Ar
             return _refusal(f"DLA in TensorRT $VERSION needs a bundle calibrated with --target {target}")
     if options.calibration_cache:
         options = replace(options, calibration_cache="model.calib")
-    image = (arch.in_channels, *arch.image_size)
     return f"python3 record.py {engine}.device.json {trtexec_line(version, graph, engine, options, image)}"
 
 

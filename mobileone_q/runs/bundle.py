@@ -24,13 +24,14 @@ from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE
 from mobileone_q.errors import FileError
 from mobileone_q.files import write_json, write_text
+from mobileone_q.input_form import InputForm
 from mobileone_q.names import ActivationGrids, Precision
 from mobileone_q.report.schema import Manifest
 from mobileone_q.runs.build_script import ENGINE, VERSIONS, build_script
 from mobileone_q.runs.bundle_readme import readme
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graph_choice import recorded_costs
-from mobileone_q.runs.graphs import build_options, refuse_foreign_target, write_graph
+from mobileone_q.runs.graphs import build_options, input_form, refuse_foreign_target, write_graph
 from mobileone_q.runs.promise import write_promise, write_reference
 from mobileone_q.runs.staging import new_folder
 
@@ -80,30 +81,38 @@ def _fill(
     costs = recorded_costs(run.read_report(), manifest) if _has_two(run, precision, options) else {}
     every: list[ActivationGrids] = list(costs) or ["saturating"]
     graphs: dict[str, dict[ActivationGrids, str]] = {}
+    form = input_form(run, options)
+    image = form.shape(arch.in_channels, arch.image_size)
     for version in VERSIONS:
         typed = int(version.split(".")[0]) >= STRONG_SINCE
         for grids in every:
-            graph = write_graph(run, precision, options.float_precision, "tensorrt", typed, grids)
+            graph = write_graph(run, precision, options.float_precision, "tensorrt", typed, grids, form=form)
             copy_file(graph, folder / graph.name)
             graphs.setdefault(version, {})[grids] = graph.name
     if options.calibration_cache:
         copy_file(Path(options.calibration_cache), folder / "int8.calib")
-    write_text(folder / "build.sh", build_script(graphs, options, arch, costs, manifest.max_kl))
+    write_text(folder / "build.sh", build_script(graphs, options, image, costs, manifest.max_kl))
     (folder / "build.sh").chmod(0o755)
     for name in ("run_image.py", "score.py", "record.py"):
         copy_file(Path(run_image.__file__).with_name(name), folder / name)
-    write_json(folder / "preprocessing.json", input_facts(manifest, arch))
+    write_json(folder / "preprocessing.json", input_facts(manifest, arch, form))
     write_text(folder / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
 
 
-def input_facts(manifest: Manifest, arch: Architecture) -> dict[str, Any]:
-    """The network's input, for people and for run_image.py: ``takes`` is ``image`` or ``array``."""
+def input_facts(manifest: Manifest, arch: Architecture, form: InputForm | None = None) -> dict[str, Any]:
+    """The network's input, for people and for run_image.py: ``takes`` is ``image`` or ``array``.
+
+    ``form`` is the graph's, by default the run's.
+    """
+    form = form or manifest.input
     tensors = {"input": "input", "output": "logits"}
     if manifest.preprocessing is None:
         shape = [arch.in_channels, *arch.image_size]
         meaning = "normalized as the arrays that the network was calibrated on"
         return {"takes": "array", "shape": shape, "dtype": "float32", "values": meaning, **tensors}
-    facts = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "dtype": "float32"}
+    facts: dict[str, Any] = {"layout": "NCHW", "channels": "RGB", "range": [0, 1], "dtype": "float32"}
+    if form.is_pixels:
+        facts = {"range": [0, 255], **form.to_dict()}
     return {"takes": "image", **manifest.preprocessing.to_dict(), **facts, **tensors}
 
 

@@ -25,12 +25,13 @@ from mobileone_q.data.inputs import Inputs, as_source, draw, sample_images
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import CalibrationError
 from mobileone_q.files import sha256
+from mobileone_q.input_form import InputForm, settled_form
 from mobileone_q.models.certificate import Certificate, certify
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import Target
+from mobileone_q.names import ChannelOrder, InputKind, Target
 from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import (
@@ -101,7 +102,13 @@ class Result:
         return self.inputs.preprocessing
 
     def save(
-        self, path: str | Path | None = None, evaluate_on: object = None, *, progress: bool = False
+        self,
+        path: str | Path | None = None,
+        evaluate_on: object = None,
+        *,
+        input: InputKind = "float",
+        channel_order: ChannelOrder = "rgb",
+        progress: bool = False,
     ) -> Run:
         """Write a run folder: graphs, weights, report, manifest. It appears whole or not at all.
 
@@ -109,12 +116,17 @@ class Result:
             path: the folder, new or empty; by default the first free ``runs/ARCH``, numbered.
             evaluate_on: labelled images in any form that :func:`calibrate` takes. Without them no
                 accuracy is measured, and the report says so.
+            input: what the graphs take: ``float`` is normalized float32 (N, 3, H, W), ``uint8`` pixels
+                (N, H, W, 3).
+            channel_order: the order of the pixels' channels.
             progress: whether to show progress on standard error.
 
         Raises:
             RunError: the folder already holds something.
             DataError: images that cannot be used.
+            ExportError: a network that cannot take pixels.
         """
+        form = settled_form(input, channel_order)
         evaluation = None
         if evaluate_on is not None:
             names = self.model.class_names(self.inputs)
@@ -127,7 +139,7 @@ class Result:
             if self.plain is not None:
                 self.plain.save(folder.path / PLAIN_QUANTIZED, recipe=self.recipe.to_dict())
             publish(
-                folder, self.fused, self.quantized, self._report(), self._manifest(evaluation),
+                folder, self.fused, self.quantized, self._report(), self._manifest(evaluation, form),
                 self.inputs, evaluation, plain=self.plain, progress=progress,
             )  # fmt: skip
         return Run(place.final)
@@ -146,7 +158,7 @@ class Result:
             sensitivity=self.sensitivity,
         )
 
-    def _manifest(self, evaluation: Batches | None) -> Manifest:
+    def _manifest(self, evaluation: Batches | None, form: InputForm) -> Manifest:
         arch, inputs, weights = self.fused.arch, self.inputs, self.model.checkpoint.path
         return Manifest(
             made=utc_now(),
@@ -162,6 +174,7 @@ class Result:
             classes=self.model.class_names(inputs),
             recipe=self.recipe.to_dict(),
             seed=self.seed,
+            input=form,
             max_drop_pts=self.max_drop_pts,
             command=typed_command(),
             max_kl=self.max_kl,

@@ -10,6 +10,7 @@ from mobileone_q.evaluation.metrics import MeasuredScore
 from mobileone_q.evaluation.streaming import ScoreSum, each_batch
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.progress import progress_if
+from mobileone_q.runs.engine_inputs import for_normalized
 from mobileone_q.runs.folder import RunFolder, find_run
 from mobileone_q.runs.graphs import load_engine_file, ready_engine
 from mobileone_q.runs.inputs import comparison_inputs
@@ -32,7 +33,8 @@ def evaluate_engine(
     ``backend`` choose the engine. An ONNX Runtime engine that is not there yet is built.
 
     Raises:
-        EngineError: the engine is missing or stale, cannot run here, or its network has no classes.
+        EngineError: the engine is missing or stale, cannot run here, or takes camera frames, or its network
+            has no classes.
         RunError: there is no such run, or its graph has changed.
         DataError: the inputs do not fit the run, or have labels beyond its classes.
     """
@@ -56,7 +58,8 @@ def _evaluate(
         )
     inputs, total = comparison_inputs(run, arch, data, count), ScoreSum()
     with progress_if(progress, "evaluating", len(inputs)) as advance:
-        for (logits,), labels in each_batch([engine], inputs, advance):
+        taker = for_normalized(engine, engine.info.input, manifest.preprocessing)
+        for (logits,), labels in each_batch([taker], inputs, advance):
             total.add(logits, labels)
     info = engine.info
     is_int8 = info.precision == "int8"

@@ -12,6 +12,7 @@ from mobileone_q.engines import BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import EngineError
 from mobileone_q.export.dla_plan import DlaPlan, dla_plan
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.input_form import InputForm, settled_form
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import (
@@ -39,42 +40,58 @@ def write_graph(
     typed: bool,
     activation_grids: ActivationGrids = "saturating",
     keep_float: Collection[str] = (),
+    form: InputForm | None = None,
 ) -> Path:
     """The graph for a precision, written first where it is not among those that calibrate makes.
 
     ``typed`` says that the graph's own types decide the precision (TensorRT 10 and later): FP16,
     and FP16 where INT8 has no integers, then need graphs of their own. Earlier versions take flags.
     ``activation_grids`` plain asks for the second INT8 graph of a run that has two. ``keep_float`` names
-    blocks that the INT8 graph is to have in floating point besides.
+    blocks that the INT8 graph is to have in floating point besides. ``form`` asks for a graph that takes
+    another input than the run's own.
 
     Raises:
         CalibrationError: the network has no such block.
         RunError: the graph, or the weights that it is made from, have changed.
+        ExportError: the network cannot take its input in that form.
     """
     name = graph_name(run, precision, float_precision, backend_name, typed)
+    manifest = run.read_manifest()
+    form = form or manifest.input
+    suffix = form.suffix if form != manifest.input else ""
     if precision == "int8" and keep_float:
         own = run.load_quantized()
         mixed = own.mixed(keep_float)
         if mixed.keep_float != own.keep_float:
             half: FloatPrecision = "fp16" if name == "int8-fp16" else "fp32"
-            return _written(run, mixed, name.replace("int8", "int8-mixed"), half)
+            return _written(run, mixed, name.replace("int8", "int8-mixed") + suffix, half, form)
     if activation_grids == "plain":
         name = name.replace("int8", "int8-plain")
-    if name in ("fp32", "int8", "int8-plain"):
+    if not suffix and name in ("fp32", "int8", "int8-plain"):
         return run.verified(f"{name}.onnx")
+    name += suffix
     load_int8 = run.load_plain if activation_grids == "plain" else run.load_quantized
-    model = run.load_fused() if precision == "fp16" else load_int8()
-    return _written(run, model, name, "fp16")
+    model = load_int8() if precision == "int8" else run.load_fused()
+    return _written(run, model, name, "fp16" if "fp16" in name else "fp32", form)
 
 
 def _written(
-    run: RunFolder, model: FusedModel | QuantizedModel, name: str, float_precision: FloatPrecision
+    run: RunFolder,
+    model: FusedModel | QuantizedModel,
+    name: str,
+    float_precision: FloatPrecision,
+    form: InputForm,
 ) -> Path:
     """A graph that is not among those that calibrate makes, written with its sidecar."""
     manifest, path = run.read_manifest(), run.onnx(name)
     metadata = manifest.preprocessing.to_dict() if manifest.preprocessing else None
     export_onnx(
-        model, path, float_precision=float_precision, preprocessing=metadata, facts=graph_facts(manifest)
+        model,
+        path,
+        float_precision=float_precision,
+        preprocessing=metadata,
+        input_form=form,
+        facts=graph_facts(manifest),
     )
     record_graph(run.path, path.name, manifest)
     return path
@@ -93,6 +110,17 @@ def graph_facts(manifest: Manifest) -> dict[str, str]:
         "license": licence,
     }
     return facts | ({"classes": json.dumps(manifest.classes)} if manifest.classes else {})
+
+
+def input_form(run: RunFolder, options: BuildOptions) -> InputForm:
+    """The form of input that options ask for; by default, that of the run's own graphs.
+
+    Raises:
+        ExportError: options that do not go together.
+    """
+    own = run.read_manifest().input
+    order = options.channel_order or (own.channel_order if options.input in (None, own.kind) else None)
+    return settled_form(options.input or own.kind, order, options.camera_size)
 
 
 def graph_name(

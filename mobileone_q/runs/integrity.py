@@ -11,6 +11,7 @@ who can write into a run can also write the hashes anew.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -30,15 +31,12 @@ PLAIN_QUANTIZED, PLAIN_GRAPH = "quantized-plain.safetensors", "int8-plain.onnx" 
 TUNED = "tuned.yaml"  # of `tune`: its choice
 TRIALS = "tuning/trials.jsonl"  # of `tune`: all that it measured
 ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE, PLAIN_QUANTIZED, PLAIN_GRAPH, TUNED, TRIALS)
-# Graphs that are written when an engine needs them, and what each is exported from.
-LATER_GRAPHS = {
-    "fp16.onnx": FUSED,
-    "int8-fp16.onnx": QUANTIZED,
-    "int8-plain-fp16.onnx": PLAIN_QUANTIZED,
-    "int8-mixed.onnx": QUANTIZED,  # of `build-engine --keep-float`
-    "int8-mixed-fp16.onnx": QUANTIZED,
-}
-EXPORT_AGAIN = "write it again with `mobileone-q build-engine --fp16`"
+# Graphs that are written when an engine needs them: fp16.onnx, int8-fp16.onnx, those of `--keep-float`, and
+# any in another form of input than the run's own, such as int8-uint8-bgr-480x640.onnx.
+LATER_GRAPH = re.compile(
+    r"(fp32|fp16|int8(-plain|-mixed)?(-fp16)?)"
+    r"(-(?P<input>float|uint8)(-(?P<order>rgb|bgr)(-(?P<size>\d{1,5}x\d{1,5}))?)?)?\.onnx"
+)
 
 State = Literal["ok", "changed", "missing"]
 
@@ -63,8 +61,26 @@ def record_graph(folder: Path, name: str, manifest: Manifest) -> None:
     Raises:
         FileError: the folder cannot be written to.
     """
-    facts = {"sha256": sha256(folder / name), "made_from": manifest.artefacts.get(LATER_GRAPHS[name])}
+    facts = {"sha256": sha256(folder / name), "made_from": manifest.artefacts.get(source_of(name))}
     write_json(sidecar(folder / name), sealed(facts))
+
+
+def source_of(later_graph: str) -> str:
+    """The file of weights that a later graph is exported from."""
+    if not later_graph.startswith("int8"):
+        return FUSED
+    return PLAIN_QUANTIZED if later_graph.startswith("int8-plain") else QUANTIZED
+
+
+def _export_again(later_graph: str) -> str:
+    """How to write a later graph again, in words that follow a semicolon."""
+    found = LATER_GRAPH.fullmatch(later_graph)
+    words = "--fp16" if "fp16" in later_graph else f"--{later_graph[:4]}"
+    words += " --keep-float BLOCK" if "-mixed" in later_graph else ""
+    if found is not None:
+        options = {"input": "input", "order": "channel-order", "size": "camera-size"}
+        words += "".join(f" --{flag} {found[key]}" for key, flag in options.items() if found[key])
+    return f"write it again with `mobileone-q build-engine {words}`"
 
 
 def recorded(folder: Path, manifest: Manifest, name: str) -> str:
@@ -75,16 +91,16 @@ def recorded(folder: Path, manifest: Manifest, name: str) -> str:
     """
     if name in manifest.artefacts:
         return manifest.artefacts[name]
-    if name not in LATER_GRAPHS:
+    if not LATER_GRAPH.fullmatch(name):
         raise RunError(f"{folder} has no record of a file {name}; {remedy(manifest)}")
     path = sidecar(folder / name)
     if not path.is_file():
-        raise RunError(f"{folder / name} has no record of its bytes ({path.name}); {EXPORT_AGAIN}")
+        raise RunError(f"{folder / name} has no record of its bytes ({path.name}); {_export_again(name)}")
     facts = read_json(path)
     if not isinstance(facts, dict) or not is_sealed(facts):
-        raise RunError(f"{path} has changed since it was written; {EXPORT_AGAIN}")
-    if facts.get("made_from") != manifest.artefacts.get(LATER_GRAPHS[name]):
-        raise RunError(f"{folder / name} was made from another {LATER_GRAPHS[name]}; {EXPORT_AGAIN}")
+        raise RunError(f"{path} has changed since it was written; {_export_again(name)}")
+    if facts.get("made_from") != manifest.artefacts.get(source_of(name)):
+        raise RunError(f"{folder / name} was made from another {source_of(name)}; {_export_again(name)}")
     return str(facts.get("sha256"))
 
 
@@ -96,7 +112,7 @@ def verified(folder: Path, manifest: Manifest, name: str) -> Path:
             command that makes it again.
     """
     path, expected = folder / name, recorded(folder, manifest, name)
-    again = EXPORT_AGAIN if name in LATER_GRAPHS else remedy(manifest)
+    again = remedy(manifest) if name in manifest.artefacts else _export_again(name)
     if not path.is_file():
         raise RunError(f"{path} is missing; {again}")
     if sha256(path) != expected:
@@ -165,12 +181,17 @@ def check_all(folder: Path) -> Iterator[Checked]:
     """
     manifest = Manifest.load(folder / "manifest.json")
     yield Checked("manifest.json", "ok")
-    later = [name for name in LATER_GRAPHS if any(is_there(folder / name))]
-    for name in (*manifest.artefacts, *later):
+    for name in (*manifest.artefacts, *later_graphs(folder, manifest)):
         yield _checked(folder, name, partial(verified, folder, manifest, name))
     yield _checked(folder, "report.json", partial(_check_report_file, folder, manifest))
     for engine in engine_files(folder):
         yield _checked(folder, f"engines/{engine.name}", partial(check_engine, folder, manifest, engine))
+
+
+def later_graphs(folder: Path, manifest: Manifest) -> list[str]:
+    """The names of the later graphs of a run that are there, or of which only the sidecar is there."""
+    names = {path.name.removesuffix(".json") for path in folder.glob("*.onnx*")}
+    return sorted(name for name in names - set(manifest.artefacts) if LATER_GRAPH.fullmatch(name))
 
 
 def is_there(path: Path) -> tuple[bool, bool]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mobileone_q import engines
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import LabelledBatches
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.evaluation.changes import Changes, ChangesSum
 from mobileone_q.evaluation.latency import Latency, profile_engines
@@ -30,6 +31,7 @@ from mobileone_q.evaluation.streaming import (
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import CPU_BACKENDS, BackendName, Precision, Target, pairing
 from mobileone_q.progress import Advance, silent
+from mobileone_q.runs.engine_inputs import for_normalized, random_input
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
 
@@ -74,6 +76,7 @@ def measure_accuracy(
     images: LabelledBatches,
     advance: Advance = silent,
     name: Callable[[int], str] = str,
+    preprocessing: Preprocessing | None = None,
 ) -> AccuracySections:
     """Accuracy of a run's exported graphs, and how well the float32 simulation predicts it.
 
@@ -87,7 +90,8 @@ def measure_accuracy(
     The graph for target ``dla`` has its grids in a cache that only TensorRT reads. There INT8 is the
     simulation on every image, and ``engine`` says so.
 
-    ``name`` gives an image's name from its row, for the list of answers that changed.
+    ``name`` gives an image's name from its row, for the list of answers that changed. ``preprocessing`` is
+    the run's; graphs that take pixels need it.
 
     Raises:
         DataError: there are no images, or a label is beyond the network's classes.
@@ -101,7 +105,8 @@ def measure_accuracy(
         path = run.engine(precision, backend.name, backend.suffix)
         graph = run.graph(precision)
         backend.build(graph, path, BuildOptions(precision, threads=threads))
-        loaded.append(backend.load(path, graph, threads))
+        engine = backend.load(path, graph, threads)
+        loaded.append(for_normalized(engine, engine.info.input, preprocessing))
     simulation = Simulation(quantized, math.inf if is_dla else SIMULATED_IMAGES)
     has_classes = quantized.arch.task == "classify"
     cost = AccuracySum() if has_classes else EmbeddingSum()
@@ -161,8 +166,6 @@ def measure_latency(
     has_kernels = backend_name not in CPU_BACKENDS
     suffix = engines.backend(backend_name).suffix
     has_fp16 = has_kernels and run.engine("fp16", backend_name, suffix).is_file()
-    shape = (batch, arch.in_channels, *arch.image_size)
-    x = np.random.default_rng(0).standard_normal(shape, np.float32)
     names = [block.name for block in arch.blocks]
     with ExitStack() as stack:
 
@@ -172,7 +175,8 @@ def measure_latency(
         fp32, int8 = map(load, PRECISIONS)
         fp16 = load("fp16") if has_fp16 else None
         latency = profile_engines(
-            fp32, int8, names, x, fp16=fp16, keep_float=keep_float,
+            fp32, int8, names, lambda engine: random_input(engine.info.input, arch, batch), fp16=fp16,
+            keep_float=keep_float,
             threads=threads, runs=runs, advance=advance,
         )  # fmt: skip
         notes = [pairing(target, backend_name).label, MIXED * int8.info.onnx.startswith("int8-mixed")]

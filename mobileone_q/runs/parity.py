@@ -11,13 +11,15 @@ from pathlib import Path
 
 from mobileone_q import engines
 from mobileone_q.data.batches import LabelledBatches
+from mobileone_q.engines.metadata import read_input
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.evaluation.comparison import TorchModel
 from mobileone_q.evaluation.exact import ExactEvaluator
 from mobileone_q.evaluation.metrics import Parity, Runnable
 from mobileone_q.evaluation.streaming import ParitySum, each_batch
-from mobileone_q.names import BACKENDS, CPU_BACKENDS, FLOAT_PRECISIONS, PRECISIONS
+from mobileone_q.names import BACKENDS, CPU_BACKENDS, FLOAT_PRECISIONS, PRECISIONS, FloatPrecision
 from mobileone_q.progress import Advance, progress_if, silent
+from mobileone_q.runs.engine_inputs import for_normalized
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
 from mobileone_q.runs.inputs import comparison_inputs
@@ -38,7 +40,8 @@ def engines_at_hand(
         SIMULATION: TorchModel(run.load_quantized()),
     }
     unusable = {}
-    is_dla = run.read_manifest().target == "dla"
+    manifest = run.read_manifest()
+    is_dla = manifest.target == "dla"
     for name in BACKENDS:
         for precision in PRECISIONS:
             path = run.engine(precision, name, engines.backend(name).suffix)
@@ -49,7 +52,8 @@ def engines_at_hand(
                 unusable[label] = "its graph has no grids: for DLA they are in the calibration cache"
                 continue
             try:
-                usable[label] = stack.enter_context(load_engine(run, precision, name, threads))
+                engine = stack.enter_context(load_engine(run, precision, name, threads))
+                usable[label] = for_normalized(engine, engine.info.input, manifest.preprocessing)
             except (EngineError, MissingDependency) as error:
                 unusable[label] = str(error)
     return usable, unusable
@@ -64,14 +68,17 @@ def exact_evaluators(run: RunFolder) -> dict[str, Runnable]:
         EngineError: the graph is not for target tensorrt.
         RunError: a graph or the weights have changed.
     """
+    manifest = run.read_manifest()
+
+    def computed(graph: Path, precision: FloatPrecision) -> Runnable:
+        return for_normalized(ExactEvaluator(graph, precision), read_input(graph), manifest.preprocessing)
+
     graph = run.graph("int8")
-    usable: dict[str, Runnable] = {
-        f"int8 exact {each}": ExactEvaluator(graph, each) for each in FLOAT_PRECISIONS
-    }
+    usable: dict[str, Runnable] = {f"int8 exact {each}": computed(graph, each) for each in FLOAT_PRECISIONS}
     if run.has_plain_grids():
         plain = run.verified(PLAIN_GRAPH)
         usable[PLAIN_SIMULATION] = TorchModel(run.load_plain())
-        usable |= {f"int8 plain exact {each}": ExactEvaluator(plain, each) for each in FLOAT_PRECISIONS}
+        usable |= {f"int8 plain exact {each}": computed(plain, each) for each in FLOAT_PRECISIONS}
     return usable
 
 

@@ -18,6 +18,7 @@ from mobileone_q.engines.base import Closing
 from mobileone_q.errors import DataError
 from mobileone_q.evaluation.metrics import softmax
 from mobileone_q.names import BackendName, Precision
+from mobileone_q.runs.engine_inputs import engine_input
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine_file, ready_engine
 
@@ -81,8 +82,7 @@ class Predictor(Closing):
             DataError: the image cannot be read, or there are not as many names as classes.
         """
         title = "image" if isinstance(image, Image.Image) else str(image)
-        x = self._prepare(image)
-        output = self.engine.run(np.ascontiguousarray(x[None]))[0]
+        output = self.engine.run(self._prepare(image)[None])[0]
         if self.task != "classify":
             return Prediction(title, embedding=tuple(output.ravel().tolist()))
         if self.classes is not None and len(self.classes) != len(output):
@@ -96,12 +96,13 @@ class Predictor(Closing):
         rows = (ClassChance(int(k), names[k], float(chances[k])) for k in best)
         return Prediction(title, tuple(rows))
 
-    def _prepare(self, image: str | Path | Image.Image) -> NDArray[np.float32]:
+    def _prepare(self, image: str | Path | Image.Image) -> NDArray[Any]:
+        form = self.engine.info.input
         if isinstance(image, Image.Image):
-            return self.preprocessing(image)
+            return engine_input(image, self.preprocessing, form)
         try:
             with Image.open(image) as opened:
-                return self.preprocessing(opened)
+                return engine_input(opened, self.preprocessing, form)
         except UNREADABLE as error:
             raise DataError(f"cannot read the image {image}: {reason(error)}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -49,16 +50,20 @@ def publish(
         FileError: the folder cannot be written to.
     """
     transform = manifest.preprocessing.to_dict() if manifest.preprocessing else None
-    facts = graph_facts(manifest)
-    export_onnx(fused, folder.onnx("fp32"), preprocessing=transform, facts=facts)
-    export_onnx(quantized, folder.onnx("int8"), preprocessing=transform, facts=facts)
+    export = partial(
+        export_onnx, preprocessing=transform, input_form=manifest.input, facts=graph_facts(manifest)
+    )
+    export(fused, folder.onnx("fp32"))
+    export(quantized, folder.onnx("int8"))
     if evaluation is not None:
         with progress_if(progress, "evaluating", len(evaluation)) as advance:
             unfinished = UnfinishedRun(folder.path)
-            measured = measure_accuracy(unfinished, quantized, evaluation, advance, evaluation.name_of)
+            measured = measure_accuracy(
+                unfinished, quantized, evaluation, advance, evaluation.name_of, manifest.preprocessing
+            )
         report = report.with_sections(**measured._asdict())
     if plain is not None:
-        export_onnx(plain, folder.path / PLAIN_GRAPH, preprocessing=transform, facts=facts)
+        export(plain, folder.path / PLAIN_GRAPH)
         if evaluation is not None:
             with TemporaryDirectory() as aside:
                 measured_plain = Comparison(fused, evaluation, Path(aside)).with_int8(plain)

@@ -80,9 +80,12 @@ class Run(RunFolder):
             DataError: images of another kind or shape than the run was calibrated on.
         """
         quantized = self.load_quantized()
-        batches = prepared(images, quantized.arch, self.read_manifest())
+        manifest = self.read_manifest()
+        batches = prepared(images, quantized.arch, manifest)
         with progress_if(progress, "evaluating", len(batches)) as advance:
-            return measure_accuracy(self, quantized, batches, advance).accuracy
+            return measure_accuracy(
+                self, quantized, batches, advance, preprocessing=manifest.preprocessing
+            ).accuracy
 
     def profile(
         self,

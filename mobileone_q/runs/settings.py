@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.names import ActivationGrids, BackendName, Precision, Target
+from mobileone_q.names import ActivationGrids, BackendName, ChannelOrder, InputKind, Precision, Target
 from mobileone_q.settings import setting
 
 TargetChoice = Literal["auto", Target]
@@ -50,6 +50,12 @@ class CalibrationOptions:
         False,
         "Also measure what quantizing each block alone costs, for the report; takes minutes.",
     )
+    input: InputKind = setting(
+        "float",
+        "What the graphs take: normalized float32 (N, 3, H, W), or uint8 pixels (N, H, W, 3), which they "
+        "normalize themselves.",
+    )
+    channel_order: ChannelOrder = setting("rgb", "With --input uint8: the order of a pixel's channels.")
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/ARCH, numbered")
 
     @property

@@ -20,7 +20,7 @@ from mobileone_q.files import write_text
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.bundle import copy_file, labels, write_bundle
 from mobileone_q.runs.folder import RunFolder
-from mobileone_q.runs.graphs import build_options, write_graph
+from mobileone_q.runs.graphs import build_options, input_form, write_graph
 from mobileone_q.runs.staging import new_folder
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8"}  # by the number of an ONNX element type
@@ -66,7 +66,8 @@ def write_triton(run: RunFolder, folder: Path, precision: Precision, options: Bu
     with new_folder(folder, folder.name) as place:
         version = place.path / "1"
         if is_ready:
-            graph = write_graph(run, precision, "fp32", backend, typed=True)
+            form = input_form(run, options)
+            graph = write_graph(run, precision, "fp32", backend, typed=True, form=form)
             copy_file(graph, version / "model.onnx")
         else:
             graph = copy_engine_files(run, version, precision, options)[0]

@@ -10,11 +10,16 @@ from mobileone_q.models.quantized import QuantizedModel
 
 
 def run(proto, x, *extra, optimize=True):
+    return run_on(proto, x.numpy(), *extra, optimize=optimize)
+
+
+def run_on(proto, x, *extra, optimize=True):
+    """:func:`run`, on an array."""
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
-    return session.run(["logits", *extra], {"input": x.numpy()})
+    return session.run(["logits", *extra], {"input": x})
 
 
 def mark(path, **metadata):

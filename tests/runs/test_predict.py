@@ -1,6 +1,7 @@
 """Classes of image files, from runs and engines."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from mobileone_q.data import sample
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import DataError
+from mobileone_q.input_form import InputForm
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.runs.predict import Predictor, softmax
 from tests.helpers.cli import invoke, refused
@@ -95,6 +97,8 @@ def test_softmax_does_not_overflow():
 
 
 class Fixed:
+    info = SimpleNamespace(input=InputForm())
+
     def __init__(self, output):
         self.output = np.asarray([output], np.float32)
 

@@ -151,21 +151,21 @@ class TensorRTEngine(Engine):
             )
         self._profiles: int = self._engine.num_optimization_profiles
 
-    def run(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (N, classes) of a batch (N, C, H, W); of more than the engine takes at once, in parts."""
+    def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """Logits (N, classes) of a batch; of more than the engine takes at once, in parts."""
         self._require_open()
         least, _, most = self.info.options["batch"]
         parts = [batch[first : first + most] for first in range(0, len(batch), most)]
         return np.concatenate([self._run_padded(part, least) for part in parts])
 
-    def _run_padded(self, part: NDArray[np.float32], least: int) -> NDArray[np.float32]:
+    def _run_padded(self, part: NDArray[Any], least: int) -> NDArray[np.float32]:
         """Logits of a part that may be smaller than the least batch, which zeros then fill up."""
         missing = max(0, least - len(part))
         if missing:
             part = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
         return execute(self._context, part, self._profiles)[: len(part) - missing]
 
-    def captured(self, batch: NDArray[np.float32]) -> Callable[[], object] | None:
+    def captured(self, batch: NDArray[Any]) -> Callable[[], object] | None:
         self._require_open()
         return capture(self._engine.create_execution_context(), batch, self._profiles)
 
@@ -214,7 +214,7 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
 
 
-def execute(context: Any, batch: NDArray[np.float32], profiles: int) -> NDArray[np.float32]:
+def execute(context: Any, batch: NDArray[Any], profiles: int) -> NDArray[np.float32]:
     """Run a context on one batch, through CUDA buffers that torch allocates.
 
     The engine has so many ``profiles``; where it has two, the first is for one image.
@@ -227,7 +227,7 @@ def execute(context: Any, batch: NDArray[np.float32], profiles: int) -> NDArray[
     return logits.cpu().numpy()
 
 
-def capture(context: Any, batch: NDArray[np.float32], profiles: int) -> Callable[[], object]:
+def capture(context: Any, batch: NDArray[Any], profiles: int) -> Callable[[], object]:
     """Record one run of ``context`` on ``batch`` as a CUDA graph; ``profiles`` as for :func:`execute`.
 
     The function that is returned replays the graph and waits for its end.
@@ -249,7 +249,7 @@ def capture(context: Any, batch: NDArray[np.float32], profiles: int) -> Callable
     return replay
 
 
-def _bind(context: Any, batch: NDArray[np.float32], profiles: int) -> tuple[Any, Any]:
+def _bind(context: Any, batch: NDArray[Any], profiles: int) -> tuple[Any, Any]:
     """Put the batch, and room for its logits, on the GPU and tell the context where they are."""
     import torch
 
@@ -290,7 +290,7 @@ class TensorRTProfiler(LayerProfiler):
         self._context.profiler = self._recorder
         self._runs: list[LayerTimes] = []
 
-    def run(self, batch: NDArray[np.float32]) -> None:
+    def run(self, batch: NDArray[Any]) -> None:
         self._recorder.times = {}
         execute(self._context, batch, self._profiles)
         self._runs.append(self._recorder.times)

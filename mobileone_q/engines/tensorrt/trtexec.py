@@ -18,19 +18,19 @@ STRONG_SINCE, PROFILES_SINCE, FLAGS_GONE = 10, 10, 11
 def trtexec_line(
     version: str, onnx: Path | str, engine: Path | str, options: BuildOptions, image: tuple[int, int, int]
 ) -> str:
-    """The command for a version such as ``10.3``; ``image`` is the input's (channels, H, W).
+    """The command for a version such as ``10.3``; ``image`` is the shape of one input, such
+    as (channels, H, W).
 
     ``onnx`` must be the graph that the version needs. Before 10, every precision is built from
     ``fp32.onnx`` or ``int8.onnx`` with flags. From 10 on, FP16 types stand in the graph.
     """
     major, minor = (int(part) for part in version.split(".")[:2])
-    channels, height, width = image
     words = [EXECUTABLE, f"--onnx={onnx}", f"--saveEngine={engine}"]
     profiles = options.profiles if major >= PROFILES_SINCE else (options.batch,)
     for index, batch in enumerate(profiles):
         words += [f"--profile={index}"] if len(profiles) > 1 else []
         for name, size in zip(("min", "opt", "max"), batch):
-            words.append(f"--{name}Shapes=input:{size}x{channels}x{height}x{width}")
+            words.append(f"--{name}Shapes=input:{'x'.join(map(str, (size, *image)))}")
     if len(profiles) > 1 and options.batch[1] > 1:
         words.append("--useProfile=1")  # the typical batch is what is timed
     sram = ",dlaSRAM:1" if options.dla_core is not None else ""  # MiB, all that a core has

@@ -10,12 +10,14 @@ import pytest
 
 from calibrate.recipe import Recipe
 from mobileone_q.architecture.variants import build_variant
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.engines import BuildOptions, backend
 from mobileone_q.engines.tensorrt import engine as module
 from mobileone_q.engines.tensorrt import versions
 from mobileone_q.engines.tensorrt.build import log_path, make_logger, parse
 from mobileone_q.errors import EngineError
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.input_form import InputForm
 from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.networks import narrow, small
 
@@ -79,6 +81,25 @@ def test_rtx_builds_mixed_precision(rtx, tmp_path, arch, floats):
             n for n, kind in layer_types(rtx, tmp_path / "int8.onnx").items() if kind == rtx.DataType.HALF
         }
         assert set(each.keep_float) <= half or floats == "fp32"
+
+
+@pytest.mark.parametrize("form", [InputForm("uint8", "bgr"), InputForm("uint8", "rgb", (90, 160))], ids=str)
+def test_rtx_builds_graphs_that_take_pixels(rtx, tmp_path, form):
+    quantized = calibrated_network(small(), Recipe(target="tensorrt"))
+    transform, path = Preprocessing(36, 32).to_dict(), tmp_path / "int8.onnx"
+    export_onnx(quantized, path, float_precision="fp16", preprocessing=transform, input_form=form)
+    info = backend("tensorrt-rtx").build(path, tmp_path / "engine", BuildOptions(compute_capabilities=(86,)))
+    assert info.input == form
+    logger = make_logger(rtx)
+    builder = rtx.Builder(logger)
+    network = parse(rtx, logger, builder, path, BuildOptions())
+    assert network.get_input(0).dtype == rtx.DataType.UINT8
+    # The constants are float32 although the graph holds float16: codes must not change.
+    assert all(
+        network.get_layer(index).get_output(0).dtype == rtx.DataType.FLOAT
+        for index in range(network.num_layers)
+        if network.get_layer(index).name in ("pixels/scale", "pixels/shift")
+    )
 
 
 @pytest.mark.slow
