@@ -21,9 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mobileone_q.runs.integrity import TRIALS
 from tests.helpers.tiny import recipe, write_tiny
 
-KINDS = ("calibrate", "build-engine", "qat", "train", "bundle")
+KINDS = ("calibrate", "build-engine", "qat", "tune", "train", "bundle")
+MAKE_RUNS = ("calibrate", "qat", "tune")
 SMALL_STEPS = ("--epochs", 4, "--batch", 16, "--checkpoint-every", 2, "--device", "cpu")
 
 
@@ -68,6 +70,7 @@ class Workshop:
             "calibrate": ["calibrate", *network, "--target", "tensorrt", "--output", "out"],
             "build-engine": ["build-engine", "--int8", "run"],
             "qat": ["qat", "run", *SMALL_STEPS, "--output", "out", *again],
+            "tune": ["tune", "run", "--seconds", 2, "--output", "out", *again],
             "train": ["train", "recipe.yaml", *SMALL_STEPS, "--output", "trained", *again],
             "bundle": ["build-engine", "--bundle", "out", "run"],
         }[kind]  # fmt: skip
@@ -136,10 +139,11 @@ class Workshop:
     def _fault(self, folder: Path, kind: str) -> str:
         """What is wrong after the next command; empty if nothing is."""
         place = folder / "out"
-        if kind in ("calibrate", "qat", "bundle") and place.exists():
+        if kind in (*MAKE_RUNS, "bundle") and place.exists():
             return ""  # killed between its last act and its end
         is_resumed = (
             any(folder.glob(".out.partial-*/training/checkpoint.pt"))
+            or any(folder.glob(f".out.partial-*/{TRIALS}"))
             or (folder / "trained/training/checkpoint.pt").is_file()
         )
         if self.run(folder, self.words(kind, resume=is_resumed)) != 0:
@@ -149,7 +153,7 @@ class Workshop:
         left += [path for path in (folder / "tmp").iterdir() if not path.name.startswith("torchinductor_")]
         if left:
             return f"left behind: {left}"
-        for run in ("run", *(["out"] if kind in ("calibrate", "qat") else [])):
+        for run in ("run", *(["out"] if kind in MAKE_RUNS else [])):
             if self.run(folder, ["verify", run]) != 0:
                 return f"{run} is damaged: {(folder / 'said.txt').read_text().splitlines()[-1:]}"
         return ""
