@@ -432,11 +432,15 @@ def info(options: InfoOptions) -> Any:
 @takes(PredictOptions, "options")
 @click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
-    """Classify image files with a run's engine.
+    """Classify images with a run's engine.
+
+    IMAGE is a file, a folder, a pattern such as 'photos/*.jpg', a video, or camera:0. The last two need
+    OpenCV, the extra [camera].
 
     \b
-    mobileone-q predict --run runs/s0 dog.jpg cat.jpg
+    mobileone-q predict --run runs/s0 dog.jpg photos/
     """
+    from mobileone_q.data.pictures import pictures
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.predict import lines, load_predictor, predictor_of_engine
     from mobileone_q.runs.run import resolve_backend
@@ -447,7 +451,8 @@ def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
         backend = resolve_backend(options.backend)
         predictor = load_predictor(find_run(options.run), options.precision, backend, options.classes)
     with predictor:
-        results = (predictor(image, options.top) for image in images)
+        found = pictures(images, options.every, options.frames)
+        results = (predictor(picture, options.top, title) for title, picture in found)
         for line in (json.dumps(each.to_dict()) for each in results) if options.as_json else lines(results):
             click.echo(line)
 

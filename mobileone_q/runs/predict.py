@@ -75,13 +75,15 @@ class Predictor(Closing):
     classes: Sequence[str] | None
     task: str = "classify"
 
-    def __call__(self, image: str | Path | Image.Image, top: int = 5) -> Prediction:
-        """The best ``top`` classes of an image file or a picture, or its embedding.
+    def __call__(self, image: str | Path | Image.Image, top: int = 5, title: str | None = None) -> Prediction:
+        """The best ``top`` classes of an image file or a picture, or its embedding, under a title.
+
+        The title is by default the file's path, or ``image``.
 
         Raises:
             DataError: the image cannot be read, or there are not as many names as classes.
         """
-        title = "image" if isinstance(image, Image.Image) else str(image)
+        title = title or ("image" if isinstance(image, Image.Image) else str(image))
         output = self.engine.run(self._prepare(image)[None])[0]
         if self.task != "classify":
             return Prediction(title, embedding=tuple(output.ravel().tolist()))

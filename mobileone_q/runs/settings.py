@@ -229,6 +229,10 @@ class PredictOptions:
     backend: BackendChoice = setting("onnxruntime", "Whose engine.")
     classes: Path | None = setting(None, "Class names, one a line.", default_help="the calibration data's")
     top: int = setting(5, "Classes to show.", low=1)
+    every: int = setting(30, "Of a video or a camera, classify one frame in so many.", low=1)
+    frames: int | None = setting(
+        None, "Of each, classify so many frames.", low=1, default_help="all; a camera until Ctrl-C"
+    )
     as_json: bool = setting(False, "One line of JSON per image.", flag="--json")
 
 

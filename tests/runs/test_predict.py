@@ -117,3 +117,16 @@ def test_official_preprocessing_and_embeddings(tmp_path):
     assert x[:, 0, 0] == pytest.approx((128 - mean) / std, abs=1e-5)
     with pytest.raises(DataError, match="1 class names"):
         Predictor(Fixed([1.0, 2.0]), Preprocessing(), ("one",))(path)
+
+
+def test_a_folder_and_a_camera(bundled, pictures, monkeypatch):
+    paths, _ = pictures
+    frame = Image.open(paths[3])
+    given = [("camera:0 frame 0", frame)]
+    rows = predictions("--run", bundled[0], paths[0].parent)
+    assert sorted(row["image"] for row in rows) == sorted(map(str, paths))
+    monkeypatch.setattr("mobileone_q.data.pictures._frames", lambda *_: iter(given))
+    (row,) = predictions("--run", bundled[0], "camera:0", "--frames", 1)
+    assert row["image"] == "camera:0 frame 0"
+    (same,) = (other for other in rows if other["image"] == str(paths[3]))
+    assert row["top"] == same["top"]
