@@ -502,13 +502,14 @@ def compare(run_paths: tuple[Path, ...], form: Form) -> Any:
     \b
     mobileone-q compare runs/s0 runs/s0-qat
     """
+    from mobileone_q.report.lines import terminal_width
     from mobileone_q.report.tables import render, values
     from mobileone_q.runs.compare import COLUMNS, cautions, row_of
 
     if not run_paths:
         raise RunError("name the runs to compare, such as `mobileone-q compare runs/s0 runs/s0-qat`")
     rows = [row_of(path) for path in run_paths]
-    click.echo(render(rows, COLUMNS, form))
+    click.echo(render(rows, COLUMNS, form, terminal_width()))
     for caution in cautions(run_paths):
         click.echo(f"note: {caution}", err=form != "table")
     return values(rows, COLUMNS)
@@ -524,13 +525,14 @@ def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form
     \b
     mobileone-q benchmark runs/s0 --data val/ --format markdown
     """
+    from mobileone_q.report.lines import terminal_width
     from mobileone_q.report.tables import render, values
     from mobileone_q.runs.benchmark import COLUMNS
     from mobileone_q.runs.benchmark import benchmark as measure
     from mobileone_q.runs.folder import find_run
 
     rows, missing = measure([find_run(path) for path in run_paths or (None,)], options, progress=True)
-    click.echo(render(rows, COLUMNS, form))
+    click.echo(render(rows, COLUMNS, form, terminal_width()))
     for name, why in missing.items():
         click.echo(f"note: {name} was not run: {why}", err=form != "table")
     return values(rows, COLUMNS)
@@ -546,13 +548,14 @@ def verify(run_path: Path | None) -> Any:
     \b
     mobileone-q verify runs/s0
     """
+    from mobileone_q.report.lines import hanging
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.integrity import check_all
 
     run = find_run(run_path)
     files = list(check_all(run.path))
     for file in files:
-        click.echo(f"{file.state:8} {file.name}{': ' * bool(file.why)}{file.why}")
+        click.echo(hanging(f"{file.state:8} ", f"{file.name}{': ' * bool(file.why)}{file.why}"))
     bad = sum(file.state != "ok" for file in files)
     if bad:
         raise RunError(f"{run.path}: {bad} file{'s' * (bad > 1)} not as written; see the lines above")
@@ -572,12 +575,13 @@ def list_runs(folder: Path) -> Any:
     \b
     mobileone-q runs list
     """
+    from mobileone_q.report.lines import hanging
     from mobileone_q.runs.catalog import finished_runs, summarize_run
 
     rows = [summarize_run(path) for path in finished_runs(folder)]
     width = max((len(row.name) for row in rows), default=0)
     for row in rows:
-        click.echo(row.line(width))
+        click.echo(hanging("", row.line(width), indent=4))
     if not rows:
         click.echo(f"no run in {folder}; make one with `mobileone-q calibrate --arch s0`")
     return [row.to_dict() for row in rows]
@@ -663,6 +667,7 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
     mobileone-q doctor --json
     """
     from mobileone_q.doctor import gather, judge, to_dict
+    from mobileone_q.report.lines import hanging
 
     facts = gather()
     checks = judge(facts)
@@ -673,9 +678,9 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
         said = f"wrote {archive}: {', '.join(names)}; look through it before you attach it"
         click.echo(said, err=wants_json())
     for check in checks:
-        click.echo(f"{check.status:8} {check.name:12} {check.finding}")
+        click.echo(hanging(f"{check.status:8} {check.name:12} ", check.finding))
         if check.remedy:
-            click.echo(f"{'':21} remedy: {check.remedy}")
+            click.echo(hanging(f"{'':22}", f"remedy: {check.remedy}"))
     return to_dict(facts, checks)
 
 

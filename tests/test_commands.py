@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -169,8 +170,28 @@ def in_a_terminal(script, columns=80):
     return text.replace("\r\n", "\n").splitlines()
 
 
-def test_everything_fits_80_columns():
-    lines = in_a_terminal(SHOW.format(root=str(ROOT)))
+ON_RUNS = textwrap.dedent("""
+    for words in {commands!r}:
+        try:
+            main(words.split(), standalone_mode=False)
+        except SystemExit:
+            pass  # an error; its line is left to the terminal to wrap
+""")
+
+
+def test_everything_fits_80_columns(bundled, tmp_path, monkeypatch):
+    """One process shows all, since importing torch takes most of the time."""
+    for name in ("clothes-calibrated-on-200-images", "b"):
+        shutil.copytree(bundled[0], tmp_path / "runs" / name)
+    (tmp_path / "runs" / "b" / "fp32.onnx").write_bytes(b"changed")
+    one = "runs/clothes-calibrated-on-200-images"
+    commands = [
+        f"compare {one} {one}", f"benchmark --images 10 --runs 1 {one}", "runs list", "verify runs/b",
+        "doctor", f"evaluate --images 10 {one}", f"evaluate --parity --images 10 {one}",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    lines = in_a_terminal((SHOW + ON_RUNS).format(root=str(ROOT), commands=commands))
+    lines = [line for line in lines if not line.startswith("error: ")]
     assert max(map(len, lines)) <= 80, max(lines, key=len)
     text = "\n".join(lines)
     assert "…" not in text
@@ -178,6 +199,8 @@ def test_everything_fits_80_columns():
         "stage3.10.dw 0.10000 0.20000 +1.00 -10.00 1, 22, 333 1, 22, 333",
         "fp32 tensorrt-rtx int8 simulation 10.5000 100.00 % 100.0 % 10.0100 no labels",
         "slower INT8>FP16 +2r!",
-    ):
+        "run target FP32 % INT8 %", "FP32 ms INT8 ms", "img/s", "MobileOne-S0 for 32x32 images",
+        "changed fp32.onnx", "onnx opset 17", "confidence", "int8 onnxruntime int8 simulation",
+    ):  # fmt: skip
         assert cells in " ".join(text.split()), cells
     assert text.startswith("INT8 keeps")  # the verdict comes first

@@ -14,6 +14,7 @@ from mobileone_q.evaluation.latency import BlockTiming, Latency, Timing
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, MeasuredScore, Parity, TopK
 from mobileone_q.names import Precision
 from mobileone_q.report.device import print_score
+from mobileone_q.report.lines import hanging
 from mobileone_q.report.schema import Report
 from mobileone_q.report.tuning import answer, how
 from mobileone_q.report.verdict import verdict
@@ -268,11 +269,11 @@ def print_evaluation(score: MeasuredScore) -> None:
         out.print(f"top-5           {100 * score.top5:.2f} %")
     parts = (("where right", score.confidence_right), ("where wrong", score.confidence_wrong))
     apart = "".join(f", {100 * value:.2f} % {where}" for where, value in parts if value is not None)
-    out.print(f"confidence      {100 * score.confidence:.2f} % in the best class{apart}")
-    out.print(f"engine          {score.engine}; {score.runtime}")
+    out.print(hanging("confidence      ", f"{100 * score.confidence:.2f} % in the best class{apart}"))
+    out.print(hanging("engine          ", f"{score.engine}; {score.runtime}"))
     labelled = "" if score.labelled == score.images else f", {score.labelled} of them with a label"
     skipped = f", {score.skipped} more could not be read" if score.skipped else ""
-    out.print(f"images          {score.images} of {score.source}{labelled}{skipped}")
+    out.print(hanging("images          ", f"{score.images} of {score.source}{labelled}{skipped}"))
     if score.note:
         out.print(f"note: {score.note}")
 
