@@ -44,7 +44,11 @@ def test_the_configuration_says_what_the_run_says(sample_run, tmp_path):
     assert (found["batch-size"], found["infer-dims"], found["network-mode"]) == ("4", "3;32;32", "1")
     (line,) = (tmp_path / "ds" / "labels.txt").read_text().splitlines()
     assert line.split(";")[-1] == "Ankle boot"
-    assert found["model-engine-file"] in (tmp_path / "ds" / "build.sh").read_text()
+    script = (tmp_path / "ds" / "build.sh").read_text()
+    assert found["model-engine-file"] in script
+    # Servers run the first optimization profile, so there is one, and it takes the largest batch.
+    assert "--maxShapes=input:4x3x32x32" in script
+    assert "--profile=" not in script
     graph = onnx.load(tmp_path / "ds" / "int8.onnx").graph
     assert [output.name for output in graph.output] == [found["output-blob-names"]]
 

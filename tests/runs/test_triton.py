@@ -70,7 +70,6 @@ def test_a_run_for_tensorrt_brings_what_builds_its_engine(sample_run, tmp_path, 
     assert {"build.sh", f"{precision}.onnx"} <= files
     assert not files & {"run_image.py", "score.py", "README.md"}
     script = (tmp_path / "m" / "1" / "build.sh").read_text()
-    assert "--profile=" not in script  # Triton runs the first profile, which must take the largest batch
     assert "model.plan" in script
     assert all(name in files for name in re.findall(r"\b\w[\w-]*\.onnx", script))
 
