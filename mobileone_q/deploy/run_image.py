@@ -139,6 +139,7 @@ def read_settings(path: Path) -> dict:
             is_sound = is_sound and settings.get("channels", "RGB") in ("RGB", "BGR")
             frame = settings.get("camera_size", [1, 1])
             is_sound = is_sound and len(frame) == 2 and all(map(_is_side, frame))
+            is_sound = is_sound and 0 < float(settings.get("dla_scale", 1)) < float("inf")
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         sys.exit(f"cannot read {path}: {error!r}; copy the bundle again")
     if not is_sound:
@@ -152,6 +153,22 @@ def read_labels(path: Path) -> list:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"cannot read {path}: {error}; copy the bundle again")
+
+
+def laid_out(x: np.ndarray, settings: dict) -> np.ndarray:
+    """What goes to the device of an input (N, C, H, W): itself, or INT8 in DLA's layout for images.
+
+    The latter where preprocessing.json has a ``dla_scale``, the real value of one step: [N][H][W][4], where
+    rows begin at multiples of 64 bytes, and a channel that is not there is 0 (TensorFormat::kDLA_HWC4 in
+    NvInferRuntimeBase.h of TensorRT 10.3). Here the width is a multiple of 16, so that no row needs filling.
+    """
+    if "dla_scale" not in settings:
+        return x
+    count, channels, height, width = x.shape
+    codes = np.zeros((count, height, width, 4), np.int8)
+    steps = np.clip(np.rint(x / np.float32(settings["dla_scale"])), -128, 127)
+    codes[..., :channels] = steps.transpose(0, 2, 3, 1)
+    return codes
 
 
 def _is_side(value: Any) -> bool:
@@ -197,8 +214,8 @@ class Cuda:
         self("cudaMemcpy", target, source, ctypes.c_size_t(size), direction)
 
 
-def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
-    """Logits (N, classes) of a batch of what the engine takes."""
+def run(engine_path: Path, x: np.ndarray, settings: dict) -> np.ndarray:
+    """Logits (N, classes) of a batch of what the engine takes; ``settings`` are preprocessing.json's."""
     import tensorrt as trt
 
     cuda = Cuda()
@@ -212,8 +229,9 @@ def run(engine_path: Path, x: np.ndarray) -> np.ndarray:
     context = engine.create_execution_context()
     context.set_input_shape("input", tuple(x.shape))
     logits = np.empty(tuple(context.get_tensor_shape("logits")), np.float32)
-    on_device = {"input": cuda.allocate(x.nbytes), "logits": cuda.allocate(logits.nbytes)}
-    cuda.copy(on_device["input"], ctypes.c_void_p(x.ctypes.data), x.nbytes, TO_DEVICE)
+    given = laid_out(x, settings)
+    on_device = {"input": cuda.allocate(given.nbytes), "logits": cuda.allocate(logits.nbytes)}
+    cuda.copy(on_device["input"], ctypes.c_void_p(given.ctypes.data), given.nbytes, TO_DEVICE)
     for name, address in on_device.items():
         context.set_tensor_address(name, address.value)
     if not context.execute_async_v3(0):
@@ -230,7 +248,7 @@ def main() -> None:
         sys.exit("usage: python3 run_image.py model.plan image.ppm (or array.npy)")
     labels = read_labels(HERE / "labels.txt")
     x = read_input(Path(sys.argv[2]), HERE / "preprocessing.json")
-    logits = run(Path(sys.argv[1]), x)[0]
+    logits = run(Path(sys.argv[1]), x, read_settings(HERE / "preprocessing.json"))[0]
     probabilities = np.exp(logits - logits.max())
     probabilities /= probabilities.sum()
     for index in np.argsort(-logits, kind="stable")[:5]:

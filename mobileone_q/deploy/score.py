@@ -28,6 +28,7 @@ from run_image import (  # type: ignore[import-not-found]  # it stands beside th
     TO_DEVICE,
     TO_HOST,
     Cuda,
+    laid_out,
     preprocess,
     read_array,
     read_image,
@@ -58,16 +59,20 @@ class Session:
         self.context = self.engine.create_execution_context()
         self.places: dict[str, Any] = {}
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        """Logits (classes,) of one input, a batch of one."""
+    def __call__(self, x: np.ndarray, settings: dict) -> np.ndarray:
+        """Logits (classes,) of one input, a batch of one; ``settings`` are those of preprocessing.json."""
         self.context.set_input_shape("input", tuple(x.shape))
         logits = np.empty(tuple(self.context.get_tensor_shape("logits")), np.float32)
+        given = laid_out(x, settings)
         if not self.places:
-            self.places = {"input": self.cuda.allocate(x.nbytes), "logits": self.cuda.allocate(logits.nbytes)}
+            self.places = {
+                "input": self.cuda.allocate(given.nbytes),
+                "logits": self.cuda.allocate(logits.nbytes),
+            }
         for name, address in self.places.items():
             self.context.set_tensor_address(name, address.value)
-        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (x, logits)]
-        self.cuda.copy(self.places["input"], pointers[0], x.nbytes, TO_DEVICE)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (given, logits)]
+        self.cuda.copy(self.places["input"], pointers[0], given.nbytes, TO_DEVICE)
         if not self.context.execute_async_v3(0):
             sys.exit("the engine failed to run; its batch range may exclude a single image")
         self.cuda("cudaDeviceSynchronize")
@@ -177,7 +182,7 @@ def measure(session: Session, root: Path, settings: dict, labels: list, referenc
                 print(f"skipped {path}: {error}", file=sys.stderr)
                 skipped += 1
                 continue
-        logits = session(np.ascontiguousarray(x))
+        logits = session(np.ascontiguousarray(x), settings)
         if len(logits) != len(labels):
             sys.exit(
                 f"the engine gives {len(logits)} values and this bundle's network {len(labels)}: it is not "

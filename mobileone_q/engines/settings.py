@@ -76,6 +76,11 @@ class BuildOptions:
         metavar="HxW",
         default_help="the network's size",
     )
+    direct_input: bool = setting(
+        False,
+        "The engine takes INT8 in DLA's own layout, so that no kernel on the GPU converts the input "
+        "(--bundle, --target dla).",
+    )
     calibration_cache: str | None = None
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mobileone_q.engines import Backend, BuildOptions, EngineInfo
+from mobileone_q.errors import EngineError
 from mobileone_q.names import Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.folder import RunFolder
@@ -37,10 +38,15 @@ def build_engines(
 
     Raises:
         CalibrationError: the network has no such block.
-        EngineError: the backend must not run the run's INT8 graph, or it refuses a graph.
+        EngineError: the backend must not run the run's INT8 graph, it refuses a graph, or an option is for
+            bundles alone.
         ExportError: the network cannot take its input as the options ask.
         MissingDependency: the backend's library is not installed.
     """
+    if options.direct_input:
+        raise EngineError(
+            "--direct-input is for a bundle, whose scripts lay images out so; pass --bundle DIR"
+        )
     if "int8" in precisions:
         refuse_foreign_target(run, backend.name, options.dla_core)
     form = input_form(run, options)

@@ -21,8 +21,9 @@ from typing import Any
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.deploy import run_image
 from mobileone_q.engines import BuildOptions
+from mobileone_q.engines.tensorrt.calibration_cache import read_cache
 from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE
-from mobileone_q.errors import FileError
+from mobileone_q.errors import EngineError, FileError
 from mobileone_q.files import write_json, write_text
 from mobileone_q.input_form import InputForm
 from mobileone_q.names import ActivationGrids, Precision
@@ -50,7 +51,7 @@ def write_bundle(
 
     Raises:
         RunError: the folder already holds something, or a file of the run has changed.
-        EngineError: TensorRT cannot run the run's INT8 graph, or cannot do so on what was asked for.
+        EngineError: TensorRT cannot run the run's INT8 graph, or cannot do so as was asked for.
         DataError: ``reference`` cannot be used.
         FileError: the run's manifest cannot be used, or the folder cannot be written to.
     """
@@ -58,8 +59,13 @@ def write_bundle(
     if precision == "int8":
         refuse_foreign_target(run, "tensorrt", options.dla_core)
     options = build_options(run, precision, options)
+    form = input_form(run, options)
+    facts = input_facts(manifest, arch, form)
+    if options.direct_input:
+        facts["dla_scale"] = dla_input_scale(arch, form, options)
     with new_folder(folder, folder.name) as place:
         _fill(run, manifest, arch, place.path, precision, options)
+        write_json(place.path / "preprocessing.json", facts)
         two = _has_two(run, precision, options)
         write_promise(run, manifest, precision, place.path, two)
         if reference is not None:
@@ -95,8 +101,28 @@ def _fill(
     (folder / "build.sh").chmod(0o755)
     for name in ("run_image.py", "score.py", "record.py"):
         copy_file(Path(run_image.__file__).with_name(name), folder / name)
-    write_json(folder / "preprocessing.json", input_facts(manifest, arch, form))
     write_text(folder / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
+
+
+def dla_input_scale(arch: Architecture, form: InputForm, options: BuildOptions) -> float:
+    """The real value of one step of an INT8 input in DLA's layout for images, [N][H][W][4].
+
+    Raises:
+        EngineError: the engine cannot take that.
+    """
+    if form.is_pixels:
+        raise EngineError("--direct-input and uint8 pixels are two ways to feed an engine; choose one")
+    if options.calibration_cache is None:
+        raise EngineError(
+            "--direct-input needs the input's scale apart from the graph, as --target dla has it: calibrate "
+            "for that and pass --int8 --dla 0, or leave it out"
+        )
+    if arch.in_channels not in (3, 4) or arch.image_size[1] % 16:
+        raise EngineError(
+            f"--direct-input needs 3 or 4 channels, not {arch.in_channels}, and a width that is a multiple "
+            f"of 16, not {arch.image_size[1]}; leave it out"
+        )
+    return read_cache(Path(options.calibration_cache)).scales["input"]
 
 
 def input_facts(manifest: Manifest, arch: Architecture, form: InputForm | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mobileone_q.engines import BuildOptions
+from mobileone_q.errors import EngineError
 from mobileone_q.files import write_text
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.bundle import copy_file, labels, write_bundle
@@ -87,6 +88,8 @@ def copy_engine_files(
     Raises:
         EngineError, RunError, FileError: see :func:`mobileone_q.runs.bundle.write_bundle`.
     """
+    if options.direct_input:
+        raise EngineError("--direct-input is for a bundle: servers give engines floats; leave it out")
     with TemporaryDirectory() as aside:
         bundle = Path(aside) / folder.name
         # Servers run the first optimization profile, which must take their largest batch.

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,14 +17,18 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.data import sample
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.deploy.run_image import preprocess, read_image
-from mobileone_q.engines import BuildOptions
+from mobileone_q.deploy.run_image import laid_out, preprocess, read_image
+from mobileone_q.engines import BuildOptions, backend
+from mobileone_q.engines.tensorrt.calibration_cache import read_cache
 from mobileone_q.errors import EngineError, RunError
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.input_form import InputForm
 from mobileone_q.models.fuse import fuse_branches
-from mobileone_q.runs.bundle import write_bundle
+from mobileone_q.runs.build import build_engines
+from mobileone_q.runs.bundle import dla_input_scale, write_bundle
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.integrity import GRAPHS, hashes
+from mobileone_q.runs.triton import write_triton
 from tests.helpers.networks import random_images, random_model, small
 from tests.helpers.records import make_manifest, make_report
 
@@ -42,9 +47,11 @@ class Context:
     def get_tensor_shape(self, name): return (1, len(self.matrix))
     def set_tensor_address(self, name, address): self.addresses[name] = address; return True
     def execute_async_v3(self, stream):
-        def at(name, size):
-            return np.ctypeslib.as_array((ctypes.c_float * size).from_address(self.addresses[name]))
-        at("logits", len(self.matrix))[:] = self.matrix @ at("input", 3072)
+        def at(name, size, kind=ctypes.c_float):
+            return np.ctypeslib.as_array((kind * size).from_address(self.addresses[name]))
+        size = self.matrix.shape[1]  # of floats (3, 32, 32), or of codes (32, 32, 4) in DLA's layout
+        kind = {3072: ctypes.c_float, 4096: ctypes.c_int8}[size]
+        at("logits", len(self.matrix))[:] = self.matrix @ at("input", size, kind)
         return True
 class Engine:
     def __init__(self, matrix): self.matrix = matrix
@@ -53,7 +60,7 @@ class Runtime:
     def __init__(self, logger): self.engine_host_code_allowed = False
     def deserialize_cuda_engine(self, data):
         if not self.engine_host_code_allowed: return None  # as for an engine of --versionCompatible
-        return Engine(np.frombuffer(data, np.float32).reshape(10, 3072))
+        return Engine(np.frombuffer(data, np.float32).reshape(10, -1))
 """
 CUDART = """
 #include <stdlib.h>
@@ -101,11 +108,13 @@ def write_ppm(path, image):
     path.write_bytes(b"P6\n# a comment\n%d %d\n255\n" % (width, height) + image.tobytes())
 
 
-def test_one_image_with_nothing_but_numpy_and_tensorrt(runs, picture, tmp_path):
+@pytest.mark.parametrize("direct", [False, True], ids=["floats", "DLA's own INT8"])
+def test_one_image_with_nothing_but_numpy_and_tensorrt(runs, picture, tmp_path, direct):
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler for the stand-in of the CUDA runtime")
     folder = tmp_path / "bundle"
-    write_bundle(runs["tensorrt"], folder, "int8", BuildOptions())
+    options = BuildOptions(dla_core=0, direct_input=True) if direct else BuildOptions()
+    write_bundle(runs["dla" if direct else "tensorrt"], folder, "int8", options)
     stand_ins = tmp_path / "stand-ins"
     for name, text in (
         ("tensorrt.py", TENSORRT),
@@ -118,7 +127,8 @@ def test_one_image_with_nothing_but_numpy_and_tensorrt(runs, picture, tmp_path):
     (tmp_path / "cudart.c").write_text(CUDART)
     library = tmp_path / "libcudart.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "cudart.c"], check=True)
-    matrix = np.random.default_rng(1).standard_normal((10, 3072)).astype(np.float32) / 50
+    matrix = np.random.default_rng(1).standard_normal((10, 4096 if direct else 3072)).astype(np.float32)
+    matrix /= 2000 if direct else 50
     (folder / "model.plan").write_bytes(matrix.tobytes())
     write_ppm(folder / "image.ppm", picture)
 
@@ -129,7 +139,8 @@ def test_one_image_with_nothing_but_numpy_and_tensorrt(runs, picture, tmp_path):
 
     done = run(folder / "image.ppm")
     assert done.returncode == 0, done.stderr
-    logits = matrix @ TRANSFORM(Image.fromarray(picture)).reshape(-1)
+    settings = json.loads((folder / "preprocessing.json").read_text())
+    logits = matrix @ laid_out(TRANSFORM(Image.fromarray(picture))[None], settings).reshape(-1)
     best = [sample.CLASSES[index] for index in np.argsort(-logits)[:5]]
     assert [line.split("%  ")[1] for line in done.stdout.splitlines()] == best
     share = 100 * np.exp(logits.max()) / np.exp(logits).sum()
@@ -285,6 +296,53 @@ def test_a_bundle_for_dla_brings_its_cache(runs, tmp_path, version, number):
         assert refused.returncode == 1
         assert reason in refused.stderr
         assert "trtexec" not in refused.stdout
+
+
+def test_dla_may_take_int8_in_its_own_layout(runs, tmp_path):
+    folder = tmp_path / "bundle"
+    write_bundle(runs["dla"], folder, "int8", BuildOptions(dla_core=0, direct_input=True))
+    for version in ("8.5.2.2", "10.7.0"):
+        done = build_line(folder, tmp_path, version)
+        assert "--inputIOFormats=int8:dla_hwc4" in done.stdout.split(), done.stderr
+    settings = json.loads((folder / "preprocessing.json").read_text())
+    scale = settings["dla_scale"]
+    assert scale == read_cache(runs["dla"].calibration_cache).scales["input"]
+    x = (np.arange(-200, 200, dtype=np.float32)[:, None] * scale * [1, 0.5, -1]).astype(np.float32)
+    x = np.resize(x.T, (1, 3, 20, 16)).astype(np.float32)
+    laid = laid_out(x, settings)
+    assert (laid.dtype, laid.shape) == (np.int8, (1, 20, 16, 4))
+    for channel, row, column in ((0, 0, 3), (1, 7, 0), (2, 19, 15)):  # NvInferRuntimeBase.h: [n][h][w][c]
+        code = round(
+            float(x[0, channel, row, column]) / scale
+        )  # Python rounds ties to even, as TensorRT does
+        address = (row * 16 + column) * 4 + channel
+        assert laid.reshape(-1)[address] == min(127, max(-128, code))
+    assert not laid[..., 3].any()
+    assert {-128, 127} <= set(laid.reshape(-1).tolist())
+    plain = {key: value for key, value in settings.items() if key != "dla_scale"}
+    assert laid_out(x, plain) is x
+
+
+def test_where_no_int8_can_be_taken_directly(runs, tmp_path):
+    for target, precision, options in (
+        ("tensorrt", "int8", BuildOptions(direct_input=True)),
+        ("dla-qdq", "int8", BuildOptions(dla_core=0, direct_input=True)),
+        ("dla", "fp16", BuildOptions(dla_core=0, direct_input=True)),
+    ):
+        with pytest.raises(EngineError, match="--direct-input needs the input's scale apart from the graph"):
+            write_bundle(runs[target], tmp_path / "a", precision, options)
+    assert not (tmp_path / "a").exists()
+    odd = SimpleNamespace(in_channels=5, image_size=(32, 40))
+    with pytest.raises(EngineError, match=r"not 5, and .* multiple of 16, not 40"):
+        dla_input_scale(odd, InputForm(), BuildOptions(calibration_cache="x"))
+    pixels = BuildOptions(dla_core=0, direct_input=True, input="uint8")
+    with pytest.raises(EngineError, match="--direct-input and uint8 pixels are two ways"):
+        write_bundle(runs["dla"], tmp_path / "a", "int8", pixels)
+    with pytest.raises(EngineError, match="--direct-input is for a bundle"):
+        next(build_engines(runs["dla"], backend("onnxruntime"), ["int8"], BuildOptions(direct_input=True)))
+    with pytest.raises(EngineError, match="--direct-input is for a bundle"):
+        write_triton(runs["dla"], tmp_path / "b", "int8", BuildOptions(dla_core=0, direct_input=True))
+    assert not (tmp_path / "b").exists()
 
 
 def test_a_bundle_with_q_dq_for_dla(runs, tmp_path):

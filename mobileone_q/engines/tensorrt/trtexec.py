@@ -51,6 +51,7 @@ def trtexec_line(
         words.append("--hardwareCompatibilityLevel=ampere+")
     if options.dla_core is not None:
         words += [f"--useDLACore={options.dla_core}", "--allowGPUFallback"]
+        words += ["--inputIOFormats=int8:dla_hwc4"] if options.direct_input else []
         if major >= FLAGS_GONE and options.precision == "int8":
             words += ["--uint8AsymmetricQuantizationDLA", "--adjustForDLA"]
     if major < FLAGS_GONE:  # 11 always does so
