@@ -240,16 +240,22 @@ def profile(run_path: Path | None, options: ProfileOptions) -> Any:
 @click.option(
     "--from", "scored", type=FILE, help="First add what the bundle's score.py measured, its score.json."
 )
+@click.option(
+    "--device", type=Choice(DEVICE_NAMES), metavar="MODULE[@MODE]",
+    help="Also show what a Jetson's published rates allow, and an estimate, beside what was measured.",
+)  # fmt: skip
 @RUN
-def report(run_path: Path | None, with_images: bool, scored: Path | None) -> Any:
+def report(run_path: Path | None, with_images: bool, scored: Path | None, device: str | None) -> Any:
     """Print the report of RUN again, and write its page, report.html, again.
 
-    The page shows no image unless --with-images asks for it. The next command that adds to the report
-    writes it without them.
+    The page shows no image unless --with-images asks for it, and no device's bound without --device. The
+    next command that adds to the report writes it without them.
 
     \b
     mobileone-q report runs/s0 --with-images
     """
+    from mobileone_q.report.expected import expected_on
+    from mobileone_q.report.lines import hanging
     from mobileone_q.report.terminal import print_report
     from mobileone_q.runs.device import add_score
     from mobileone_q.runs.folder import find_run
@@ -259,8 +265,11 @@ def report(run_path: Path | None, with_images: bool, scored: Path | None) -> Any
     if scored is not None:
         add_score(run, scored)
     made, manifest = run.read_report(), run.read_manifest()
-    run.write_page(made, manifest, thumbnails(made, manifest) if with_images else {})
+    expected = expected_on(find_device(device), run.load_fused().arch, made) if device else None
+    run.write_page(made, manifest, thumbnails(made, manifest) if with_images else {}, expected)
     print_report(made)
+    if expected:
+        click.echo(hanging("expected        ", expected.describe()))
     click.echo(f"as HTML         {run.html}")
     return _facts(run)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mobileone_q.files import write_text
+from mobileone_q.report.expected import Expected
 from mobileone_q.report.page import make_page
 from mobileone_q.report.schema import Manifest, Report
 
@@ -24,11 +25,13 @@ def write_html(
     path: Path,
     manifest: Manifest | None = None,
     thumbnails: Mapping[int, str] | None = None,
+    expected: Expected | None = None,
 ) -> None:
     """Write the page: the sections that the report has so far.
 
     ``manifest`` adds class names and where all of it came from. ``thumbnails`` are ``data:`` addresses of
-    changed images by row; without them the page shows no image, since images may be private.
+    changed images by row; without them the page shows no image, since images may be private. ``expected``
+    adds a device's bound and estimate.
 
     Raises:
         FileError: the folder cannot be written to.
@@ -38,7 +41,10 @@ def write_html(
     if manifest is not None:
         documents["manifest"] = manifest.model_dump(mode="json", by_alias=True)
     embedded = json.dumps(documents, allow_nan=False).translate(_IN_SCRIPT)
-    write_text(path, _template().render(page=page, report=report, manifest=manifest, embedded=embedded))
+    text = _template().render(
+        page=page, report=report, manifest=manifest, embedded=embedded, expected=expected
+    )
+    write_text(path, text)
 
 
 @cache

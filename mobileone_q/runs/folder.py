@@ -19,6 +19,7 @@ from mobileone_q.files import locked
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import Precision
+from mobileone_q.report.expected import Expected
 from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.runs import integrity
@@ -124,13 +125,19 @@ class RunFolder:
         write_html(report, self.html, known)
         return report
 
-    def write_page(self, report: Report, manifest: Manifest, thumbnails: Mapping[int, str]) -> None:
-        """Write ``report.html`` alone, with thumbnails of changed images by row.
+    def write_page(
+        self,
+        report: Report,
+        manifest: Manifest,
+        thumbnails: Mapping[int, str],
+        expected: Expected | None = None,
+    ) -> None:
+        """Write ``report.html`` alone, with thumbnails of changed images by row, and what a device allows.
 
         Raises:
             FileError: the folder cannot be written to.
         """
-        write_html(report, self.html, manifest, thumbnails)
+        write_html(report, self.html, manifest, thumbnails, expected)
 
     def read_manifest(self) -> Manifest:
         """The run's manifest, checked.
