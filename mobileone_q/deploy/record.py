@@ -91,8 +91,9 @@ class Sampler:
             self._tegrastats.terminate()
         for thread in self._threads:
             thread.join(timeout=5)
-        if self._tegrastats is not None:
-            self._tegrastats.wait(timeout=5)
+        if self._tegrastats is not None and self._tegrastats.poll() is None:
+            self._tegrastats.kill()
+            self._tegrastats.wait()
 
     def _read_clocks(self) -> None:
         while True:
@@ -149,4 +150,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # trtexec and tegrastats are of the same group, and have had it too
+        sys.exit(130)
