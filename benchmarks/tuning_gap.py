@@ -3,7 +3,7 @@
     python benchmarks/tuning_gap.py
 
 The device's latencies are sums over blocks and over adjacent pairs: the least times on an Orin Nano
-(mobileone_q.evaluation.roofline), each INT8 block up to twice as slow as that, and a conversion wherever the
+(mobileone_q.evaluation.roofline), each INT8 block up to three times as slow as that, and a conversion where
 precision changes. The search knows the blocks within a fifth, and nothing of the conversions. Prints a
 Markdown table of the gap to the exact optimum (calibrate.chain_model.fastest_within).
 """
@@ -31,7 +31,7 @@ def gaps(seed: int, share: float) -> list[float]:
     arch, draw = build_variant("s0"), np.random.default_rng(seed)
     bounds = block_bounds(arch, find_device("orin-nano@15w"))
     converts = np.array([bound.int8.bytes for bound in bounds[:-1]]) / BYTES_PER_US
-    slower = draw.uniform(1, 2, len(bounds))
+    slower = draw.uniform(1, 3, len(bounds))
     int8 = np.array([bound.int8.least_us for bound in bounds]) * slower
     blocks = np.array([bound.fp16.least_us for bound in bounds]) - int8
     single = blocks + np.append(converts, 0.0) + np.append(0.0, converts)

@@ -39,6 +39,7 @@ from mobileone_q.runs.tuning_job import TuningJob, expectations, refuse_backend,
 from mobileone_q.runs.tuning_log import RecordedRaces, TuningLog, candidate_of, trial_facts
 
 SEARCH_SHARE = 0.85  # of the time; the rest is for the last race
+START_ROUNDS = 30
 FINALISTS = 3
 FINAL_ROUNDS = 100
 MOST_CHECKED = 6  # candidates that are calibrated to see what they really cost
@@ -49,9 +50,9 @@ def tune_run(
 ) -> Run:
     """Find the fastest mix of INT8 and floating point within a budget, and make a run of it.
 
-    ``options.seconds`` limit building and timing; calibrating and writing come besides. ``build`` says how
-    engines are built. The new run appears whole or not at all. A search that was interrupted stays in a
-    hidden folder, for ``options.resume``.
+    ``options.seconds`` limit building and timing; measuring costs, calibrating and writing come besides.
+    ``build`` says how engines are built. The new run appears whole or not at all. A search that was
+    interrupted stays in a hidden folder, for ``options.resume``.
 
     Raises:
         RunError: two budgets; a run that cannot be tuned; nothing to resume, or a search to resume that was
@@ -102,15 +103,17 @@ def _tune(
         "batch": options.batch,
         "float precision": bench.float_precision,
         "budget": "drop" if job.limits_drop else "kl",
+        "limit": job.limit,
     }
     if log.settings:
         log.refuse_other(settings)
-    clock = SearchTime(options.seconds, log.seconds)
     try:
-        problem, facts = _problem(job, bench, log, settings, clock)
+        problem, facts = _problem(job, bench, log, settings)
+        clock = SearchTime(options.seconds, log.seconds)
         with progress_if(progress, "tuning", round(options.seconds), round(clock.elapsed())) as advance:
             search, is_complete = _searched(problem, bench, log, clock, facts["start_ms"], advance)
             ranked = _ranked(search, bench, log, clock)
+        final = log.found("final") or {}
         chosen, network, cost = _affordable(job, problem, ranked)
         timings = log.found("result", candidate=asdict(chosen)) or _result(bench, log, clock, job, chosen)
     finally:
@@ -132,7 +135,7 @@ def _tune(
         floating=floating,
         cost_without_images=cost if chosen == job.start else job.cost(unfitted),
         candidates=len(search.trials),
-        seconds=log.seconds,
+        seconds=final["seconds"],
         is_complete=is_complete,
         clock=bench.clock,
         note=pairing(job.networks[job.start.activation_grids].target, backend.name).label or None,
@@ -156,20 +159,19 @@ class SearchTime:
 
 
 def _problem(
-    job: TuningJob, bench: EngineBench, log: TuningLog, settings: Mapping[str, Any], clock: SearchTime
+    job: TuningJob, bench: EngineBench, log: TuningLog, settings: Mapping[str, Any]
 ) -> tuple[Problem, dict[str, Any]]:
     """The search problem, and the facts that it comes from: measured now, or read from the log."""
     if log.settings is None:
-        block_ms = bench.block_times(job.start)
-        (_, start) = bench.timings([job.start], FINALISTS * 10)
+        costs, sensitivities = job.start_costs, job.sensitivities()
+        (_, start) = bench.timings([job.start], START_ROUNDS)
         log.add(
             "start",
             settings=dict(settings),
             start_ms=start.median_ms,
-            start_costs=job.start_costs,
-            sensitivities=job.sensitivities(),
-            block_ms=block_ms,
-            seconds=clock.elapsed(),
+            start_costs=costs,
+            sensitivities=sensitivities,
+            block_ms=bench.block_times(job.start),
         )
     facts = log.settings or {}
     limit = facts["start_costs"][job.start.activation_grids] if job.limit is None else job.limit

@@ -77,7 +77,7 @@ def latency_found(search, bench):
     return bench.latency[best.activation_grids](bench.choice(best))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(2, 12),
@@ -98,8 +98,7 @@ def test_it_finds_what_trying_everything_finds(seed, count, share, has_ties, has
     assert len(bench.races) <= 2 * count * len(grids) + 20
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_s0_on_a_modelled_jetson(share):
+def test_s0_on_a_modelled_jetson():
     """The blocks' least times on an Orin Nano, and the time to convert a map where precision changes."""
     arch, module = build_variant("s0"), find_device("orin-nano@15w")
     bounds = block_bounds(arch, module)
@@ -115,7 +114,7 @@ def test_s0_on_a_modelled_jetson(share):
     kl = draw.exponential(1e-4, len(bounds))
     latency = {"saturating": ChainModel(base, single, -2 * converts)}
     bench = Device(rules, latency, {"saturating": ChainModel(float(kl.sum()), -kl, np.zeros(len(kl) - 1))})
-    limit = share * float(kl.sum())
+    limit = 0.3 * float(kl.sum())
     kinds = [(block.is_depthwise, block.in_channels, block.out_channels) for block in arch.blocks]
     patterns = ["base", *kinds, *itertools.pairwise(kinds)]
     exact = fastest_within(latency["saturating"], bench.costs["saturating"], rules, limit)
