@@ -11,6 +11,7 @@ With --folder the runs are kept there, and those that are there already are used
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import subprocess
 import sys
@@ -57,8 +58,10 @@ def measure(run: Run, chosen: tuple[str, ...], rounds: int) -> dict[str, tuple[f
             backend.build(graph, path, BuildOptions())
             loaded[title] = backend.load(path, graph)
         times: dict[str, list[tuple[float, float]]] = {title: [] for title in loaded}
+        order = list(loaded.items())
         for number in range(rounds + rounds // 5):
-            for title, engine in loaded.items():
+            random.Random(number).shuffle(order)  # what ran before leaves its data in the caches
+            for title, engine in order:
                 processor, wall = time.process_time(), time.perf_counter()
                 engine.run(x)
                 took = time.process_time() - processor, time.perf_counter() - wall
