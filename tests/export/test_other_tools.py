@@ -13,7 +13,9 @@ import onnxruntime
 import pytest
 
 from calibrate.recipe import Recipe
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.networks import narrow, random_images
 
@@ -71,16 +73,21 @@ def graphs(tmp_path_factory):
     }
     for target in ("tensorrt", "onnxruntime", "dla", "dla-qdq"):
         models[target] = (calibrated_network(ARCH, Recipe(target=target)), "fp32")
-    x = random_images(ARCH, 2).numpy()
+    images, pixels = random_images(ARCH, 2).numpy(), np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     found = {}
     for name, (model, floats) in models.items():
-        path = folder / f"{name}.onnx"
-        export_onnx(model, path, float_precision=floats, facts=FACTS)
-        (logits,) = onnxruntime.InferenceSession(path, options).run(None, {"input": x})
-        found[name] = (path, logits)
-    np.save(folder / "x.npy", x)
+        for form in (FLOAT_INPUT, InputForm("uint8", "bgr"))[: 2 if name in ("fp32", "tensorrt") else 1]:
+            path = folder / f"{name}{form.suffix}.onnx"
+            transform = Preprocessing.for_size(32).to_dict()
+            export_onnx(
+                model, path, float_precision=floats, facts=FACTS, input_form=form, preprocessing=transform
+            )
+            x = pixels.astype(np.uint8) if form.is_pixels else images
+            np.save(path.with_suffix(".npy"), x)
+            (logits,) = onnxruntime.InferenceSession(path, options).run(None, {"input": x})
+            found[path.stem] = (name, path, logits)
     return found
 
 
@@ -90,17 +97,16 @@ def test_a_tool_accepts_every_graph_and_computes_the_same(graphs, tmp_path, tool
         pytest.skip(f"{tool} is not installed")
     body = "\n".join(line[4:] for line in RUN[tool].splitlines())
     outputs = {name: tmp_path / f"{name}.npy" for name in graphs}
-    places = [(str(path), str(outputs[name])) for name, (path, _) in graphs.items()]
-    folder = next(iter(graphs.values()))[0].parent
+    places = [(str(path), str(outputs[name])) for name, (_, path, _) in graphs.items()]
     script = (
-        f"import numpy as np\nx = np.load({str(folder / 'x.npy')!r})\n"
-        f"for graph, output in {places!r}:{body}\n    np.save(output, logits)\n"
+        f"import numpy as np\nfor graph, output in {places!r}:\n"
+        f"    x = np.load(graph.replace('.onnx', '.npy')){body}\n    np.save(output, logits)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    for name, (_, expected) in graphs.items():
+    for name, (kind, _, expected) in graphs.items():
         # Integer kernels and float16 round in another order, and on DLA the output has codes too.
-        near = {"fp32": 1e-5, "fp16": 2e-3, "int8-fp16": 1e-2}.get(name, 2e-2)
+        near = {"fp32": 1e-5, "fp16": 2e-3, "int8-fp16": 1e-2}.get(kind, 2e-2)
         found = np.load(outputs[name])
         assert np.abs(found - expected).max() <= near * np.abs(expected).max(), name
         if tool == "onnxslim":

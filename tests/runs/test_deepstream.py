@@ -75,6 +75,8 @@ def test_what_nvinfer_cannot_do_is_refused(sample_run, tmp_path, monkeypatch):
     monkeypatch.setattr("mobileone_q.runs.deepstream.channel_scales", lambda _: (0.01, (1.0, 1.1, 1.0)))
     with pytest.raises(EngineError, match="nvinfer has one scale for all channels"):
         write_deepstream(RunFolder(run), tmp_path / "a", "int8", BuildOptions("int8", dla_core=0))
-    line = refused("build-engine", "--deepstream", tmp_path / "b", sample_run("onnxruntime"))
+    words = ("build-engine", "--deepstream", tmp_path / "b")
+    assert "takes uint8 pixels, and nvinfer gives floats" in refused(*words, "--input", "uint8", sample_run())
+    line = refused(*words, sample_run("onnxruntime"))
     assert "--target tensorrt" in line
     assert not list(tmp_path.glob("[ab]"))
