@@ -93,7 +93,8 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
-            if record is None:
+            # Usage and text name the arguments; newer versions of click would list them, without a word.
+            if record is None or isinstance(param, click.Argument):
                 continue
             own = SECTIONS.get(getattr(param, "section", ""), "Options")
             is_common = not param.expose_value and param.name != "config"

@@ -66,6 +66,7 @@ def test_options_stand_in_sections():
     places = [text.index(f"\n{heading}\n") for heading in headings]
     assert places == sorted(places)
     assert text.index("--resume") < places[1]
+    assert "\n  [RUN]" not in text  # an argument is no option
 
 
 def test_json_is_all_that_is_printed(sample_run):

@@ -227,7 +227,7 @@ class PredictOptions:
     engine: Path | None = setting(None, "Engine file in a run folder, instead of --run.", default_help="")
     precision: Literal["int8", "fp32"] = setting("int8", "Which engine.")
     backend: BackendChoice = setting("onnxruntime", "Whose engine.")
-    classes: Path | None = setting(None, "Class names, one a line.", default_help="the calibration data's")
+    classes: Path | None = setting(None, "Class names, one a line.", default_help="the run's")
     top: int = setting(5, "Classes to show.", low=1)
     every: int = setting(30, "Of a video or a camera, classify one frame in so many.", low=1)
     frames: int | None = setting(

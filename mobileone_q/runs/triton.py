@@ -44,7 +44,7 @@ output [
     dims: [ {outputs} ]
 {labels}  }}
 ]
-{batching}parameters {{
+{batching}{instances}parameters {{
   key: "preprocessing"
   value {{ string_value: {preprocessing} }}
 }}
@@ -122,5 +122,7 @@ def _config(graph: Path, name: str, backend: BackendName, batch: int) -> str:
         outputs=dims(made),
         labels='    label_filename: "labels.txt"\n' if is_classifier else "",
         batching="dynamic_batching { }\n" if batch > 1 else "",
+        # Where there is a GPU, Triton would take it, and this form of graph is for CPUs.
+        instances="instance_group [ { kind: KIND_CPU } ]\n" if backend == "onnxruntime" else "",
         preprocessing=json.dumps(facts.get("preprocessing", "none: the input is normalized")),
     )

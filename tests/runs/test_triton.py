@@ -48,6 +48,7 @@ def test_a_run_for_onnx_runtime_is_served_as_it_is(bundled, tmp_path):
     assert 'name: "clothes"' in config
     assert 'backend: "onnxruntime"' in config
     assert "max_batch_size: 8" in config
+    assert re.search(r"kind: (\w+)", config)[1] in RECORDED["instance_kinds"]
     assert "dims: [ 3, 32, 32 ]" in config
     assert "dims: [ 10 ]" in config
     assert (folder / "1" / "model.onnx").read_bytes() == (bundled[0] / "int8.onnx").read_bytes()
@@ -66,6 +67,7 @@ def test_a_run_for_tensorrt_brings_what_builds_its_engine(sample_run, tmp_path, 
     assert 'backend: "tensorrt"' in config
     assert "max_batch_size: 1" in config
     assert "dynamic_batching" not in config
+    assert "KIND_CPU" not in config
     files = {path.name for path in (tmp_path / "m" / "1").iterdir()}
     assert {"build.sh", f"{precision}.onnx"} <= files
     assert not files & {"run_image.py", "score.py", "README.md"}
