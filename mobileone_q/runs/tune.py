@@ -3,7 +3,7 @@
 1. measure what each block costs in accuracy, and its time in floating point and in INT8
 2. search: propose graphs, build them, race them             (calibrate.precision_search, tuning_bench)
 3. race the fastest ones once more, at length
-4. calibrate the winner on the run's images and check its cost; if it is over the budget, the next one
+4. calibrate the winner on the run's images and check its cost; if it is over the budget, another one
 5. time the start, the winner and floating point side by side, and write the run
 """
 
@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from calibrate.precision_search import Candidate, Problem, Search, Trial
+from calibrate.chain_model import fastest_within
+from calibrate.precision_search import EQUAL, Candidate, Problem, Search, Trial
 from mobileone_q import engines
 from mobileone_q.engines import Backend, BuildOptions
 from mobileone_q.errors import RunError
@@ -43,6 +44,7 @@ START_ROUNDS = 30
 FINALISTS = 3
 FINAL_ROUNDS = 100
 MOST_CHECKED = 6  # candidates that are calibrated to see what they really cost
+CLEARLY = 0.98  # a latency that is only modelled must be below so much of a measured one
 
 
 def tune_run(
@@ -112,7 +114,7 @@ def _tune(
         clock = SearchTime(options.seconds, log.seconds)
         with progress_if(progress, "tuning", round(options.seconds), round(clock.elapsed())) as advance:
             search, is_complete = _searched(problem, bench, log, clock, facts["start_ms"], advance)
-            ranked = _ranked(search, bench, log, clock)
+            ranked = _ranked(problem, search, bench, log, clock)
         final = log.found("final") or {}
         chosen, network, cost = _affordable(job, problem, ranked)
         timings = log.found("result", candidate=asdict(chosen)) or _result(bench, log, clock, job, chosen)
@@ -202,53 +204,88 @@ def _searched(
 
 
 class _ModelledCost:
-    """A bench whose costs are those that the sensitivity of the blocks lets expect."""
+    """A bench whose costs are what the sensitivity of the blocks lets expect."""
 
     def __init__(self, problem: Problem, races: RecordedRaces) -> None:
         self._problem, self.ratio = problem, races.ratio
 
     def cost(self, candidate: Candidate) -> float:
-        model = self._problem.cost[candidate.activation_grids].model
-        return model(self._problem.rules.choice(candidate.keep_float))
+        return _modelled_cost(self._problem, candidate)
 
 
-def _ranked(search: Search, bench: EngineBench, log: TuningLog, clock: SearchTime) -> list[Trial]:
-    """The candidates within the budget as it is modelled, the fastest first, by a last race of the best."""
-    within = [trial for trial in search.trials if trial.cost is not None]
-    within.sort(key=lambda trial: trial.latency)
+def _modelled_cost(problem: Problem, candidate: Candidate) -> float:
+    model = problem.cost[candidate.activation_grids].model
+    return model(problem.rules.choice(candidate.keep_float))
+
+
+def _ranked(
+    problem: Problem, search: Search, bench: EngineBench, log: TuningLog, clock: SearchTime
+) -> dict[Candidate, float]:
+    """The latency of every candidate over the start's, the fastest first; the best ones by a last race."""
+    ranked = sorted(search.trials, key=lambda trial: trial.latency)
     final = log.found("final")
     if final is None:
-        first = [trial.candidate for trial in within[:FINALISTS]]
-        timings = bench.timings(first, FINAL_ROUNDS)[1:]
+        within = [each for each in ranked if _modelled_cost(problem, each.candidate) <= problem.limit + EQUAL]
+        raced = [each.candidate for each in within if each.candidate != problem.start][:FINALISTS]
+        raced.insert(0, problem.start)
+        timings = bench.timings(raced, FINAL_ROUNDS)[1:]
         log.add(
             "final",
-            candidates=[asdict(each) for each in first],
+            candidates=[asdict(each) for each in raced],
             timings=[(each.median_ms, each.p95_ms) for each in timings],
             seconds=clock.elapsed(),
         )
         final = log.found("final") or {}
-    raced = {candidate_of(each): ms for each, (ms, _) in zip(final["candidates"], final["timings"])}
-    within.sort(key=lambda trial: raced.get(trial.candidate, float("inf")))
-    return within
+    latency = {trial.candidate: trial.latency for trial in ranked}
+    start_ms = final["timings"][0][0]
+    latency |= {candidate_of(c): ms / start_ms for c, (ms, _) in zip(final["candidates"], final["timings"])}
+    return dict(sorted(latency.items(), key=lambda each: each[1]))
 
 
 def _affordable(
-    job: TuningJob, problem: Problem, ranked: list[Trial]
+    job: TuningJob, problem: Problem, ranked: Mapping[Candidate, float]
 ) -> tuple[Candidate, QuantizedModel, float]:
-    """The first candidate whose cost, once calibrated, is within the budget; its network and its cost."""
-    dearer, checked = 1.0, 0
-    for trial in ranked:
-        modelled = trial.cost or 0.0
-        if modelled * dearer > problem.limit or checked == MOST_CHECKED:
-            continue
-        network = job.calibrated(trial.candidate)
-        cost, checked = job.cost(network), checked + 1
-        if cost <= problem.limit:
-            return trial.candidate, network, cost
+    """The fastest candidate whose cost, once calibrated, is within the budget; its network and its cost.
+
+    Where calibrated candidates cost more than expected, less is expected to be within the budget. The
+    model may then propose one that was not raced. With every block in floating point nothing is lost.
+    """
+    dearer, checked = 1.0, set[Candidate]()
+    while len(checked) < MOST_CHECKED:
+        candidate = _next_to_check(problem, ranked, checked, problem.limit / dearer)
+        if candidate is None:
+            break
+        checked.add(candidate)
+        network = job.calibrated(candidate)
+        cost, modelled = job.cost(network), _modelled_cost(problem, candidate)
+        if cost <= problem.limit + EQUAL:
+            return candidate, network, cost
         dearer = max(dearer, cost / modelled if modelled > 0 else dearer)
     everything = Candidate(problem.rules.names, job.start.activation_grids)
     network = job.calibrated(everything)
     return everything, network, job.cost(network)
+
+
+def _next_to_check(
+    problem: Problem, ranked: Mapping[Candidate, float], checked: Collection[Candidate], limit: float
+) -> Candidate | None:
+    """The fastest candidate that is expected to be within ``limit`` and was not checked yet.
+
+    One that was measured is preferred to one of the model that is not clearly faster.
+    """
+    measured = [
+        (latency, each)
+        for each, latency in ranked.items()
+        if each not in checked and _modelled_cost(problem, each) <= limit + EQUAL
+    ]
+    best = min(measured, key=lambda each: each[0], default=(float("inf"), None))
+    for grids, belief in problem.latency.items():
+        point = fastest_within(belief.model, problem.cost[grids].model, problem.rules, limit)
+        if point is not None:
+            proposed = Candidate(problem.rules.keep_float(point.choice), grids)
+            if proposed not in checked and proposed not in ranked and point.latency < CLEARLY * best[0]:
+                best = (point.latency, proposed)
+    return best[1]
 
 
 def _result(

@@ -27,10 +27,10 @@ def write_config(path: Path, tuning: Tuning, arch: str, target: Target, backend:
     """
     import yaml  # slow to import
 
-    chosen = list(tuning.chosen.keep_float)
+    chosen = tuning.chosen.keep_float
     build: dict[str, Any] = {"backend": backend, "threads": tuning.threads, "batch": tuning.batch}
     if tuning.pays:
-        build |= {"int8": True, "keep-float": chosen}
+        build |= {"int8": True, "keep-float": list(chosen)}
     elif tuning.float_precision == "fp16":
         build["fp16"] = True
     else:
@@ -39,7 +39,7 @@ def write_config(path: Path, tuning: Tuning, arch: str, target: Target, backend:
         "calibrate": {
             "target": target,
             "grids": tuning.chosen.activation_grids,
-            "keep-float": chosen,
+            "keep-float": list(chosen),
         },
         "build-engine": build,
         "expected": {

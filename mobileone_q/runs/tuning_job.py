@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from calibrate.chain_model import ChainBelief, ChainModel, ChainRules
+from calibrate.chain_model import ChainBelief, ChainModel, ChainRules, Floats
 from calibrate.images import load_all
 from calibrate.pipeline import finish, prepare
 from calibrate.precision_search import Candidate, Problem
@@ -19,6 +19,8 @@ from calibrate.recipe import Recipe
 from calibrate.sensitivity import rank_blocks
 from calibrate.statistics import Statistics
 from mobileone_q.architecture.spec import Architecture
+from mobileone_q.data.batches import Batches
+from mobileone_q.engines import Backend
 from mobileone_q.errors import DataError, EngineError, RunError
 from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.models.fused import FusedModel
@@ -83,7 +85,7 @@ class TuningJob:
         return self._options.max_drop_pts is not None
 
     @cached_property
-    def images(self) -> Any:
+    def images(self) -> Batches:
         """Batches that costs are measured on: of calibration for KL, of evaluation for a drop."""
         if self.limits_drop:
             return self.inputs.evaluated
@@ -112,7 +114,7 @@ class TuningJob:
         return round(value, 9)
 
     def calibrated(self, candidate: Candidate) -> QuantizedModel:
-        """The candidate's network: the run's own, or calibrated as it was with other blocks in INT8."""
+        """The candidate's network, calibrated as the run was; where nothing is different, the run's own."""
         network = self.networks[candidate.activation_grids]
         if candidate.keep_float == network.keep_float:
             return network
@@ -186,12 +188,12 @@ def expectations(
     return Problem(job.rules, job.start, beliefs, costs, limit, LEAST_GAIN)
 
 
-def _map_shares(arch: Architecture) -> Any:
+def _map_shares(arch: Architecture) -> Floats:
     """How the values between blocks are spread over the maps, (N - 1,), summing to 1."""
     values = [
         block.out_channels * height * width for block, (height, width) in zip(arch.blocks, arch.sizes())
     ]
-    return np.array(values[:-1]) / sum(values[:-1])
+    return np.array(values[:-1], np.float64) / sum(values[:-1])
 
 
 def refuse_budgets(options: TuneOptions) -> None:
@@ -204,7 +206,7 @@ def refuse_budgets(options: TuneOptions) -> None:
         raise RunError("--max-kl and --max-drop are two budgets; give one of them")
 
 
-def refuse_backend(run: RunFolder, backend: Any) -> None:
+def refuse_backend(run: RunFolder, backend: Backend) -> None:
     """Check that a backend may and can run the run's INT8 graph here.
 
     Raises:

@@ -12,6 +12,7 @@ from mobileone_q.checkpoints.load import save_model
 from mobileone_q.evaluation.latency import Timing
 from mobileone_q.runs.run import open_run
 from mobileone_q.runs.tuning_bench import EngineBench
+from mobileone_q.runs.tuning_job import TuningJob
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import random_model
 from tests.helpers.tiny import write_architecture, write_signals
@@ -157,6 +158,7 @@ def test_a_drop_is_measured_on_labels(folder, device, tmp_path):
 def test_a_device_repeats_the_choice_without_images(folder, device, tmp_path):
     tune(folder, tmp_path / "tuned")
     run, config = tmp_path / "run", tmp_path / "tuned" / "tuned.yaml"
+    assert "&" not in config.read_text()  # YAML's own abbreviations, which few can read
     shutil.copytree(folder / "run", run)
     output = invoke("build-engine", "--config", config, run)
     assert "in floating point by --keep-float" in output
@@ -204,3 +206,19 @@ def test_what_cannot_be_tuned(folder, tmp_path):
         manifest.model_copy(update=changed).save(other.manifest)
         assert said in refused("tune", other.path, "--output", tmp_path / "no")
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_choice_that_costs_more_than_expected_gives_way_to_another(folder, device, tmp_path, monkeypatch):
+    """The fastest mix turns out to be over the budget once it is calibrated."""
+
+    def cost(job, model):
+        return 10.0 if model.keep_float == FASTEST else 4.0 - len(model.keep_float)
+
+    monkeypatch.setattr(TuningJob, "cost", cost)
+    tune(folder, tmp_path / "tuned")
+    tuning = open_run(tmp_path / "tuned").read_report().tuning
+    assert tuning.chosen.keep_float != FASTEST
+    assert tuning.chosen.cost == 4.0 - len(tuning.chosen.keep_float) < tuning.limit
+    assert tuning.cost_without_images == tuning.chosen.cost
+    others = [line["keep_float"] for line in lines(tmp_path / "tuned") if line["kind"] == "candidate"]
+    assert list(FASTEST) in others  # it was raced, and checked
