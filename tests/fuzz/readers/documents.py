@@ -34,8 +34,13 @@ NEWER_LAYERS = {"Layers": LAYERS["Layers"], "I/O Tensors": [{"Name": "input"}, {
 ENGINE = {
     "version": "10.3.0", "profile": PROFILE, "layers": LAYERS, "latency_ms": {"median": 3.0, "p95": 4.0},
 }  # fmt: skip
+STATE = {
+    "power_mode": "MAXN", "clocks_mhz": {"gpu": 918.0}, "power_w": {"VDD_IN": {"mean": 5.0, "max": 6.0}},
+    "samples": 30,
+}  # fmt: skip
 RECORDING = {
     "arch": "s0", "device": "Jetson", "batch": 1, "engines": {"fp32": ENGINE, "fp16": ENGINE, "int8": ENGINE},
+    "state": STATE,
 }  # fmt: skip
 DEEP = (
     b"[" * 100_000,
@@ -78,7 +83,7 @@ def use_manifest(folder: Path, content: bytes) -> None:
 
 def recording_in(folder: Path, content: bytes) -> list[object]:
     (folder / "a.json").write_bytes(content)
-    return ["profile", "--recorded", folder / "a.json"]
+    return ["profile", "--from", folder / "a.json"]
 
 
 def use_recording(folder: Path, content: bytes) -> None:
