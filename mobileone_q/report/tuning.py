@@ -86,6 +86,11 @@ def answer(tuning: Tuning) -> str:
     chosen, start = tuning.chosen, tuning.start
     if not tuning.pays:
         times = [f"{each.median_ms:.3f} ms" for each in (tuning.floating, start.timing, chosen.timing)]
+        if start.timing.median_ms * FASTER < tuning.floating.median_ms:
+            return (
+                f"No faster graph is within the budget: take {in_float}, or allow more. {in_float} takes "
+                f"{times[0]}, the graph as it was {times[1]}. {_cost(tuning)}"
+            )
         return (
             f"INT8 does not pay here: take {in_float}. It takes {times[0]}, the graph as it was {times[1]}, "
             f"and the fastest mix that was found {times[2]}."

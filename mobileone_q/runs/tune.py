@@ -29,6 +29,7 @@ from mobileone_q.progress import Advance, progress_if
 from mobileone_q.report.schema import FloatBlocks, Report, Seconds, installed_versions, typed_command, utc_now
 from mobileone_q.report.tuning import TunedGraph, Tuning
 from mobileone_q.runs.folder import RUNS, RunFolder
+from mobileone_q.runs.graphs import input_form
 from mobileone_q.runs.integrity import FUSED, TRIALS, TUNED
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.run import Run, resolve_backend
@@ -96,13 +97,15 @@ def _tune(
     sizes = (options.batch,) * 3
     build = BuildOptions(**{**vars(build), "threads": options.threads, "batch": sizes})
     log = TuningLog(made.path / TRIALS)
-    bench = EngineBench(job.fused, job.networks, backend, build, options.batch, scratch)
+    form, preprocessing = input_form(run, build), run.read_manifest().preprocessing
+    bench = EngineBench(job.fused, job.networks, form, preprocessing, backend, build, options.batch, scratch)
     settings = {
         "graph": sha256(run.onnx("int8")),
         "runtime": backend.runtime(),
         "device": backend.device(),
         "threads": options.threads,
         "batch": options.batch,
+        "input": form.describe(),
         "float precision": bench.float_precision,
         "budget": "drop" if job.limits_drop else "kl",
         "limit": job.limit,
@@ -314,7 +317,7 @@ def _write(
     original, recipe = run.verified(FUSED), job.recipe_for(chosen).to_dict()
     write_atomically(made.fused, lambda temporary: shutil.copyfile(original, temporary))
     network.save(made.quantized, recipe=recipe)
-    write_config(made.path / TUNED, tuning, before.arch, before.target, backend.name)
+    write_config(made.path / TUNED, tuning, before.arch, before.target, backend.name, manifest.input)
     report = Report(
         arch=before.arch,
         model=before.model,

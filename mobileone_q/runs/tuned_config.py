@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mobileone_q.files import write_text
+from mobileone_q.input_form import InputForm
 from mobileone_q.names import BackendName, Target
 from mobileone_q.report.schema import installed_versions
 from mobileone_q.report.tuning import Tuning, answer
@@ -19,8 +20,10 @@ HEADING = """\
 """
 
 
-def write_config(path: Path, tuning: Tuning, arch: str, target: Target, backend: BackendName) -> None:
-    """Write the choice to ``path``.
+def write_config(
+    path: Path, tuning: Tuning, arch: str, target: Target, backend: BackendName, form: InputForm
+) -> None:
+    """Write the choice to ``path``; ``form`` is the input of the run's graphs.
 
     Raises:
         FileError: the folder cannot be written to.
@@ -35,9 +38,11 @@ def write_config(path: Path, tuning: Tuning, arch: str, target: Target, backend:
         build["fp16"] = True
     else:
         build["fp32"] = True
+    pixels = {"input": form.kind, "channel-order": form.channel_order} if form.is_pixels else {}
     value = {
         "calibrate": {
             "target": target,
+            **pixels,
             "grids": tuning.chosen.activation_grids,
             "keep-float": list(chosen),
         },

@@ -9,17 +9,19 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibrate.precision_search import Candidate, Ratio
+from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.engines import Backend, BuildOptions, Engine
 from mobileone_q.engines.base import sidecar
 from mobileone_q.evaluation.latency import Timing, interleaved_times, profile_engines, time_interleaved
 from mobileone_q.export.graph import export_onnx
+from mobileone_q.input_form import InputForm
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import CPU_BACKENDS, ActivationGrids, Precision
 from mobileone_q.report.tuning import Clock
+from mobileone_q.runs.engine_inputs import random_input
 
 ROUNDS, MOST_ROUNDS = 30, 120  # of a race: it goes on while it is not decided
 DECIDED = 3.0  # standard deviations between a ratio and 1
@@ -38,7 +40,8 @@ class EngineBench:
     """Engines of one run's network, in one backend, on one device.
 
     ``networks`` are the INT8 networks by grids. A candidate's graph is made from one of them without
-    images: its weights are as good as any for its latency. ``options`` are for building. Files go to
+    images: its weights are as good as any for its latency. Graphs take their input in
+    ``form``, and ``preprocessing`` says how they normalize pixels. ``options`` are for building. Files go to
     ``folder``.
     """
 
@@ -46,6 +49,8 @@ class EngineBench:
         self,
         fused: FusedModel,
         networks: Mapping[ActivationGrids, QuantizedModel],
+        form: InputForm,
+        preprocessing: Preprocessing | None,
         backend: Backend,
         options: BuildOptions,
         batch: int,
@@ -53,9 +58,8 @@ class EngineBench:
     ) -> None:
         self._fused, self._networks, self._backend = fused, networks, backend
         self._options, self._folder = options, folder
-        arch = fused.arch
-        shape = (batch, arch.in_channels, *arch.image_size)
-        self._x: NDArray[np.float32] = np.random.default_rng(0).standard_normal(shape, np.float32)
+        self._form, self._preprocessing = form, preprocessing
+        self._x = random_input(form, fused.arch, batch)
         self._open: dict[Candidate, tuple[Engine, list[Path]]] = {}
         self._built = 0
 
@@ -130,7 +134,13 @@ class EngineBench:
         graph = self._folder / f"{self._built}.onnx"
         path = self._folder / f"{self._built}.{self._backend.name}{self._backend.suffix}"
         is_half = self.float_precision == "fp16" and self._backend.is_typed_by_graph()
-        export_onnx(model, graph, float_precision="fp16" if is_half else "fp32")
+        export_onnx(
+            model,
+            graph,
+            float_precision="fp16" if is_half else "fp32",
+            preprocessing=self._preprocessing.to_dict() if self._preprocessing else None,
+            input_form=self._form,
+        )
         options = BuildOptions(**{**vars(self._options), "precision": precision})
         self._backend.build(graph, path, options)
         return self._backend.load(path, graph, self._options.threads), [graph, path, sidecar(path)]
