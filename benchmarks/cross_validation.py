@@ -54,6 +54,18 @@ class Key:
     draw: int
 
 
+def split(total: int, images: int, draw: int) -> tuple[list[int], list[int]]:
+    """(for calibration, for evaluation) of ``total`` images: a part of a partition where draws can be one."""
+    order = list(range(total))
+    rest = total - images
+    if rest * DRAWS == total:
+        random.Random(0).shuffle(order)
+        held = order[draw * rest : (draw + 1) * rest]
+        return [k for k in order if k not in set(held)], held
+    random.Random(draw).shuffle(order)
+    return order[:images], order[images:]
+
+
 class Pool:
     """All images, in memory, and the FP32 network's answers to them."""
 
@@ -76,20 +88,9 @@ class Pool:
         chunks = [indices[k : k + BATCH] for k in range(0, len(indices), BATCH)]
         return np.concatenate([engine.run(self.x[chunk]) for chunk in chunks])
 
-    def split(self, images: int, draw: int) -> tuple[list[int], list[int]]:
-        """(for calibration, for evaluation): a part of a partition where the draws can be one."""
-        order = list(range(len(self.x)))
-        rest = len(order) - images
-        if rest * DRAWS == len(order):
-            random.Random(0).shuffle(order)
-            held = order[draw * rest : (draw + 1) * rest]
-            return [k for k in order if k not in set(held)], held
-        random.Random(draw).shuffle(order)
-        return order[:images], order[images:]
-
     def measure(self, key: Key, recipe: Recipe) -> dict[str, object]:
         """One calibration, and its figures on the images that it did not see."""
-        chosen, held = self.split(key.images, key.draw)
+        chosen, held = split(len(self.x), key.images, key.draw)
         chunks = [chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)]
         quantized = calibrate(self.fused, [(self.x[k], self.labels[k]) for k in chunks], recipe)
         int8, fp32, labels = self.logits(quantized, held), self.fp32[held], self.labels[held]

@@ -13,6 +13,10 @@ Seconds are counted from the FP32 model's file and images in memory to the writt
 "TensorRT form" is read from the graph, see :func:`tensorrt_form`. "RTX builds it" says only that
 TensorRT for RTX accepts the graph. It reads unsigned codes as signed ones, and computes convolutions
 in floating point.
+
+With ``--draws N`` the images of both folders form one pool, as in ``benchmarks/cross_validation.py``: N
+times, calibration gets ``--images`` of them, drawn anew, and all others are evaluated on. A row is then
+the mean over the draws, with the least and the most.
 """
 
 from __future__ import annotations
@@ -20,14 +24,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+from cross_validation import split
 from onnx import TensorProto, numpy_helper
 
 from mobileone_q import __version__, engines
@@ -52,6 +59,7 @@ SETTINGS = {
     "torchao": ("xnnpack", "x86", "symmetric", "grids-tensorrt", "grids-onnxruntime"),
 }
 IMPORT_OURS = (OWN, "torchao")  # torchao's script also uses this project's quantizer
+DRAWN_HEADER = ("tool", "setting", "KL, nats: mean (least to most)", "agreement", "seconds")
 HEADER = ("tool", "setting", "top-1", "agreement", "KL, nats", "seconds", "TensorRT form", "RTX builds it")
 NONE = "–"
 INSTALL_TIMEOUT_S, TIMEOUT_S = 3600, 1800
@@ -205,18 +213,35 @@ def rtx_builds(path: Path) -> str:
     return "yes"
 
 
+Parts = list[tuple[np.ndarray, np.ndarray]]
+
+
 class Benchmark:
     """The network, its images and the common scorer, with their files in ``folder``."""
 
-    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+    def __init__(self, args: argparse.Namespace, folder: Path, draw: int | None = None) -> None:
         self.args, self.folder, self.graph = args, folder, folder / "fp32.onnx"
         fused = fuse_branches(load_model(args.weights, "s0")[0])
         fused.save(self.graph.with_suffix(".safetensors"))
         export_onnx(fused, self.graph)
-        calibration = Batches.choose(ImageFolder(args.data), args.images, args.seed)
+        calibration: Iterable[tuple[np.ndarray, np.ndarray]]
+        if draw is None:
+            calibration = Batches.choose(ImageFolder(args.data), args.images, args.seed)
+            self.evaluation = Batches.choose(ImageFolder(args.eval_data))
+        else:
+            calibration, self.evaluation = self.drawn(draw)
         np.save(folder / "images.npy", np.concatenate([pixels for pixels, _ in calibration]))
-        self.evaluation = Batches.choose(ImageFolder(args.eval_data))
         self.fp32, self.labels = self.logits(self.graph)
+
+    def drawn(self, draw: int) -> tuple[Parts, Parts]:
+        """Images for calibration and for evaluation, drawn from the pool of both folders."""
+        folders = (self.args.data, self.args.eval_data)
+        parts = [part for folder in folders for part in Batches.choose(ImageFolder(folder))]
+        x, y = (np.concatenate(values) for values in zip(*parts))
+        chosen, held = split(len(x), self.args.images, draw)
+        return [(x[chosen], y[chosen])], [
+            (x[held[k : k + 25]], y[held[k : k + 25]]) for k in range(0, len(held), 25)
+        ]
 
     def logits(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         backend, path_of_engine = engines.backend("onnxruntime"), path.with_suffix(".engine.onnx")
@@ -260,14 +285,54 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="that each tool may use")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mobileone-q-peers")
     parser.add_argument("--output", type=Path, help="Markdown file to write, and a JSON file beside it")
-    parser.add_argument("--only", choices=SETTINGS, help="run one tool")
+    parser.add_argument("--only", choices=SETTINGS, nargs="+", default=list(SETTINGS), help="run these tools")
+    parser.add_argument("--draws", type=int, help="draw so often from the pool of both folders")
     args = parser.parse_args()
     args.cache = args.cache.resolve()
     return args
 
 
+def over_draws(args: argparse.Namespace) -> None:
+    """Print each tool's mean over draws from the pool, and write each draw's rows to ``--output``."""
+    rows: dict[tuple[str, str], list[Row]] = {}
+    for draw in range(args.draws):
+        with TemporaryDirectory() as folder:
+            benchmark = Benchmark(args, Path(folder), draw)
+            for tool in args.only:
+                for setting in SETTINGS[tool]:
+                    row = benchmark.row(tool, setting)
+                    rows.setdefault((tool, setting), []).append(row)
+                    print(f"draw {draw}: {row.markdown()}", file=sys.stderr, flush=True)
+    lines = [line(list(DRAWN_HEADER)), line(["---"] * len(DRAWN_HEADER))]
+    for each in rows.values():
+        failed = [row.failure for row in each if row.failure]
+        cells = [f"failed: {failed[0]}", NONE, NONE] if failed else drawn_cells(each)
+        lines.append(line([each[0].tool, each[0].setting, *cells]))
+    print(*lines, sep="\n")
+    if args.output:
+        write_text(args.output, "\n".join(lines) + "\n")
+        write_json(
+            args.output.with_suffix(".json"), [[asdict(row) for row in each] for each in rows.values()]
+        )
+
+
+def drawn_cells(rows: list[Row]) -> list[str]:
+    """The figures of one tool over draws."""
+    kl, same, seconds = (
+        [getattr(row, name) or 0.0 for row in rows] for name in ("kl", "agreement", "seconds")
+    )
+    return [
+        f"{statistics.mean(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})",
+        f"{statistics.mean(same):.2%} ({min(same):.2%} to {max(same):.2%})",
+        f"{statistics.mean(seconds):.1f}",
+    ]
+
+
 def main() -> None:
     args = arguments()
+    if args.draws:
+        over_draws(args)
+        return
     lines, rows = [line(list(HEADER)), line(["---"] * len(HEADER))], []
 
     def add(row: Row) -> None:
@@ -279,8 +344,8 @@ def main() -> None:
         benchmark = Benchmark(args, Path(folder))
         print(*lines, sep="\n")
         add(Row("none", "FP32", **benchmark.figures(benchmark.fp32)))
-        for tool, settings in SETTINGS.items():
-            for setting in settings if args.only in (None, tool) else ():
+        for tool in args.only:
+            for setting in SETTINGS[tool]:
                 add(benchmark.row(tool, setting))
     if args.output:
         backend = engines.backend("onnxruntime")
