@@ -111,6 +111,7 @@ def recipes(target: str, steps: bool) -> Iterator[tuple[str, Recipe]]:
         for field in fields(Recipe):
             if field.default is True:
                 yield f"without {field.name}", replace(default, **{field.name: False})
+        yield "with widen_channels", replace(default, widen_channels=True)
         yield "rounding nearest", replace(default, rounding="nearest")
 
 

@@ -73,14 +73,14 @@ def _places(
     """
     chain = [block for _, block in model.blocks()]
     for producer, block, reader in zip(chain, chain[1:], chain[2:]):
-        if _can_copy(producer, block, reader):
+        if can_copy(producer, block, reader):
             before, after = (statistics.histograms[b.spec.name].maximum for b in (block, reader))
             dead = (before == 0) | (after == 0)
             if dead.any():
                 yield producer, block, reader, dead
 
 
-def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
+def can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
     """Whether ``block`` is depthwise, between blocks that can produce and read a channel twice.
 
     An SE gate would read the copies too. A padded reader sees zeros instead of the constant at a border.

@@ -3,7 +3,7 @@
 In FP32 (:func:`prepare`):
 
 1. measure how activations are distributed on real images  (statistics)
-2. let dead channels carry copies of the ones that need it  (channel_splitting)
+2. let dead channels carry copies of the ones that need it  (channel_splitting, channel_widening)
 3. move scale between channels until one grid fits them all (equalize)
 
 In INT8 (:func:`finish`):
@@ -20,11 +20,13 @@ Each step but 1 and 4 can be switched off by a field of :class:`~calibrate.recip
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from calibrate.channel_splitting import split_channels
+from calibrate.channel_widening import uses_every_channel, widen
 from calibrate.dla_scales import fill_dla_scales
 from calibrate.equalize import ALPHAS, equalize_channels
 from calibrate.fisher import output_fisher
@@ -86,6 +88,10 @@ def prepare(
     Raises:
         CalibrationError: activations that are not finite, or no images.
     """
+    if recipe.widen_channels:
+        plain = replace(recipe, widen_channels=False)
+        wide = prepare(widen(fused), images, plain, advance)
+        return wide if uses_every_channel(wide[0], fused) else prepare(fused, images, plain)
     statistics = collect(fused, tensors(images), recipe.weigh_positions, advance)
     return_freed()
     if statistics.images == 0:

@@ -37,6 +37,11 @@ class Recipe:
     weigh_positions: bool = True
     # Dead channels become second copies of others (calibrate.channel_splitting).
     channel_splitting: bool = True
+    widen_channels: bool = setting(
+        False,
+        "Fill channels up to a multiple of 32 with copies of those whose rounding costs most.",
+        flag="--widen",
+    )
     # Scale moves between channels (calibrate.equalize). ``alpha`` shares the burden, from 0 (even
     # weights) to 1 (even channels); None lets each block have its own. ``expect_compensation`` says
     # that weights will have the error that compensated rounding leaves.
@@ -80,6 +85,8 @@ class Recipe:
                 f"blocks in floating point for target {self.target} (there every tensor has a scale; "
                 "use tensorrt)"
             )
+        if self.widen_channels and not self.channel_splitting:
+            wrong.append("widened channels without channel splitting, which fills them")
         if self.activation_grids == "plain" and self.target != "tensorrt":
             wrong.append(f"plain grids for target {self.target} (they are a choice of target tensorrt)")
         if wrong:

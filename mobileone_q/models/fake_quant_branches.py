@@ -112,7 +112,8 @@ class MultiBranchFakeQuantBlock(FakeQuantBlock):
     def forward(self, x: Tensor, of_input: bool = False, left_to_reader: bool = False) -> Tensor:
         if self.training and self.updates_statistics and isinstance(self.branches, MultiBranchBlock):
             with torch.no_grad():
-                self.branches.branch_sum(self.channel_map.original_input(x))
+                read = self.channel_map.original_input(x)
+                self.branches.branch_sum(read[:, : self.branches.spec.in_channels])  # x may be widened
         return super().forward(x, of_input, left_to_reader)
 
     def train(self, mode: bool = True) -> MultiBranchFakeQuantBlock:

@@ -71,7 +71,7 @@ def fine_tune_run(
     accelerator = make_accelerator(settings)
     fused, quantized = run.load_fused(), run.load_quantized()
     inputs = inputs_of(run, fused.arch, data, eval_data, images)
-    original = _branches(run, inputs, quantized, tuning)
+    original = _branches(run, inputs, fused, tuning)
     name = f"{run.path.resolve().name}-qat"
     staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
     try:
@@ -119,7 +119,7 @@ def range_test_run(
     inputs = inputs_of(run, fused.arch, data, None, images)
     training = fine_tuning(
         fused, quantized, inputs.calibration, folder=run.path, tuning=tuning, settings=settings,
-        original=_branches(run, inputs, quantized, tuning), augmentation=augmentation,
+        original=_branches(run, inputs, fused, tuning), augmentation=augmentation,
         accelerator=accelerator,
     )  # fmt: skip
     found = range_test(training)
@@ -128,13 +128,13 @@ def range_test_run(
 
 
 def _branches(
-    run: RunFolder, inputs: Inputs, quantized: QuantizedModel, tuning: FineTuneSettings
+    run: RunFolder, inputs: Inputs, fused: FusedModel, tuning: FineTuneSettings
 ) -> MobileOne | FusedModel | None:
     """The network with branches that the run was made from, where these are to be trained."""
     if tuning.branches != "live":
         return None
     check_weights(inputs.weights, run.read_manifest())
-    return fill_model(read_checkpoint(inputs.weights), quantized.arch)
+    return fill_model(read_checkpoint(inputs.weights), fused.arch)
 
 
 def _unfinished(output: Path | None, name: str) -> Path:

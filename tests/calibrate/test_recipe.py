@@ -58,5 +58,6 @@ def network():
 @pytest.mark.parametrize("name", SWITCHES)
 def test_every_switch_changes_the_result(network, name):
     fused, batches, default = network
-    without = calibrate(fused, batches, replace(Recipe(), **{name: False})).state_dict()
-    assert any(not torch.equal(value, default[key]) for key, value in without.items())
+    other = not getattr(Recipe(), name)
+    changed = calibrate(fused, batches, replace(Recipe(), **{name: other})).state_dict()
+    assert any(not torch.equal(value, default[key]) for key, value in changed.items())
