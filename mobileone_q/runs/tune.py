@@ -113,13 +113,14 @@ def _tune(
     if log.settings:
         log.refuse_other(settings)
     try:
-        problem, facts = _problem(job, bench, log, settings)
+        problem, facts = _problem(job, bench, log, settings, progress)
         clock = SearchTime(options.seconds, log.seconds)
         with progress_if(progress, "tuning", round(options.seconds), round(clock.elapsed())) as advance:
             search, is_complete = _searched(problem, bench, log, clock, facts["start_ms"], advance)
             ranked = _ranked(problem, search, bench, log, clock)
         final = log.found("final") or {}
-        chosen, network, cost = _affordable(job, problem, ranked)
+        with progress_if(progress, "calibrating the choice", MOST_CHECKED) as advance:
+            chosen, network, cost = _affordable(job, problem, ranked, advance)
         timings = log.found("result", candidate=asdict(chosen)) or _result(bench, log, clock, job, chosen)
     finally:
         bench.close()
@@ -164,11 +165,13 @@ class SearchTime:
 
 
 def _problem(
-    job: TuningJob, bench: EngineBench, log: TuningLog, settings: Mapping[str, Any]
+    job: TuningJob, bench: EngineBench, log: TuningLog, settings: Mapping[str, Any], progress: bool
 ) -> tuple[Problem, dict[str, Any]]:
     """The search problem, and the facts that it comes from: measured now, or read from the log."""
     if log.settings is None:
-        costs, sensitivities = job.start_costs, job.sensitivities()
+        costs = job.start_costs
+        with progress_if(progress, "measuring what blocks cost", len(job.arch.blocks)) as advance:
+            sensitivities = job.sensitivities(advance)
         (_, start) = bench.timings([job.start], START_ROUNDS)
         log.add(
             "start",
@@ -246,7 +249,7 @@ def _ranked(
 
 
 def _affordable(
-    job: TuningJob, problem: Problem, ranked: Mapping[Candidate, float]
+    job: TuningJob, problem: Problem, ranked: Mapping[Candidate, float], advance: Advance
 ) -> tuple[Candidate, QuantizedModel, float]:
     """The fastest candidate whose cost, once calibrated, is within the budget; its network and its cost.
 
@@ -263,6 +266,7 @@ def _affordable(
         cost, modelled = job.cost(network), _modelled_cost(problem, candidate)
         if cost <= problem.limit + EQUAL:
             return candidate, network, cost
+        advance(1, f"{len(checked)} cost more than the budget")
         dearer = max(dearer, cost / modelled if modelled > 0 else dearer)
     everything = Candidate(problem.rules.names, job.start.activation_grids)
     network = job.calibrated(everything)

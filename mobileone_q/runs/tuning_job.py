@@ -26,6 +26,7 @@ from mobileone_q.evaluation.comparison import Comparison
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import DLA_TARGETS, ActivationGrids
+from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import refuse_foreign_target
 from mobileone_q.runs.inputs import inputs_of
@@ -128,11 +129,14 @@ class TuningJob:
             self._recipe, keep_float=candidate.keep_float, activation_grids=candidate.activation_grids
         )
 
-    def sensitivities(self) -> dict[str, float]:
-        """KL, in nats, that quantizing each block alone costs, on a few calibration images."""
+    def sensitivities(self, advance: Advance = silent) -> dict[str, float]:
+        """KL, in nats, that quantizing each block alone costs, on a few calibration images.
+
+        ``advance(1)`` is called after each block.
+        """
         grids = self.start.activation_grids
         images, labels = load_all(self.inputs.calibration.sample(SENSITIVITY_IMAGES))
-        ranking = rank_blocks(self._in_float(grids)[0], self.networks[grids], images, labels)
+        ranking = rank_blocks(self._in_float(grids)[0], self.networks[grids], images, labels, advance=advance)
         return {block.name: block.kl for block in ranking if block.name not in self.start.keep_float}
 
     def _in_float(self, grids: ActivationGrids) -> tuple[FusedModel, Statistics]:
