@@ -61,8 +61,9 @@ READS_IMAGES = "Binary PPM and .npy (uint8, height x width x RGB) need NumPy alo
 READS_ARRAYS = "ARRAY.npy has the shape in `preprocessing.json`, normalized as it says there."
 REFERENCE = """
 Images of the same names as those in `reference.npz` are also compared with the FP32 network's answers."""
-INT8 = """ An engine that may use INT8 can still compute a layer in floating point;
-the last command above says which layers do."""
+INT8 = """
+
+An engine that may use INT8 can still compute a layer in floating point. The last command above says which do."""
 
 
 def readme(
@@ -95,8 +96,9 @@ def _measured(accuracy: Accuracy | None, precision: Precision) -> str:
         return f"The FP32 network {top1} on {accuracy.images} images."
     if accuracy.kl is None or accuracy.agreement is None:
         return f"INT8 was compared with FP32 on {accuracy.images} inputs."
-    fell = "" if accuracy.drop_pts is None else f" Top-1 fell by {accuracy.drop_pts:.2f} points."
+    drop = accuracy.drop_pts
+    moved = "" if drop is None else f" Top-1 {'fell' if drop > 0 else 'rose'} by {abs(drop):.2f} points."
     return (
         f"INT8 gave the class that FP32 gives for {100 * accuracy.agreement:.2f} % of {accuracy.images} "
-        f"images (KL {accuracy.kl:.4f} nats).{fell}"
+        f"images (KL {accuracy.kl:.4f} nats).{moved}"
     )
