@@ -63,7 +63,8 @@ REFERENCE = """
 Images of the same names as those in `reference.npz` are also compared with the FP32 network's answers."""
 INT8 = """
 
-An engine that may use INT8 can still compute a layer in floating point. The last command above says which do."""
+An engine that may use INT8 can still compute a layer in floating point. The last command above
+says which do."""
 
 
 def readme(
