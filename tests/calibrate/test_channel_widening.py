@@ -97,7 +97,7 @@ def test_without_copies_there_is_nothing_to_fill_them_with():
 
 @pytest.mark.shared
 def test_recorded_engines_keep_int8_in_groups_of_32(shared):
-    """Why the copies cost nothing there: of NVIDIA's INT8 MobileNets, all but the inputs are in such groups."""
+    """Why the copies cost nothing there: in NVIDIA's INT8 MobileNets all but the inputs are so."""
     graphs = sorted((shared / "recorded-engines" / "trex-mobilenet-sm75").glob("*.graph.json"))
     formats = [
         tensor["Format/Datatype"]
