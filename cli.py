@@ -97,12 +97,14 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     """
     from mobileone_q.report.terminal import print_accuracy, print_verdict
     from mobileone_q.runs.calibration import calibrate_inputs, settled_target
-    from mobileone_q.runs.model import gather
+    from mobileone_q.runs.model import gather, stages_of
 
     target = settled_target(options.target)
     recipe = replace(recipe, target=target, activation_grids=options.activation_grids)
     model, chosen = gather(options.arch, inputs)
     click.echo(f"{chosen.title}: {model.description}; target {recipe.target}")
+    if options.features or options.no_head:
+        model = model.with_maps(stages_of(options.features), not options.no_head)
     result = calibrate_inputs(
         model, chosen, recipe, inputs.seed, options.max_drop_pts, options.plain_within,
         with_sensitivity=options.sensitivity, progress=True,
@@ -395,7 +397,17 @@ def train(
 @takes(
     CalibrationOptions,
     "options",
-    without=("max_drop_pts", "sensitivity", "grids", "max_kl", "input", "channel_order", "output"),
+    without=(
+        "max_drop_pts",
+        "sensitivity",
+        "grids",
+        "max_kl",
+        "features",
+        "no_head",
+        "input",
+        "channel_order",
+        "output",
+    ),
 )
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")

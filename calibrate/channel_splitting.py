@@ -73,7 +73,8 @@ def _places(
     """
     chain = [block for _, block in model.blocks()]
     for producer, block, reader in zip(chain, chain[1:], chain[2:]):
-        if can_copy(producer, block, reader):
+        # A map that is an output keeps its channels: a head may want those that this network ignores.
+        if producer.spec.name not in model.arch.maps and can_copy(producer, block, reader):
             before, after = (statistics.histograms[b.spec.name].maximum for b in (block, reader))
             dead = (before == 0) | (after == 0)
             if dead.any():

@@ -27,7 +27,7 @@ def widen(model: FusedModel) -> FusedModel:
     chain = [block for _, block in model.blocks()]
     width = {block.spec.name: block.spec.out_channels for block in chain}
     for producer, block, reader in zip(chain, chain[1:], chain[2:]):
-        if can_copy(producer, block, reader):
+        if producer.spec.name not in model.arch.maps and can_copy(producer, block, reader):
             full = -(-block.spec.out_channels // GROUP) * GROUP
             width[producer.spec.name] = width[block.spec.name] = full
     specs = [replace(chain[0].spec, out_channels=width[chain[0].spec.name])]

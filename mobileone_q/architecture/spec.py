@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 from mobileone_q.errors import ArchitectureError
@@ -141,13 +141,15 @@ class Architecture:
 
     ``image_size`` is the (height, width) of the input that the network is meant for, in pixels; a
     signal has height 1. ``task`` is ``classify`` (logits), ``embed`` (a vector per image, compared by
-    its direction) or ``features`` (no head: the map of the last block).
+    its direction) or ``features`` (no head: the map of the last block). ``maps`` names blocks whose maps
+    are outputs too, in the order of the chain: a backbone for detectors and segmenters.
     """
 
     name: str
     blocks: tuple[BlockSpec, ...]
     image_size: Pair = (224, 224)
     task: Task = "classify"
+    maps: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the blocks make a network of bounded size.
@@ -166,6 +168,9 @@ class Architecture:
             raise ArchitectureError(f"{self.name} has two blocks of one name")
         if sum(block.weight_count * block.branches for block in self.blocks) > MOST_WEIGHTS:
             raise ArchitectureError(f"{self.name} has more than {MOST_WEIGHTS:,} weights; narrow it")
+        ends = self.stage_ends.values()
+        if list(self.maps) != [name for name in ends if name in self.maps]:
+            raise ArchitectureError(f"{self.name}: maps {self.maps} are not the ends of stages, in order")
         for before, block in zip(self.blocks, self.blocks[1:]):
             if before.is_head or block.in_channels != before.out_channels:
                 raise ArchitectureError(f"{self.name}: {block.name} does not fit {before.name} before it")
@@ -192,6 +197,15 @@ class Architecture:
         return (self.num_classes, *size)
 
     @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of a graph's outputs for one input, by name: maps, then ``logits`` if there is a head."""
+        sizes = dict(zip((block.name for block in self.blocks), zip(self.blocks, self.sizes())))
+        shapes: dict[str, tuple[int, ...]] = {
+            name: (sizes[block][0].out_channels, *sizes[block][1]) for block, name in self.map_names.items()
+        }
+        return shapes if self.blocks[-1].name in self.maps else shapes | {"logits": self.output_shape}
+
+    @property
     def stage_ends(self) -> dict[int, str]:
         """Name of the last block of each stage, by the number of the stage, from 1."""
         stages = (block.name.split(".") for block in self.blocks if block.name.startswith("stage"))
@@ -210,6 +224,34 @@ class Architecture:
                 f"it has {len(ends)}, counted from 0"
             )
         return [ends[index] for index in out_indices]
+
+    @property
+    def map_names(self) -> dict[str, str]:
+        """What each of ``maps`` is called in a graph, by block: ``features0`` for the first stage."""
+        numbers = {end: number - 1 for number, end in self.stage_ends.items()}
+        return {block: f"features{numbers[block]}" for block in self.maps}
+
+    def with_maps(self, out_indices: Sequence[int], has_head: bool = True) -> Architecture:
+        """The network that also gives the maps after some stages, counted as for :meth:`ends_of_stages`.
+
+        Without ``has_head`` it ends with the last of these stages.
+
+        Raises:
+            ArchitectureError: there is no such stage, or a convolution without padding reads its map, in
+                front of which INT8 graphs for TensorRT leave a ReLU out.
+        """
+        wanted = set(self.ends_of_stages(out_indices))
+        if not wanted:
+            raise ArchitectureError("a backbone gives the map of at least one stage; name some")
+        names = [block.name for block in self.blocks]
+        last = max(names.index(name) for name in wanted)
+        for name, reader in zip(names, self.blocks[1:] if has_head else self.blocks[1 : last + 1]):
+            if name in wanted and not (reader.is_padded or reader.pool):
+                raise ArchitectureError(f"{self.name}: {reader.name} reads the map of {name} without padding")
+        maps = tuple(name for name in names if name in wanted)
+        if has_head:
+            return replace(self, maps=maps)
+        return replace(self, blocks=self.blocks[: last + 1], task="features", maps=maps)
 
     def sizes(self) -> list[Pair]:
         """Compute the (height, width) of every block's output, in pixels.
@@ -253,7 +295,8 @@ class Architecture:
                 _check_name(row["name"], BLOCK_NAME)  # modules and stages are called so
             blocks = tuple(BlockSpec(**row) for row in rows)
             height, width = values["image_size"]
-            return cls(values["name"], blocks, (height, width), values.get("task", "classify"))
+            task, maps = values.get("task", "classify"), tuple(values.get("maps", ()))
+            return cls(values["name"], blocks, (height, width), task, maps)
         except (KeyError, TypeError, ValueError, AttributeError, ArchitectureError) as error:
             raise ArchitectureError(
                 f"a saved architecture cannot be understood ({error}); "

@@ -173,6 +173,14 @@ class Engine(Closing):
         """The same as :meth:`run`."""
         return self.run(batch)
 
+    def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        """Every output by name, such as the maps of a backbone; :meth:`run` gives the last alone.
+
+        Raises:
+            EngineError: this backend gives the last output alone.
+        """
+        raise EngineError(f"{self.info.backend} engines give one output here; use onnxruntime or openvino")
+
     def captured(self, batch: NDArray[Any]) -> Callable[[], object] | None:
         """A function that runs the engine on ``batch`` as one recorded launch.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.metadata import has_only_int8_grids
-from mobileone_q.engines.processor import CpuBackend
+from mobileone_q.engines.processor import CpuBackend, are_outputs
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, FileError, MissingDependency
 from mobileone_q.files import scratch_folder, write_atomically
@@ -85,7 +85,13 @@ class OnnxRuntimeEngine(Engine):
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         if self._session is None:
             raise ValueError(f"{self._path} is closed; load it again")
-        return _run(self._path, self._session, batch)
+        return _run(self._path, self._session, batch)[-1]
+
+    def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        if self._session is None:
+            raise ValueError(f"{self._path} is closed; load it again")
+        names = [each.name for each in self._session.get_outputs()]
+        return dict(zip(names, _run(self._path, self._session, batch)))
 
     def layer_profiler(self) -> OnnxRuntimeProfiler:
         return OnnxRuntimeProfiler(self._path, self._threads)
@@ -171,18 +177,19 @@ def _session(path: Path, options: Any, disabled: Sequence[str] = ()) -> Any:
 
 
 def _check_face(path: Path, session: Any) -> None:
-    """Check that an engine takes ``input`` and gives one output, as all that this project writes do."""
+    """Check that an engine takes ``input`` and gives the outputs that this project writes."""
     try:
-        inputs, outputs = [each.name for each in session.get_inputs()], session.get_outputs()
+        inputs = [each.name for each in session.get_inputs()]
+        outputs = [each.name for each in session.get_outputs()]
     except UnicodeDecodeError:
         inputs, outputs = [], []
-    if inputs != ["input"] or len(outputs) != 1:
+    if inputs != ["input"] or not are_outputs(outputs):
         raise EngineError(f"{path} is not an engine of mobileone-q; build it again")
 
 
-def _run(path: Path, session: Any, batch: NDArray[Any]) -> NDArray[np.float32]:
+def _run(path: Path, session: Any, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
     try:
-        result: NDArray[np.float32] = session.run(None, {"input": batch})[0]
+        result: list[NDArray[np.float32]] = session.run(None, {"input": batch})
     except Exception as error:  # as in _session
         raise EngineError(
             f"ONNX Runtime cannot run {path} on an input of shape {batch.shape}: {_first_line(error)}; "

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes
 from mobileone_q.engines.inspection import Inspection, LayerTypes
-from mobileone_q.engines.processor import CpuBackend
+from mobileone_q.engines.processor import CpuBackend, are_outputs
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import write_bytes
@@ -73,13 +73,17 @@ class OpenVINOEngine(Engine):
         self._request = self._compiled.create_infer_request()
 
     def run(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        return [*self.outputs(batch).values()][-1]
+
+    def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
         if self._request is None:
             raise ValueError(f"{self._path} is closed; load it again")
         wanted = self._compiled.inputs[0].partial_shape
         # Some of OpenVINO's kernels read a batch of another shape as if it had the right one.
         if not wanted.compatible(_import().PartialShape(list(batch.shape))):
             raise EngineError(f"{self._path} takes inputs of shape {wanted}, not {batch.shape}")
-        return _run(self._path, self._request, batch)
+        names = [each.get_any_name() for each in self._compiled.outputs]
+        return dict(zip(names, _run(self._path, self._request, batch)))
 
     def inspection(self) -> Inspection:
         origins, reformats, types = {}, set(), {}
@@ -152,20 +156,20 @@ def _load(path: Path, threads: int, **extra: Any) -> Any:
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot load {path}: {_reason(error)}; build it again") from error
     names = [each.get_any_name() for each in compiled.inputs]
-    if names != ["input"] or len(compiled.outputs) != 1:
+    if names != ["input"] or not are_outputs([each.get_any_name() for each in compiled.outputs]):
         raise EngineError(f"{path} is not an engine of mobileone-q; build it again")
     return compiled
 
 
-def _run(path: Path, request: Any, batch: NDArray[Any]) -> NDArray[np.float32]:
+def _run(path: Path, request: Any, batch: NDArray[Any]) -> list[NDArray[np.float32]]:
     try:
-        (result,) = request.infer({"input": batch}).values()
+        results = request.infer({"input": batch}).values()
     except RuntimeError as error:
         raise EngineError(
             f"OpenVINO cannot run {path} on an input of shape {batch.shape}: {_reason(error)}; "
             "build the engine again from the run's own graph"
         ) from error
-    return np.array(result)  # the request's own memory is used again by its next run
+    return [np.array(each) for each in results]  # the request's own memory is used again by its next run
 
 
 def _reason(error: Exception) -> str:

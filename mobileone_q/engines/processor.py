@@ -31,6 +31,13 @@ class CpuBackend(Backend):
         """Make an engine file for this processor ready to run."""
 
 
+def are_outputs(names: list[str]) -> bool:
+    """Whether a graph has the outputs that export writes: one, or the maps of a backbone and logits."""
+    return len(names) == 1 or (
+        len(names) > 1 and all(name.startswith("features") or name == "logits" for name in names)
+    )
+
+
 def cpu_name() -> str:
     """The processor's name as the system gives it."""
     cpuinfo = Path("/proc/cpuinfo")

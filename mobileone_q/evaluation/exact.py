@@ -77,7 +77,7 @@ class ExactEvaluator:
         self._constants = {
             each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in proto.initializer
         }
-        self._output = proto.output[0].name
+        self._output = proto.output[-1].name
         self._is_half = float_precision == "fp16"
         self.largest_sum = 0
 
@@ -192,6 +192,7 @@ OPERATORS: dict[str, Operator] = {
     "Add": _elementwise(torch.add),
     "Mul": _elementwise(torch.mul),
     "Sigmoid": _elementwise(torch.sigmoid),
+    "Identity": _elementwise(lambda x: x),
     "Cast": _elementwise(lambda x: x),
     "Transpose": lambda _, inputs, attributes: inputs[0].permute(*attributes["perm"]),
     "Flatten": _elementwise(lambda x: x.flatten(1)),

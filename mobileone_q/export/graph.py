@@ -1,7 +1,8 @@
 """Writes a fused or a quantized model as ONNX, with nodes named after blocks.
 
 Assumptions: opset 17, dynamic batch, input ``input`` (N, C, H, W) float32 (a signal is (N, C, 1, L)),
-output ``logits``, also where that is an embedding or a map. The compute node of block ``b`` is called
+output ``logits``, also where that is an embedding or a map. A backbone gives ``features1`` and so on, its
+maps, and then ``logits`` if it has a head. The compute node of block ``b`` is called
 ``b``, its helpers ``b/...``. In the quantized graph, Q/DQ pairs stand at the inputs of convolutions and
 the classifier only, weights are int8 codes behind a DequantizeLinear, and biases are float32, since
 TensorRT rejects a DequantizeLinear of an int32 bias.
@@ -134,7 +135,7 @@ def _emit_blocks(
 
     ``windows`` are the steps in which DLA pools, by block; None for other targets.
     """
-    shifts = _shifts(model)
+    shifts, maps = _shifts(model), model.arch.map_names
     blocks = [block for _, block in model.blocks()]
     for block, following in zip_longest(blocks, blocks[1:]):
         own_shift = shifts.get(block.spec.name)
@@ -145,7 +146,21 @@ def _emit_blocks(
         if _leaves_map(block, following):
             tensor = emitter.to_half(block.spec.name, tensor)
         tensor = _emit_activation(emitter, block, tensor, next_shift, steps)
-    emitter.name_output(emitter.to_float(blocks[-1].spec.name, tensor), "logits")
+        if block.spec.name in maps:
+            _emit_map(emitter, block, tensor, maps[block.spec.name])
+    if blocks[-1].spec.name not in maps:
+        emitter.name_output(emitter.to_float(blocks[-1].spec.name, tensor), "logits")
+
+
+def _emit_map(emitter: Emitter, block: Block, x: Value, name: str) -> None:
+    """Emit an output: the block's map, in float32, on the scale that it had before equalization."""
+    x = emitter.to_float(name, x)
+    factor = block.scale_factor.numpy()
+    if (factor == 1).all():
+        x = emitter.node("Identity", name, [x])
+    else:
+        x = emitter.node("Mul", name, [x, emitter.constant(f"{name}/factor", factor.reshape(1, -1, 1, 1))])
+    emitter.name_output(x, name)
 
 
 @dataclass(frozen=True)
@@ -292,7 +307,10 @@ def _wrap(emitter: Emitter, arch: Architecture, metadata: dict[str, str], form: 
         emitter.nodes,
         f"mobileone-{arch.name}",
         [helper.make_tensor_value_info("input", kind, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", *arch.output_shape])],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
+            for name, shape in arch.outputs.items()
+        ],
         emitter.constants,
     )
     proto = helper.make_model(

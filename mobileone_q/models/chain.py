@@ -68,6 +68,20 @@ class Chain(nn.Module, Generic[B]):
                 maps[name] = x
         return tuple(maps[name] for name in wanted)
 
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """Compute what the graph gives: the architecture's maps by name, and ``logits`` if it has a head.
+
+        Maps have the scale that they had before equalization. Those inside the network are the values that
+        the next block reads, before it quantizes them.
+        """
+        names, outputs = self.arch.map_names, {}
+        for name, block in self.blocks():
+            x = block(x)
+            if name in names:
+                factor = getattr(block, "scale_factor", None)  # blocks with branches have none
+                outputs[names[name]] = x if factor is None else x * factor.reshape(1, -1, 1, 1)
+        return outputs if name in names else outputs | {"logits": x}
+
 
 def stored_architecture(path: Path, description: Mapping[str, Any]) -> Architecture:
     """The architecture in the description of a file that this project wrote.

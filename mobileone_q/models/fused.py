@@ -26,6 +26,7 @@ class Block(nn.Module):
     weight: Tensor
     bias: Tensor
     se: SqueezeExcite | None
+    scale_factor: Tensor
 
     @property
     def is_float(self) -> bool:

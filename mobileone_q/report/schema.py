@@ -30,6 +30,7 @@ from mobileone_q.evaluation.block_signal import Signals
 from mobileone_q.evaluation.changes import Changes
 from mobileone_q.evaluation.device_score import DeviceScore
 from mobileone_q.evaluation.latency import Latency
+from mobileone_q.evaluation.maps import MapSimilarity
 from mobileone_q.evaluation.metrics import Accuracy, MeasuredAccuracy, Parity, SimulationFidelity
 from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
 from mobileone_q.input_form import FLOAT_INPUT, InputForm
@@ -245,6 +246,10 @@ class Report(Document):
     sensitivity: Sensitivity | None = None
     changes: Changes | None = None
     tuning: Tuning | None = Field(default=None, description="What `tune` chose.")
+
+    maps: tuple[MapSimilarity, ...] | None = Field(
+        default=None, description="A backbone's maps beside those of FP32, in INT8 and in FP16."
+    )
 
     def with_sections(
         self,

@@ -71,6 +71,13 @@ def print_accuracy(report: Report) -> None:
             _print_classes(out, report, accuracy)
         if accuracy.note:
             out.print(f"note: {accuracy.note}")
+    for each in report.maps or ():
+        snr = "no noise" if each.snr_db is None else f"SNR {each.snr_db:.1f} dB"
+        where = "x".join(map(str, each.shape))
+        out.print(
+            f"{each.name:15} {where}: cosine {each.cosine:.5f} mean, {each.lowest:.5f} lowest, {snr} "
+            f"({each.engine})"
+        )
     _print_plain(out, report)
     if report.device is not None:
         print_score(report.device)

@@ -31,7 +31,7 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.names import ChannelOrder, InputKind, Target
+from mobileone_q.names import DLA_TARGETS, ChannelOrder, InputKind, Target
 from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import (
@@ -254,10 +254,12 @@ def calibrate_inputs(
     Raises:
         CalibrationError: ``with_sensitivity`` beside ``max_drop_pts``; a second network for another
             target than tensorrt, or of a network without classes, which has no KL; or see
-            :func:`calibrate`.
+            :func:`calibrate`. Or a backbone for a DLA.
     """
     if with_sensitivity and max_drop_pts is not None:
         raise CalibrationError("--sensitivity does not go with --max-drop; make a run for each")
+    if model.arch.maps and recipe.target in DLA_TARGETS:
+        raise CalibrationError(f"a backbone cannot be for {recipe.target}; use --target tensorrt")
     plain_recipe = None
     if plain_within is not None:
         plain_recipe = replace(recipe, activation_grids="plain")

@@ -36,11 +36,24 @@ class PixelReader:
         Raises:
             DataError: the inputs were not made of pixels in this way.
         """
-        pixels = self.preprocessing.read_back(batch)
-        whole = np.rint(pixels)
-        if np.abs(pixels - whole).max(initial=0) > LARGEST_ROUNDING:
-            raise DataError("these inputs are not normalized pixels, and the engine takes pixels")
-        return self.taker.run(in_order(whole.astype(np.uint8).transpose(0, 2, 3, 1), self.form))
+        return self.taker.run(pixels_of(batch, self.form, self.preprocessing))
+
+
+def pixels_of(
+    batch: NDArray[np.float32], form: InputForm, preprocessing: Preprocessing | None
+) -> NDArray[Any]:
+    """What an engine takes in place of normalized inputs (N, C, H, W): themselves, or pixels (N, H, W, 3).
+
+    Raises:
+        DataError: the inputs were not made of pixels in this way.
+    """
+    if not form.is_pixels or preprocessing is None:
+        return batch
+    pixels = preprocessing.read_back(batch)
+    whole = np.rint(pixels)
+    if np.abs(pixels - whole).max(initial=0) > LARGEST_ROUNDING:
+        raise DataError("these inputs are not normalized pixels, and the engine takes pixels")
+    return in_order(whole.astype(np.uint8).transpose(0, 2, 3, 1), form)
 
 
 def for_normalized(taker: Runnable, form: InputForm, preprocessing: Preprocessing | None) -> Runnable:

@@ -30,7 +30,10 @@ CALIBRATION_CACHE = "int8.calib"
 PLAIN_QUANTIZED, PLAIN_GRAPH = "quantized-plain.safetensors", "int8-plain.onnx"  # of `--grids both`
 TUNED = "tuned.yaml"  # of `tune`: its choice
 TRIALS = "tuning/trials.jsonl"  # of `tune`: all that it measured
-ARTEFACTS = (FUSED, QUANTIZED, *GRAPHS, CALIBRATION_CACHE, PLAIN_QUANTIZED, PLAIN_GRAPH, TUNED, TRIALS)
+FP16_GRAPH = "fp16.onnx"  # of a backbone; in other runs it is written when an engine needs it
+ARTEFACTS = (
+    FUSED, QUANTIZED, *GRAPHS, FP16_GRAPH, CALIBRATION_CACHE, PLAIN_QUANTIZED, PLAIN_GRAPH, TUNED, TRIALS,
+)  # fmt: skip
 # Graphs that are written when an engine needs them: fp16.onnx, int8-fp16.onnx, those of `--keep-float`, and
 # any in another form of input than the run's own, such as int8-uint8-bgr-480x640.onnx.
 LATER_GRAPH = re.compile(

@@ -18,8 +18,10 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.engines import BuildOptions, Engine
+from mobileone_q.errors import DataError
 from mobileone_q.evaluation.changes import Changes, ChangesSum
 from mobileone_q.evaluation.latency import Latency, profile_engines
+from mobileone_q.evaluation.maps import HalfSimulation, MapSimilarity, MapSum
 from mobileone_q.evaluation.metrics import MeasuredAccuracy, Runnable, SimulationFidelity
 from mobileone_q.evaluation.streaming import (
     AccuracySum,
@@ -28,10 +30,11 @@ from mobileone_q.evaluation.streaming import (
     FidelitySum,
     each_batch,
 )
+from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import CPU_BACKENDS, BackendName, Precision, Target, pairing
 from mobileone_q.progress import Advance, silent
-from mobileone_q.runs.engine_inputs import for_normalized, random_input
+from mobileone_q.runs.engine_inputs import for_normalized, pixels_of, random_input
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine
 
@@ -127,6 +130,42 @@ def measure_accuracy(
     note = accuracy_note(quantized.target, "onnxruntime", runtime)
     accuracy = MeasuredAccuracy(**vars(cost.result()), engine=runtime, note=note)
     return AccuracySections(accuracy, fidelity.result(), changes)
+
+
+def measure_maps(
+    run: RunFolder,
+    fused: FusedModel,
+    images: LabelledBatches,
+    preprocessing: Preprocessing | None = None,
+    advance: Advance = silent,
+) -> tuple[MapSimilarity, ...]:
+    """The maps of a backbone's exported INT8 graph, and of FP16 in simulation, beside those of FP32.
+
+    Both graphs run in ONNX Runtime; :func:`measure_accuracy` has built them.
+
+    Raises:
+        DataError: there are no images.
+        EngineError: a graph cannot be run.
+    """
+    backend, threads, names = engines.backend("onnxruntime"), os.cpu_count() or 1, fused.arch.map_names
+    int8, fp16, half = MapSum(), MapSum(), HalfSimulation(fused)
+    with ExitStack() as stack:
+
+        def load(precision: Precision) -> Engine:
+            path = run.engine(precision, backend.name, backend.suffix)
+            return stack.enter_context(backend.load(path, run.graph(precision), threads))
+
+        loaded = [load(precision) for precision in PRECISIONS]
+        for x, labels in images:
+            given = pixels_of(x, loaded[0].info.input, preprocessing)
+            first, second = (engine.outputs(given) for engine in loaded)
+            fp32 = {name: first[name] for name in names.values()}
+            int8.add(fp32, second)
+            fp16.add(fp32, half.maps(x))
+            advance(len(labels))
+    if not names or not int8.result(""):
+        raise DataError("there are no images to compare maps on; pass --eval-data with at least one")
+    return int8.result(f"int8, {backend.runtime()}") + fp16.result("fp16, simulated in float32")
 
 
 def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mobileone_q.architecture.registry import resolve_architecture
@@ -14,6 +15,7 @@ from mobileone_q.checkpoints.load import Checkpoint, load_model, stored_image_si
 from mobileone_q.data.imagenet import in_words
 from mobileone_q.data.inputs import Inputs, choose_inputs
 from mobileone_q.data.settings import InputOptions
+from mobileone_q.errors import ArchitectureError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 
@@ -46,10 +48,38 @@ class Model:
         brought = inputs.names_for(self.arch)
         return in_words(tuple(brought)) if brought else names_of(self.checkpoint)
 
+    def with_maps(self, out_indices: Sequence[int], has_head: bool = True) -> Model:
+        """The network as a backbone; see :meth:`Architecture.with_maps`.
+
+        Raises:
+            ArchitectureError: there is no such stage.
+        """
+        arch = self.arch.with_maps(out_indices, has_head)
+        network = type(self.network)(arch).eval()
+        names = network.state_dict().keys()
+        network.load_state_dict(
+            {key: value for key, value in self.network.state_dict().items() if key in names}
+        )
+        return replace(self, network=network)
+
     @property
     def title(self) -> str:
         """The network's name for people, such as ``MobileOne-S0``."""
         return f"MobileOne-{self.arch.name.upper()}" if self.arch.name in VARIANTS else self.arch.name
+
+
+def stages_of(text: str) -> tuple[int, ...]:
+    """Numbers of stages from a text such as ``1,2,3``.
+
+    Raises:
+        ArchitectureError: it is not one.
+    """
+    try:
+        return tuple(int(number) for number in text.split(","))
+    except ValueError:
+        raise ArchitectureError(
+            f"--features takes stages such as 1,2,3, counted from 0, not {text!r}"
+        ) from None
 
 
 def load(weights: str | Path, arch: str, image_size: int | Pair | None = None) -> Model:

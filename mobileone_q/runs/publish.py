@@ -21,7 +21,7 @@ from mobileone_q.report.schema import ImageCounts, ImagesRecord, Manifest, Repor
 from mobileone_q.runs.folder import RunFolder, UnfinishedRun
 from mobileone_q.runs.graphs import graph_facts
 from mobileone_q.runs.integrity import GRAPHS, PLAIN_GRAPH, hashes
-from mobileone_q.runs.measure import measure_accuracy
+from mobileone_q.runs.measure import measure_accuracy, measure_maps
 
 
 def publish(
@@ -55,6 +55,8 @@ def publish(
     )
     export(fused, folder.onnx("fp32"))
     export(quantized, folder.onnx("int8"))
+    if fused.arch.maps:
+        export(fused, folder.onnx("fp16"), float_precision="fp16")
     if evaluation is not None:
         with progress_if(progress, "evaluating", len(evaluation)) as advance:
             unfinished = UnfinishedRun(folder.path)
@@ -62,6 +64,10 @@ def publish(
                 unfinished, quantized, evaluation, advance, evaluation.name_of, manifest.preprocessing
             )
         report = report.with_sections(**measured._asdict())
+        if fused.arch.maps:
+            with progress_if(progress, "comparing maps", len(evaluation)) as advance:
+                maps = measure_maps(unfinished, fused, evaluation, manifest.preprocessing, advance)
+            report = report.model_copy(update={"maps": maps})
     if plain is not None:
         export(plain, folder.path / PLAIN_GRAPH)
         if evaluation is not None:

@@ -50,6 +50,12 @@ class CalibrationOptions:
         False,
         "Also measure what quantizing each block alone costs, for the report; takes minutes.",
     )
+    features: str = setting(
+        "",
+        "A backbone: the graphs also give the maps after these stages, such as 1,2,3, counted from 0.",
+        metavar="STAGES",
+    )
+    no_head: bool = setting(False, "With --features: end with the last of these stages.")
     input: InputKind = setting(
         "float",
         "What the graphs take: normalized float32 (N, 3, H, W), or uint8 pixels (N, H, W, 3), which they "
