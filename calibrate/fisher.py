@@ -45,6 +45,7 @@ def visit_gradients(
     # Gradients need the maps of all blocks at once: of large images, fewer fit.
     for few in first.split(max(1, min(BATCH, images_held(model.arch) // 8))):
         x = start = few.detach().requires_grad_()
+        maps: list[Tensor] = []
         for name, block in model.blocks():
             if side == "inputs" and name in names:
                 x.register_hook(partial(_hand_over, take, name))
@@ -52,7 +53,18 @@ def visit_gradients(
             if side == "outputs" and name in names:
                 y.register_hook(partial(_hand_over, take, name))
             x = block.activate(y)
-        if model.arch.task == "classify":
+            if name in model.arch.maps:
+                maps.append(x)
+        if maps:
+            # Each map counts alike, whatever its size: as if noise of its own energy were added to it.
+            value = sum(
+                (
+                    (m * torch.randn(m.shape, generator=generator)).sum() / m.detach().square().sum().sqrt()
+                    for m in maps
+                ),
+                torch.zeros(()),
+            )
+        elif model.arch.task == "classify":
             log_p = x.log_softmax(1)
             drawn = torch.multinomial(log_p.detach().exp(), 1, generator=generator)
             value = log_p.gather(1, drawn).sum()
