@@ -1,8 +1,8 @@
-"""Put an SSDLite head behind an INT8 backbone, in one ONNX file: detector.py RUN IMAGES [--target FILE].
+"""Put an SSDLite head behind an INT8 backbone, in one ONNX file: detector.py RUN IMAGES [--output FILE].
 
 RUN is a run of `mobileone-q calibrate --features 1,2,3 --no-head`, and IMAGES a folder. The head has random
-weights from a fixed seed: it shows what INT8 does to a head's outputs, and detects nothing. Replace it with one
-that you have trained on ``mobileone_q.Backbone.from_run``.
+weights from a fixed seed: it shows what INT8 does to a head's outputs, and detects nothing. Replace it with
+one that you have trained on ``mobileone_q.Backbone.from_run``.
 """
 
 from __future__ import annotations
