@@ -295,7 +295,8 @@ def block_times(
 
     The time of a layer that was fused from several blocks is shared equally among them.
     """
-    assigned = assign_blocks(list(runs[0]), block_names, inspection)
+    layers = dict.fromkeys(layer for run in runs for layer in run)  # one that took no time may be left out
+    assigned = assign_blocks(list(layers), block_names, inspection)
     per_run: list[dict[str, float]] = []
     for run in runs:
         totals = dict.fromkeys(block_names, 0.0)
