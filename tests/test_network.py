@@ -141,6 +141,7 @@ evaluate --data signals.npz run
 evaluate --parity --data signals.npz run
 report run
 qat run --epochs 1 --batch 16 --device cpu --output tuned
+tune --seconds 2 --data signals.npz --output mixed run
 compare run tuned
 benchmark --data signals.npz --runs 2 run
 verify run
