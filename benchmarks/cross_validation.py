@@ -5,7 +5,8 @@
 All images of the folders form one pool. Calibration gets some of them, and accuracy is measured on all
 others. 200 images are drawn anew each time; with 480 of 600 the draws are the five parts of one
 partition, so that each image is evaluated on once. Settings of the recipe are chosen on these figures
-and on nothing else; ``--steps`` measures the recipe without each of its steps, on the same draws.
+and on nothing else; ``--steps`` measures the recipe without each of its steps, and with each that is off,
+on the same draws.
 
 Every draw is appended to ``--results``, and what stands there is not measured again: the script may be
 stopped at any time. Figures are those of the exported graph in ONNX Runtime.
@@ -104,7 +105,7 @@ class Pool:
 
 
 def recipes(target: str, steps: bool) -> Iterator[tuple[str, Recipe]]:
-    """The default, then the default without each of its steps."""
+    """The default, then the default without each of its steps, and with what it leaves out."""
     default = Recipe(target=target)
     yield "default", default
     if steps:
@@ -155,6 +156,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True)
     parser.add_argument("--results", type=Path, default=Path("cross_validation.jsonl"))
     parser.add_argument("--steps", action="store_true")
+    parser.add_argument(
+        "--only", nargs="+", help="recipes of --steps to measure, such as 'with widen_channels'"
+    )
     parser.add_argument("--images", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--draws", type=int, default=DRAWS)
@@ -166,6 +170,7 @@ def main() -> None:
         for target in args.targets
         for images in args.images
         for title, recipe in recipes(target, args.steps)
+        if args.only is None or title in args.only
         for draw in range(args.draws)
     }
     missing = [key for key in wanted if key not in known]
