@@ -62,7 +62,7 @@ from mobileone_q.training.settings import (
 if TYPE_CHECKING:
     from mobileone_q.names import WritableLayout
     from mobileone_q.runs.folder import RunFolder
-    from mobileone_q.training.range_test import RangeTest
+    from mobileone_q.training.learning_rates import RangeTest
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -745,7 +745,7 @@ def _say_next(run: RunFolder) -> None:
 
 def _rates(found: RangeTest | None) -> Any:
     """What a range test found, printed and for --json; nothing in any process but the first."""
-    from mobileone_q.training.announce import range_lines
+    from mobileone_q.training.learning_rates import range_lines
 
     if found is None:
         return None

@@ -22,8 +22,8 @@ from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.finetune import fine_tune, fine_tuning
+from mobileone_q.training.learning_rates import RangeTest, range_test
 from mobileone_q.training.loop import Outcome
-from mobileone_q.training.range_test import RangeTest, range_test
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,

@@ -18,8 +18,8 @@ from mobileone_q.runs.folder import RUNS
 from mobileone_q.runs.staging import CHECKPOINT, final_place
 from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
+from mobileone_q.training.learning_rates import RangeTest, range_test
 from mobileone_q.training.loop import Outcome
-from mobileone_q.training.range_test import RangeTest, range_test
 from mobileone_q.training.settings import (
     TRAINING,
     TRAINING_AUGMENTATION,

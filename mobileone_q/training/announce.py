@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from mobileone_q.training.data import Slot
 from mobileone_q.training.settings import TrainingSettings
-
-if TYPE_CHECKING:
-    from mobileone_q.training.range_test import RangeTest
 
 SHARES = ("agreement", "top1", "top5")  # metrics that are shown in percent
 
@@ -51,19 +47,3 @@ def _shown(metrics: Mapping[str, float]) -> str:
         f"{name} {100 * value:.2f} %" if name in SHARES else f"{name} {value:.4g}"
         for name, value in metrics.items()
     )
-
-
-ROWS, BAR = 20, 40  # of a range test on a terminal: its rows, and the longest bar in columns
-
-
-def range_lines(found: RangeTest) -> list[str]:
-    """A range test as a table of at most about :data:`ROWS` rows, and what to make of it."""
-    lines = [f"{'learning rate':>13}  {'loss':>8}"]
-    every = -(-len(found.rates) // ROWS)
-    top = max(found.losses[::every], default=0.0)
-    for rate, loss in list(zip(found.rates, found.losses))[::every]:
-        bar = "#" * round(BAR * loss / top) if top > 0 else ""
-        lines.append(f"{rate:13.1e}  {loss:8.4f}  {bar}")
-    if found.suggested is None:
-        return [*lines, "the loss does not fall at any of these rates"]
-    return [*lines, f"the loss falls fastest at {found.suggested:.1e}: try --lr {found.suggested:.0e}"]

@@ -7,8 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from mobileone_q.training.announce import range_lines
-from mobileone_q.training.range_test import HIGHEST, LOWEST, RangeTest, smoothed, suggestion
+from mobileone_q.training.learning_rates import HIGHEST, LOWEST, RangeTest, range_lines, smoothed, suggestion
 from tests.helpers.tiny import recipe, write_tiny
 
 RATES = [10.0**power for power in range(-5, 2)]

@@ -14,6 +14,7 @@ from mobileone_q.progress import progress
 from mobileone_q.training.loop import Training
 
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
+ROWS, BAR = 20, 40  # on a terminal: rows, and the longest bar in columns
 SMOOTHING = 0.9  # of the loss, from step to step
 EXPLODED = 4.0  # times the lowest loss so far
 FALLEN = 0.98  # of the first loss: below, the loss has fallen
@@ -69,3 +70,16 @@ def suggestion(rates: Sequence[float], losses: Sequence[float]) -> float | None:
         zip(rates[1 : lowest + 1], losses[1 : lowest + 1], losses[:lowest], rates),
         key=lambda at: (at[1] - at[2]) / math.log(at[0] / at[3]),
     )[0]
+
+
+def range_lines(found: RangeTest) -> list[str]:
+    """A range test as a table of at most about :data:`ROWS` rows, and what to make of it."""
+    lines = [f"{'learning rate':>13}  {'loss':>8}"]
+    every = -(-len(found.rates) // ROWS)
+    top = max(found.losses[::every], default=0.0)
+    for rate, loss in list(zip(found.rates, found.losses))[::every]:
+        bar = "#" * round(BAR * loss / top) if top > 0 else ""
+        lines.append(f"{rate:13.1e}  {loss:8.4f}  {bar}")
+    if found.suggested is None:
+        return [*lines, "the loss does not fall at any of these rates"]
+    return [*lines, f"the loss falls fastest at {found.suggested:.1e}: try --lr {found.suggested:.0e}"]
