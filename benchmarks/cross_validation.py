@@ -42,6 +42,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress
 
 DRAWS, BATCH = 5, 10
+NARROW = ("stage1.0.dw", "stage1.1.dw", "stage2.0.dw")  # S0's depthwise blocks with 48 channels
 TARGETS, COUNTS = ("tensorrt", "onnxruntime"), (200, 480)
 
 
@@ -112,6 +113,7 @@ def recipes(target: str, steps: bool) -> Iterator[tuple[str, Recipe]]:
         for field in fields(Recipe):
             if field.default is True:
                 yield f"without {field.name}", replace(default, **{field.name: False})
+        yield "48 channels in float", replace(default, keep_float=NARROW)
         yield "with widen_channels", replace(default, widen_channels=True)
         yield "rounding nearest", replace(default, rounding="nearest")
 

@@ -34,7 +34,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from cross_validation import split
 from onnx import TensorProto, numpy_helper
 
 from mobileone_q import __version__, engines
@@ -235,6 +234,10 @@ class Benchmark:
 
     def drawn(self, draw: int) -> tuple[Parts, Parts]:
         """Images for calibration and for evaluation, drawn from the pool of both folders."""
+        from cross_validation import (
+            split,
+        )  # the script beside this one, found where this one runs as a script
+
         folders = (self.args.data, self.args.eval_data)
         parts = [part for folder in folders for part in Batches.choose(ImageFolder(folder))]
         x, y = (np.concatenate(values) for values in zip(*parts))
