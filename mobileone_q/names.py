@@ -82,12 +82,12 @@ _DLA_GRIDS = (
     "not read; calibrate again with --target {other}"
 )
 RTX_WARNING = (
-    "TensorRT for RTX has no INT8 convolution: it widens the weights and fake-quantizes the input of every "
-    "one, so the INT8 engine will be slower than FP16 (benchmarks/rtx_layers.py shows its layers); it is a "
-    "check of the graph's form only"
+    "TensorRT for RTX may run INT8 slower than FP16: it has twice as many layers, since kernels of their own "
+    "quantize what each convolution gives, and on compute capability 7.5 it computes in floating point "
+    "(benchmarks/rtx_layers.py shows the layers); measure both before you use it"
 )
-_RTX_COMPUTES_IN_FLOAT = Pairing(
-    label="a check of form only: TensorRT for RTX has no INT8 convolution and computes in floating point"
+_RTX_HAS_OTHER_KERNELS = Pairing(
+    label="a check of form: TensorRT for RTX has other INT8 kernels than TensorRT, and none before Ampere"
 )
 
 _PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
@@ -98,7 +98,7 @@ _PAIRINGS: dict[tuple[Target, BackendName], Pairing] = {
     ("tensorrt", "onnxruntime"): _not_its_target("tensorrt", "onnxruntime"),
     ("tensorrt", "openvino"): _not_its_target("tensorrt", "openvino"),
     ("tensorrt", "tensorrt"): Pairing(),
-    ("tensorrt", "tensorrt-rtx"): _RTX_COMPUTES_IN_FLOAT,
+    ("tensorrt", "tensorrt-rtx"): _RTX_HAS_OTHER_KERNELS,
     ("dla", "onnxruntime"): Pairing(_DLA_GRIDS.format(backend="ONNX Runtime", other="onnxruntime")),
     ("dla", "openvino"): Pairing(_DLA_GRIDS.format(backend="OpenVINO", other="onnxruntime")),
     ("dla", "tensorrt"): Pairing(),  # with a DLA core: see pairing()

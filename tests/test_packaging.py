@@ -153,7 +153,7 @@ def test_the_metadata(dist):
     assert "quantization" in metadata["Keywords"].split(",")
     pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)}
     assert pythons | {"Typing :: Typed"} <= set(metadata.get_all("Classifier"))
-    extras = {"rtx", "openvino", "tensorrt", "torchao", "train", "docs", "dev"}
+    extras = {"camera", "rtx", "openvino", "tensorrt", "torchao", "train", "docs", "dev"}
     assert set(metadata.get_all("Provides-Extra")) == extras
     assert metadata.get_payload().startswith("# mobileone-q")
 
@@ -171,6 +171,7 @@ def test_the_wheel_works_from_any_folder(installed, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_has_the_sample_and_the_configs(installed, tmp_path):
     """``--config cpu`` names a bundled file; without --weights and --data the sample is calibrated."""
     words = ("calibrate", "--config", "cpu", "--arch", "s0", "--images", "16", "--output", "run")

@@ -42,7 +42,7 @@ def test_a_target_s_own_backend_needs_no_note(latency_of, target, backend):
     ("target", "backend", "words"),
     [
         ("tensorrt", "onnxruntime", "not its target"),
-        ("tensorrt", "tensorrt-rtx", "a check of form only"),
+        ("tensorrt", "tensorrt-rtx", "a check of form"),
     ],
 )
 def test_another_backend_is_named_beside_the_speed(latency_of, target, backend, words):

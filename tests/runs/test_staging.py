@@ -147,6 +147,7 @@ def test_of_two_processes_on_one_output_one_works_and_the_other_is_told(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_that_build_at_once_lose_nothing(sample_run, tmp_path):
     run = sample_run()
     words = ("build-engine", "--backend", "onnxruntime", run)

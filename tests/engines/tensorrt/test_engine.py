@@ -193,12 +193,13 @@ def test_more_images_than_an_engine_takes_run_in_parts(monkeypatch, batch, sizes
     """Without a GPU: the context doubles its input, and says how many images it was given."""
     given = []
 
-    def execute(_, part):
+    def execute(_, part, profiles):
         given.append(len(part))
         return 2 * part
 
     monkeypatch.setattr(module, "execute", execute)
     engine = object.__new__(module.TensorRTEngine)
+    engine._profiles = 1
     engine._context, engine.info = object(), SimpleNamespace(options={"batch": batch})
     x = np.arange(10, dtype=np.float32).reshape(10, 1)
     assert np.array_equal(engine.run(x), 2 * x)
