@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from calibrate.equalize import FLOOR, column_strength, equalize_channels, expected_error, logit_error
+from calibrate.equalize import FLOOR, _factor, column_strength, equalize_channels, expected_error, logit_error
 from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.architecture.spec import Architecture, BlockSpec
@@ -186,3 +186,29 @@ def test_equalization_leaves_relu6_alone():
     assert all(h.maximum.max() == 6 for name, h in histograms.items() if name not in ("stem", "head"))
     after, _ = equalize_channels(relu6, statistics, "tensorrt")
     assert torch.equal(after(x), relu6(x))
+
+
+def test_alpha_shares_the_burden_between_channels_and_weights():
+    """A pointwise block's factors are ranges^alpha / columns^(1 - alpha), with a geometric mean of 1."""
+    ranges = torch.tensor([1.0, 4.0, 0.5, 2.0], dtype=torch.float64)
+    histogram = ChannelHistogram.empty(4)
+    histogram.update((ranges[None, :, None, None] * torch.tensor([1.0, 0.5])).float())
+    block = FusedBlock(BlockSpec("stage1.0.pw", 4, 2))
+    block.weight.data.copy_(torch.tensor([[1.0, 0.5, 0.25, 0.1], [0.2, 0.4, 1.0, 0.3]])[:, :, None, None])
+    columns = torch.tensor([1.0, 0.5, 1.0, 0.3], dtype=torch.float64)  # relative to each row's largest weight
+    expected = ranges**0.3 / columns**0.7
+    expected /= expected.log().mean().exp()
+    found = _factor(histogram, torch.empty(0, 4), block, "minmax", 255, (0.3,), 1.0)
+    assert torch.allclose(found, expected, rtol=1e-6)
+
+
+def test_the_error_of_logits_is_small_on_fine_grids_and_grows_with_the_step():
+    """Whatever the size of the features: on 127 codes little is lost, and far more on 7."""
+    generator = torch.Generator().manual_seed(0)
+    head = FusedBlock(BlockSpec("head", 32, 10, pool=True, activation="none"))
+    head.weight.data.copy_(torch.randn(10, 32, generator=generator) * 0.1)
+    features = 20 * torch.rand(64, 32, generator=generator)
+    features[0, 0] = 25.0  # the grid ends at 20, short of this one alone
+    fine, coarse = (logit_error(features, head, torch.ones(32), steps) for steps in (127, 7))
+    assert fine < 0.2 * coarse
+    assert fine < 0.05

@@ -22,6 +22,7 @@ from mobileone_q.errors import MobileOneQError
 from mobileone_q.runs import integrity
 from mobileone_q.runs.folder import RunFolder
 from mobileone_q.runs.graphs import load_engine, write_graph
+from mobileone_q.runs.integrity import source_of
 from tests.helpers.cli import invoke, refused
 from tests.helpers.damage import copy_of, flip
 from tests.helpers.graphs import mark
@@ -315,3 +316,16 @@ def test_verification_is_quick(whole):
 
     assert min(forgetful() for _ in range(5)) < 0.05
     assert min(seconds() for _ in range(5)) < 0.005  # a process reads each file once
+
+
+@pytest.mark.parametrize(
+    ("graph", "source"),
+    [
+        ("fp16.onnx", "fused.safetensors"),
+        ("int8-fp16.onnx", "quantized.safetensors"),
+        ("int8-plain.onnx", "quantized-plain.safetensors"),
+        ("int8-plain-fp16.onnx", "quantized-plain.safetensors"),
+    ],
+)
+def test_a_later_graph_is_made_from_the_weights_of_its_kind(graph, source):
+    assert source_of(graph) == source
