@@ -136,42 +136,27 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     mobileone-q build-engine --int8 --fp16 runs/s0
     """
     from mobileone_q import engines
-    from mobileone_q.runs.build import build_engines
-    from mobileone_q.runs.bundle import write_bundle
-    from mobileone_q.runs.deepstream import write_deepstream
+    from mobileone_q.runs.build import build_engines, write_folder
     from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.run import resolve_backend
     from mobileone_q.runs.settings import tuning_request
-    from mobileone_q.runs.triton import write_triton
 
     run, precisions = find_run(run_path), wanted.precisions
     if wanted.tune_seconds is not None:
         run = _tuned(run, tuning_request(wanted, options), options)
     if "int8" in precisions:
         _say_plan(run)
-    if wanted.keep_float and (wanted.bundle or wanted.triton or wanted.deepstream):
-        raise RunError(
-            "such a folder has the graph of its run; calibrate again with --keep-float, then write it"
-        )
-    if wanted.bundle is not None:
-        click.echo(write_bundle(run, wanted.bundle, precisions[-1], options, wanted.with_reference))
-        return {"bundle": str(wanted.bundle)}
-    if wanted.triton is not None:
-        click.echo(write_triton(run, wanted.triton, precisions[-1], options))
-        return {"triton": str(wanted.triton)}
-    if wanted.deepstream is not None:
-        click.echo(write_deepstream(run, wanted.deepstream, precisions[-1], options))
-        return {"deepstream": str(wanted.deepstream)}
-    if wanted.with_reference is not None:
-        raise RunError("--with-reference goes into a bundle; pass --bundle DIR too")
+    written = write_folder(run, wanted, options)
+    if written is not None:
+        click.echo(written.said)
+        return {written.kind: str(written.path)}
     backend = engines.backend(resolve_backend(wanted.backend))
     if "int8" in precisions and backend.name == "tensorrt-rtx":
         click.echo(f"warning: {RTX_WARNING}", err=True)
     built = []
-    engines_built = build_engines(
+    for path, info in build_engines(
         run, backend, precisions, options, keep_float=wanted.keep_float, progress=True
-    )
-    for path, info in engines_built:
+    ):
         built.append(str(path))
         click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
         if info.warnings:

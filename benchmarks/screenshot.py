@@ -28,7 +28,7 @@ def screenshot(page: Path, picture: Path, width: int, height: int) -> None:
     """Save the first ``height`` pixels of a page, at a width in pixels, as a PNG with a palette."""
     browser = next((found for name in NAMES if (found := shutil.which(name))), None)
     if browser is None:
-        sys.exit("there is no chromium; apt-get install chromium")
+        sys.exit("Chromium is not installed; apt-get install chromium")
     with TemporaryDirectory() as folder:
         shot = Path(folder) / "shot.png"
         flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars")

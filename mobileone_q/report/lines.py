@@ -8,7 +8,7 @@ import textwrap
 
 
 def terminal_width() -> int | None:
-    """How many columns standard output's terminal has; None where it is no terminal."""
+    """Give the terminal's width in columns; None where standard output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

@@ -34,7 +34,7 @@ from mobileone_q.runs.settings import TuneOptions
 from mobileone_q.runs.tuning_bench import BlockTimes
 
 BUDGET_IMAGES = 100  # that KL is measured on, of those for calibration
-SENSITIVITY_IMAGES = 32
+RANKING_IMAGES = 32
 LEAST_GAIN = 0.002  # of the start's latency; less is not worth a trial
 CONVERSION_SHARE = 0.2  # of the INT8 blocks' time, taken as that of converting every map once
 UNSURE = 0.5  # of what is expected of a block, and of an even share of the latency
@@ -135,7 +135,7 @@ class TuningJob:
         ``advance(1)`` is called after each block.
         """
         grids = self.start.activation_grids
-        images, labels = load_all(self.inputs.calibration.sample(SENSITIVITY_IMAGES))
+        images, labels = load_all(self.inputs.calibration.sample(RANKING_IMAGES))
         ranking = rank_blocks(self._in_float(grids)[0], self.networks[grids], images, labels, advance=advance)
         return {block.name: block.kl for block in ranking if block.name not in self.start.keep_float}
 
