@@ -61,7 +61,7 @@ from mobileone_q.training.settings import (
 
 if TYPE_CHECKING:
     from mobileone_q.names import WritableLayout
-    from mobileone_q.runs.folder import RunFolder
+    from mobileone_q.runs.storage.folder import RunFolder
     from mobileone_q.training.learning_rates import RangeTest
 
 
@@ -136,10 +136,11 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     mobileone-q build-engine --int8 --fp16 runs/s0
     """
     from mobileone_q import engines
-    from mobileone_q.runs.build import build_engines, write_folder
-    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.bundles.write import write_folder
+    from mobileone_q.runs.engines.build import build_engines
     from mobileone_q.runs.run import resolve_backend
     from mobileone_q.runs.settings import tuning_request
+    from mobileone_q.runs.storage.folder import find_run
 
     run, precisions = find_run(run_path), wanted.precisions
     if wanted.tune_seconds is not None:
@@ -182,7 +183,7 @@ def tune(run_path: Path | None, options: TuneOptions) -> Any:
     \b
     mobileone-q tune runs/s0 --seconds 300 --threads 1
     """
-    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.storage.folder import find_run
 
     run = _tuned(find_run(run_path), options)
     _say_next(run)
@@ -202,7 +203,7 @@ def profile(run_path: Path | None, options: ProfileOptions) -> Any:
     from mobileone_q.evaluation.recorded_profile import engine_from, latency_from
     from mobileone_q.report.device import print_engine, print_score
     from mobileone_q.report.terminal import print_latency
-    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.storage.folder import find_run
 
     if options.recorded is not None:
         score = read_score(options.recorded)
@@ -244,9 +245,9 @@ def report(run_path: Path | None, with_images: bool, scored: Path | None, device
     from mobileone_q.report.expected import expected_on
     from mobileone_q.report.lines import hanging
     from mobileone_q.report.terminal import print_report
-    from mobileone_q.runs.device import add_score
-    from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.thumbnails import thumbnails
+    from mobileone_q.runs.reports.device import add_score
+    from mobileone_q.runs.reports.thumbnails import thumbnails
+    from mobileone_q.runs.storage.folder import find_run
 
     run = find_run(run_path)
     if scored is not None:
@@ -317,8 +318,8 @@ def qat(
     mobileone-q qat runs/s0 --config qat-imagenet --arch s0 --data train/
     """
     from mobileone_q.report.terminal import print_accuracy, print_fine_tuning, print_verdict
-    from mobileone_q.runs.folder import find_run
     from mobileone_q.runs.qat import fine_tune_run, range_test_run, refuse_other_architecture
+    from mobileone_q.runs.storage.folder import find_run
 
     start = find_run(run_path)
     refuse_other_architecture(start, options.arch)
@@ -447,9 +448,9 @@ def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
     mobileone-q predict --run runs/s0 dog.jpg photos/
     """
     from mobileone_q.data.pictures import pictures
-    from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.predict import lines, load_predictor, predictor_of_engine
+    from mobileone_q.runs.engines.predict import lines, load_predictor, predictor_of_engine
     from mobileone_q.runs.run import resolve_backend
+    from mobileone_q.runs.storage.folder import find_run
 
     if options.engine:
         predictor = predictor_of_engine(options.engine, options.classes)
@@ -476,10 +477,10 @@ def evaluate(path: Path | None, options: EvaluateOptions) -> Any:
     mobileone-q evaluate runs/s0 --data val/
     """
     from mobileone_q.report.terminal import print_evaluation, print_parity
-    from mobileone_q.runs.evaluate import evaluate_engine
-    from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.parity import compare_engines
+    from mobileone_q.runs.measuring.evaluate import evaluate_engine
+    from mobileone_q.runs.measuring.parity import compare_engines
     from mobileone_q.runs.run import resolve_backend
+    from mobileone_q.runs.storage.folder import find_run
 
     if not (options.parity or options.exact):
         evaluation = evaluate_engine(
@@ -510,7 +511,7 @@ def compare(run_paths: tuple[Path, ...], form: Form) -> Any:
     """
     from mobileone_q.report.lines import terminal_width
     from mobileone_q.report.tables import render, values
-    from mobileone_q.runs.compare import COLUMNS, cautions, row_of
+    from mobileone_q.runs.reports.compare import COLUMNS, cautions, row_of
 
     if not run_paths:
         raise RunError("name the runs to compare, such as `mobileone-q compare runs/s0 runs/s0-qat`")
@@ -533,9 +534,9 @@ def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form
     """
     from mobileone_q.report.lines import terminal_width
     from mobileone_q.report.tables import render, values
-    from mobileone_q.runs.benchmark import COLUMNS
-    from mobileone_q.runs.benchmark import benchmark as measure
-    from mobileone_q.runs.folder import find_run
+    from mobileone_q.runs.measuring.benchmark import COLUMNS
+    from mobileone_q.runs.measuring.benchmark import benchmark as measure
+    from mobileone_q.runs.storage.folder import find_run
 
     rows, missing = measure([find_run(path) for path in run_paths or (None,)], options, progress=True)
     click.echo(render(rows, COLUMNS, form, terminal_width()))
@@ -555,8 +556,8 @@ def verify(run_path: Path | None) -> Any:
     mobileone-q verify runs/s0
     """
     from mobileone_q.report.lines import hanging
-    from mobileone_q.runs.folder import find_run
-    from mobileone_q.runs.integrity import check_all
+    from mobileone_q.runs.storage.folder import find_run
+    from mobileone_q.runs.storage.integrity import check_all
 
     run = find_run(run_path)
     files = list(check_all(run.path))
@@ -582,7 +583,7 @@ def list_runs(folder: Path) -> Any:
     mobileone-q runs list
     """
     from mobileone_q.report.lines import hanging
-    from mobileone_q.runs.catalog import finished_runs, summarize_run
+    from mobileone_q.runs.storage.catalog import finished_runs, summarize_run
 
     rows = [summarize_run(path) for path in finished_runs(folder)]
     width = max((len(row.name) for row in rows), default=0)
@@ -606,7 +607,7 @@ def clean(folder: Path, yes: bool, checkpoints: bool) -> Any:
     mobileone-q runs clean --yes
     """
     from mobileone_q.files import cache_folder
-    from mobileone_q.runs.catalog import leftovers, size_of
+    from mobileone_q.runs.storage.catalog import leftovers, size_of
 
     found = list(leftovers(folder, checkpoints))
     for leftover in found:
@@ -678,7 +679,7 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
     facts = gather()
     checks = judge(facts)
     if archive is not None:
-        from mobileone_q.runs.issue_report import write_issue_report
+        from mobileone_q.runs.reports.issue_report import write_issue_report
 
         names = write_issue_report(archive, to_dict(facts, checks), run_path, scored)
         said = f"wrote {archive}: {', '.join(names)}; look through it before you attach it"
@@ -693,7 +694,7 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
 def _tuned(run: RunFolder, options: TuneOptions, build: BuildOptions | None = None) -> RunFolder:
     """Tune a run and print what was found; gives the new run."""
     from mobileone_q.report.terminal import print_accuracy, print_tuning, print_verdict
-    from mobileone_q.runs.tune import tune_run
+    from mobileone_q.runs.tuning.tune import tune_run
 
     tuned = tune_run(run, options, build, progress=True)
     made = tuned.read_report()
@@ -717,7 +718,7 @@ def _show_latency(run: RunFolder, options: ProfileOptions) -> None:
 
 def _say_plan(run: RunFolder) -> None:
     """Say what DLA is expected to run, of a run for DLA."""
-    from mobileone_q.runs.graphs import planned_for_dla
+    from mobileone_q.runs.engines.graphs import planned_for_dla
 
     plan = planned_for_dla(run)
     if plan is not None:

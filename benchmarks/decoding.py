@@ -28,7 +28,7 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.sources import ImageFolder
 from mobileone_q.engines import BuildOptions, Engine
-from mobileone_q.runs.folder import find_run
+from mobileone_q.runs.storage.folder import find_run
 
 _source: ImageFolder | None = None
 

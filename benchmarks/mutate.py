@@ -48,7 +48,7 @@ MODULES = {
         "mobileone_q/engines/layer_map.py",
         ("tests/engines/test_layer_map.py", "tests/engines/test_inspection.py"),
     ),
-    "integrity": ("mobileone_q/runs/integrity.py", ("tests/runs/test_integrity.py",)),
+    "integrity": ("mobileone_q/runs/storage/integrity.py", ("tests/runs/storage/test_integrity.py",)),
 }
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,

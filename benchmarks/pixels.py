@@ -38,7 +38,7 @@ from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.evaluation.metrics import kl_divergences
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.input_form import InputForm
-from mobileone_q.runs.engine_inputs import engine_input
+from mobileone_q.runs.engines.engine_inputs import engine_input
 
 FRAMES = ((480, 640), (720, 1280), (1080, 1920))
 Answers = Callable[[Image.Image], np.ndarray]

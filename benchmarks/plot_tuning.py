@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from mobileone_q.report.tuning import Tuning
 from mobileone_q.runs.run import open_run
-from mobileone_q.runs.tuning_log import TuningLog
+from mobileone_q.runs.tuning.log import TuningLog
 
 PICTURE = Path(__file__).parents[1] / "docs" / "img" / "tuning.svg"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 745, 400, 70, 715, 40, 340

@@ -32,9 +32,9 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.data.sources import ImageFolder, class_listing
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.names import TARGETS
-from mobileone_q.runs.folder import RunFolder, UnfinishedRun
-from mobileone_q.runs.integrity import GRAPHS, hashes
-from mobileone_q.runs.measure import measure_accuracy
+from mobileone_q.runs.measuring.measure import measure_accuracy
+from mobileone_q.runs.storage.folder import RunFolder, UnfinishedRun
+from mobileone_q.runs.storage.integrity import GRAPHS, hashes
 
 COMMAND = [sys.executable, "-m", "cli"]
 POOR = Recipe.bare(target="tensorrt", range_method="minmax")

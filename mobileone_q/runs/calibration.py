@@ -48,13 +48,13 @@ from mobileone_q.report.schema import (
     typed_command,
     utc_now,
 )
-from mobileone_q.runs.folder import RunFolder
-from mobileone_q.runs.integrity import PLAIN_QUANTIZED
 from mobileone_q.runs.model import Model
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.run import Run
 from mobileone_q.runs.settings import TargetChoice
-from mobileone_q.runs.staging import new_folder
+from mobileone_q.runs.storage.folder import RunFolder
+from mobileone_q.runs.storage.integrity import PLAIN_QUANTIZED
+from mobileone_q.runs.storage.staging import new_folder
 
 CERTIFICATE_IMAGES = 2
 SENSITIVITY_IMAGES = 100

@@ -15,7 +15,7 @@ from mobileone_q.data.shard_files import is_shards
 from mobileone_q.data.sources import Source
 from mobileone_q.errors import DataError
 from mobileone_q.report.schema import Manifest
-from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.storage.folder import RunFolder
 
 
 def inputs_of(

@@ -18,10 +18,10 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.progress import progress_if
 from mobileone_q.report.schema import ImageCounts, ImagesRecord, Manifest, Report
-from mobileone_q.runs.folder import RunFolder, UnfinishedRun
-from mobileone_q.runs.graphs import graph_facts
-from mobileone_q.runs.integrity import GRAPHS, PLAIN_GRAPH, hashes
-from mobileone_q.runs.measure import measure_accuracy, measure_maps
+from mobileone_q.runs.engines.graphs import graph_facts
+from mobileone_q.runs.measuring.measure import measure_accuracy, measure_maps
+from mobileone_q.runs.storage.folder import RunFolder, UnfinishedRun
+from mobileone_q.runs.storage.integrity import GRAPHS, PLAIN_GRAPH, hashes
 
 
 def publish(

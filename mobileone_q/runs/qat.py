@@ -15,11 +15,11 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, typed_command, utc_now
-from mobileone_q.runs.folder import RUNS, RunFolder
 from mobileone_q.runs.inputs import inputs_of
-from mobileone_q.runs.integrity import FUSED, check_weights
 from mobileone_q.runs.publish import image_counts, images_record, publish
-from mobileone_q.runs.staging import CHECKPOINT, discard, publish_folder, resumable, stage
+from mobileone_q.runs.storage.folder import RUNS, RunFolder
+from mobileone_q.runs.storage.integrity import FUSED, check_weights
+from mobileone_q.runs.storage.staging import CHECKPOINT, discard, publish_folder, resumable, stage
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.finetune import fine_tune, fine_tuning
 from mobileone_q.training.learning_rates import RangeTest, range_test

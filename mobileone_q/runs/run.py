@@ -16,15 +16,15 @@ from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.progress import progress_if
-from mobileone_q.runs.build import build_engines
-from mobileone_q.runs.bundle import write_bundle
-from mobileone_q.runs.folder import RunFolder, find_run
-from mobileone_q.runs.graphs import load_engine
+from mobileone_q.runs.bundles.bundle import write_bundle
+from mobileone_q.runs.engines.build import build_engines
+from mobileone_q.runs.engines.graphs import load_engine
+from mobileone_q.runs.engines.predict import Prediction, load_predictor
 from mobileone_q.runs.inputs import prepared
-from mobileone_q.runs.measure import measure_accuracy, measure_latency
-from mobileone_q.runs.predict import Prediction, load_predictor
+from mobileone_q.runs.measuring.measure import measure_accuracy, measure_latency
 from mobileone_q.runs.qat import fine_tune_run
 from mobileone_q.runs.settings import BackendChoice
+from mobileone_q.runs.storage.folder import RunFolder, find_run
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,

@@ -14,8 +14,8 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import FileError, TrainingError
 from mobileone_q.models.mobileone import MobileOne
-from mobileone_q.runs.folder import RUNS
-from mobileone_q.runs.staging import CHECKPOINT, final_place
+from mobileone_q.runs.storage.folder import RUNS
+from mobileone_q.runs.storage.staging import CHECKPOINT, final_place
 from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.learning_rates import RangeTest, range_test

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.plot_tuning import draw, points
 from mobileone_q.evaluation.latency import Timing
 from mobileone_q.report.tuning import TunedGraph, Tuning
-from mobileone_q.runs.tuning_log import TuningLog
+from mobileone_q.runs.tuning.log import TuningLog
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import torch
 import mobileone_q as mq
 from mobileone_q.data import sample
 from mobileone_q.deploy.run_image import preprocess, read_image
-from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.storage.folder import RunFolder
 from tests.helpers.cli import invoke, refused
 
 IMAGES = 60

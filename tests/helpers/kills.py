@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobileone_q.runs.integrity import TRIALS
+from mobileone_q.runs.storage.integrity import TRIALS
 from tests.helpers.tiny import recipe, write_tiny
 
 KINDS = ("calibrate", "build-engine", "qat", "tune", "train", "bundle")

@@ -11,7 +11,7 @@ from calibrate.recipe import Recipe
 from mobileone_q.errors import FileError
 from mobileone_q.report import schema
 from mobileone_q.report.schema import Manifest, Report, json_schemas
-from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.storage.folder import RunFolder
 from tests.helpers.cli import invoke, refused
 from tests.helpers.records import ACCURACY, make_manifest, make_report
 

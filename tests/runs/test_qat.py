@@ -17,7 +17,7 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.files import sealed, sha256
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.runs.folder import RunFolder
+from mobileone_q.runs.storage.folder import RunFolder
 from tests.helpers.cli import invoke, refused
 from tests.helpers.sample import EVALUATED
 

@@ -10,7 +10,7 @@ from mobileone_q.files import read_json
 from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.report.terminal import print_latency, print_parity, print_report
-from mobileone_q.runs.bundle import input_facts, labels
+from mobileone_q.runs.bundles.bundle import input_facts, labels
 from tests.fuzz.harness import Harness
 from tests.helpers.cli import BLOCKS
 from tests.helpers.mutations import damaged, json_bytes, json_edited, json_resealed

@@ -17,7 +17,7 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.idx import read_split
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.sources import ImageFolder
-from mobileone_q.runs.predict import read_classes
+from mobileone_q.runs.engines.predict import read_classes
 from tests.fuzz.harness import Harness, fresh_folder
 from tests.helpers.mutations import damaged, in_gzip, in_zip
 

@@ -1,0 +1,1 @@
+"""Folders that another machine builds its engine from: bundles, and folders for Triton and DeepStream."""

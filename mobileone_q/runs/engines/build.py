@@ -1,0 +1,60 @@
+"""Builds the engines of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from mobileone_q.engines import Backend, BuildOptions, EngineInfo
+from mobileone_q.errors import EngineError
+from mobileone_q.names import Precision
+from mobileone_q.progress import progress_if
+from mobileone_q.runs.engines.graphs import build_options, input_form, refuse_foreign_target, write_graph
+from mobileone_q.runs.storage.folder import RunFolder
+
+PERCENT = 100
+
+
+class Built(NamedTuple):
+    """An engine file and what was built."""
+
+    path: Path
+    info: EngineInfo
+
+
+def build_engines(
+    run: RunFolder,
+    backend: Backend,
+    precisions: Sequence[Precision],
+    options: BuildOptions,
+    *,
+    keep_float: Collection[str] = (),
+    progress: bool = False,
+) -> Iterator[Built]:
+    """Build one engine of a run after the other.
+
+    ``keep_float`` names blocks that the INT8 engine is to have in floating point besides the run's own.
+
+    Raises:
+        CalibrationError: the network has no such block.
+        EngineError: the backend must not run the run's INT8 graph, it refuses a graph, or an option is for
+            bundles alone.
+        ExportError: the network cannot take its input as the options ask.
+        MissingDependency: the backend's library is not installed.
+    """
+    if options.direct_input:
+        raise EngineError(
+            "--direct-input is for a bundle, whose scripts lay images out so; pass --bundle DIR"
+        )
+    if "int8" in precisions:
+        refuse_foreign_target(run, backend.name, options.dla_core)
+    form = input_form(run, options)
+    with progress_if(progress, f"building for {backend.runtime()}", PERCENT * len(precisions)) as advance:
+        for precision in precisions:
+            typed = backend.is_typed_by_graph()
+            graph = write_graph(
+                run, precision, options.float_precision, backend.name, typed, keep_float=keep_float, form=form
+            )
+            path = run.engine(precision, backend.name, backend.suffix)
+            yield Built(path, backend.build(graph, path, build_options(run, precision, options), advance))

@@ -1,0 +1,1 @@
+"""Measurements of a run: accuracy and latency of its engines, and how far their answers lie apart."""

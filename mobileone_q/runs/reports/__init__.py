@@ -1,0 +1,1 @@
+"""What is made of finished reports: comparisons, thumbnails for the page, an archive for an issue."""
