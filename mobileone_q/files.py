@@ -177,14 +177,14 @@ def read_json(path: Path, remedy: str = "run the command that made it again") ->
         FileError: the file is missing, is not a plain file, is too large, or is not JSON.
     """
     try:
-        return json.loads(_read_plain(path, LARGEST_JSON).decode("utf-8"))
+        return json.loads(read_plain(path, LARGEST_JSON).decode("utf-8"))
     except OSError as error:
         raise FileError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise FileError(f"{path} is not valid JSON ({error}); {remedy}") from None
 
 
-def _read_plain(path: Path, most: int) -> bytes:
+def read_plain(path: Path, most: int) -> bytes:
     """Read a file of at most ``most`` bytes; a device or a pipe, which may have no end, is refused."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):

@@ -221,7 +221,7 @@ def _with_variant(path: Path, values: dict[Any, Any], arch: str | None) -> dict[
     variants = values.get("variants")
     if variants is None:
         return values
-    arch = arch or values.get("arch")
+    arch = arch or (str(values["arch"]) if "arch" in values else None)
     if not isinstance(variants, dict) or not isinstance(variants.get(arch), dict):
         names = ", ".join(map(str, variants)) if isinstance(variants, dict) else "none"
         lacks = f"no variant for --arch {arch}" if arch else "variants; pick one with --arch"

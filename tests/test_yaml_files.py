@@ -21,6 +21,7 @@ NOT_YAML = [
     "a: !!python/name:os.system",
     b"\xff\xfe\xff",
     "[" * 5000,
+    "a: 0x" + "f" * 17,
 ]
 
 

@@ -22,9 +22,11 @@ from PIL import Image
 
 from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, class_names
 from mobileone_q.errors import DataError, printable
+from mobileone_q.files import read_plain
 
 LOG = logging.getLogger(__name__)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+MAX_LISTING = 16 << 20  # bytes of a classes.txt
 NO_LABEL = -1
 MAX_LABEL = 999_999
 CACHE_BYTES = 64 << 20  # decoding an image costs more than running the network on it
@@ -129,14 +131,13 @@ def class_listing(root: Path) -> Path | None:
 
 
 def read_class_lines(path: Path) -> list[str]:
-    """The lines of a ``classes.txt``.
+    """The lines of a ``classes.txt``, or another file of class names.
 
     Raises:
-        DataError: the file cannot be read, or is not UTF-8.
+        DataError: the file cannot be read, is larger than 16 MiB, or is not UTF-8.
     """
     try:
-        refuse_special(path)
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_plain(path, MAX_LISTING).decode("utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(
             f"cannot read {path}: {reason(error)}; save it as UTF-8 text, one class a line"

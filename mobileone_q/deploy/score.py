@@ -32,6 +32,8 @@ from run_image import (  # type: ignore[import-not-found]  # it stands beside th
     preprocess,
     read_array,
     read_image,
+    read_labels,
+    read_settings,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -101,7 +103,10 @@ def class_numbers(root: Path, labels: list) -> dict:
     """
     for listing in (root / "classes.txt", root.parent / "classes.txt"):
         if listing.is_file():
-            lines = listing.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = listing.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                sys.exit(f"cannot read {listing}: {error}; save it as UTF-8 text, one class a line")
             return {line.split()[0]: number for number, line in enumerate(lines) if line.strip()}
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
     if folders and all(folder in labels for folder in folders):
@@ -173,15 +178,13 @@ def measure(session: Session, root: Path, settings: dict, labels: list, referenc
     known = {str(name): index for index, name in enumerate(reference.get("names", ()))}
     numbers = class_numbers(root, labels)
     for number, path in enumerate(find_images(root), 1):
-        if settings["takes"] == "array":
-            x = read_array(path, settings["shape"])
-        else:
-            try:
-                x = preprocess(read_image(path), settings)
-            except (OSError, ValueError, IndexError) as error:
-                print(f"skipped {path}: {error}", file=sys.stderr)
-                skipped += 1
-                continue
+        try:
+            is_array = settings["takes"] == "array"
+            x = read_array(path, settings["shape"]) if is_array else preprocess(read_image(path), settings)
+        except Exception as error:  # a damaged file can make NumPy and Pillow raise anything
+            print(f"skipped {path}: {' '.join(str(error).split())}", file=sys.stderr)
+            skipped += 1
+            continue
         logits = session(np.ascontiguousarray(x), settings)
         if len(logits) != len(labels):
             sys.exit(
@@ -221,14 +224,22 @@ def recorded(engine: Path) -> dict:
     for part in ("profile", "layers"):
         path = engine.with_name(f"{engine.name}.{part}.json")
         if path.is_file():
-            found[part] = json.loads(path.read_text())
+            found[part] = read_json(path, "build the engine again with build.sh")
     return found
 
 
 def state_of(engine: Path) -> Any:
     """The device's power mode, clocks and power while build.sh timed the engine; None without a record."""
     path = engine.with_name(f"{engine.name}.device.json")
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_json(path, "build the engine again with build.sh") if path.is_file() else None
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Read a JSON file, or end with what is wrong with it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        sys.exit(f"cannot read {path}: {error}; {remedy}")
 
 
 def board() -> str:
@@ -238,14 +249,45 @@ def board() -> str:
         return "unknown device"
 
 
-def load_reference(grids: str) -> dict:
+def load_reference(folder: Path, grids: str, classes: int) -> dict:
     """The FP32 logits that travel with the bundle, and what the graph on these grids does with them."""
-    path = HERE / "reference.npz"
+    path = folder / "reference.npz"
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        common = {name: file[name] for name in ("names", "labels", "logits")}
-        return {**common, "agrees": file[f"{grids}_agrees"], "kl": file[f"{grids}_kl"]}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in ("names", "labels", "logits")}
+            found.update({name: file[f"{grids}_{name}"] for name in ("agrees", "kl")})
+        count = len(found["names"])
+        is_sound = found["logits"].shape == (count, classes) and found["names"].dtype.kind == "U"
+        for name in ("labels", "agrees", "kl"):
+            is_sound = is_sound and found[name].shape == (count,)
+        for name in ("labels", "agrees", "kl", "logits"):
+            is_sound = is_sound and bool(np.isfinite(found[name]).all())
+    except Exception as error:  # a damaged file can make NumPy raise anything
+        sys.exit(f"cannot read {path}: {' '.join(str(error).split())}; copy the bundle again")
+    if not is_sound:
+        sys.exit(f"{path} has values that cannot be; copy the bundle again")
+    return found
+
+
+def read_promise(folder: Path, engine: Path) -> tuple:
+    """What promise.json says of the network, and of the graph that an engine was built from, by its grids."""
+    path = folder / "promise.json"
+    promises = read_json(path, "copy the bundle again")
+    try:
+        choice = engine.with_name(f"{engine.name}.grids")
+        grids = choice.read_text().strip() if choice.is_file() else next(iter(promises["graphs"]))
+        promise = promises["graphs"][grids]
+        shares = [promise["top1"]] if promise["top1"] is not None else []
+        is_sound = all(0 <= share <= 1 for share in shares) and promise["images"] >= bool(shares)
+        needed = (promises["arch"], promises["precision"], promise["graph_sha256"])
+        is_sound = is_sound and all(isinstance(word, str) for word in needed) and "keep_float" in promises
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:
+        sys.exit(f"cannot read {path}: {error!r}; copy the bundle again")
+    if not is_sound:
+        sys.exit(f"{path} has values that cannot be; copy the bundle again")
+    return promises, promise, grids
 
 
 def main() -> None:
@@ -256,14 +298,11 @@ def main() -> None:
         sys.exit(f"there is no engine at {engine}; build it with build.sh")
     if not root.is_dir():
         sys.exit(f"{root} is not a folder; pass a folder with a folder of images per class")
-    settings = json.loads((HERE / "preprocessing.json").read_text())
-    labels = (HERE / "labels.txt").read_text().splitlines()
-    promises = json.loads((HERE / "promise.json").read_text())
-    choice = engine.with_name(f"{engine.name}.grids")
-    grids = choice.read_text().strip() if choice.is_file() else next(iter(promises["graphs"]))
-    promise = promises["graphs"][grids]
+    settings, labels = read_settings(HERE / "preprocessing.json"), read_labels(HERE / "labels.txt")
+    promises, promise, grids = read_promise(HERE, engine)
+    reference = load_reference(HERE, grids, len(labels))
     session = Session(engine)
-    accuracy = measure(session, root, settings, labels, load_reference(grids))
+    accuracy = measure(session, root, settings, labels, reference)
     verdict, reason = judge(accuracy, promise)
     score = {
         "schema": SCHEMA,

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from mobileone_q.errors import EngineError
 from mobileone_q.evaluation.device_state import DeviceState
 from mobileone_q.files import read_json
 from mobileone_q.names import Precision
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Nats = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0)]
 AGAIN = "run the bundle's score.py again"
 
 
@@ -25,8 +28,8 @@ AGAIN = "run the bundle's score.py again"
 class ExpectedAccuracy:
     """What the run's simulation does with the very images that were compared."""
 
-    agreement: float
-    kl: float
+    agreement: Share
+    kl: Nats
 
 
 @dataclass(frozen=True)
@@ -47,14 +50,14 @@ class DeviceScore:
     graph_sha256: str
     engine_sha256: str
     runtime: str
-    images: int
-    skipped: int
-    labelled: int
-    compared: int
-    top1: float | None
-    promised_top1: float | None
-    agreement: float | None
-    kl: float | None
+    images: Count
+    skipped: Count
+    labelled: Count
+    compared: Count
+    top1: Share | None
+    promised_top1: Share | None
+    agreement: Share | None
+    kl: Nats | None
     expected: ExpectedAccuracy | None
     device: str = "unknown device"
     state: DeviceState | None = None

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobileone_q.data.preprocess import Preprocessing, class_names
-from mobileone_q.data.sources import UNREADABLE, reason
+from mobileone_q.data.sources import UNREADABLE, read_class_lines, reason, refuse_special
 from mobileone_q.engines import Engine
 from mobileone_q.engines.base import Closing
-from mobileone_q.errors import DataError
+from mobileone_q.errors import DataError, printable
 from mobileone_q.evaluation.metrics import softmax
 from mobileone_q.names import BackendName, Precision
 from mobileone_q.runs.engines.engine_inputs import engine_input
@@ -53,10 +53,10 @@ class Prediction:
 
     def lines(self) -> Iterator[str]:
         """The prediction for people: the image, then its classes, the best first."""
-        yield self.image
+        yield printable(self.image)
         for chance in self.top:
             name = chance.name or f"class {chance.number}"
-            yield f"  {100 * chance.probability:6.2f} %  {name}"
+            yield f"  {100 * chance.probability:6.2f} %  {printable(name)}"
         if self.embedding:
             norm = float(np.linalg.norm(self.embedding))
             yield f"  embedding of {len(self.embedding)} numbers, norm {norm:.4f}; --json shows them"
@@ -103,6 +103,7 @@ class Predictor(Closing):
         if isinstance(image, Image.Image):
             return engine_input(image, self.preprocessing, form)
         try:
+            refuse_special(Path(image))
             with Image.open(image) as opened:
                 return engine_input(opened, self.preprocessing, form)
         except UNREADABLE as error:
@@ -147,13 +148,9 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Class names, one line each; a first word such as ``n01440764`` before a name is left out.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: the file cannot be read, is too large, or is not UTF-8.
     """
-    try:
-        return class_names(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"cannot read class names from {path}: {why}") from error
+    return class_names(read_class_lines(path))
 
 
 def lines(results: Iterable[Prediction]) -> Iterator[str]:

@@ -8,14 +8,69 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from calibrate.precision_search import Candidate, Ratio, Trial
 from mobileone_q.errors import FileError, RunError
+from mobileone_q.files import read_plain
 from mobileone_q.names import ActivationGrids
+
+LARGEST = 64 << 20  # bytes; a search of a night writes less than one
+REMEDY = "leave out --resume"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+AtLeast0 = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Times = tuple[Positive, Positive]  # median and 95th percentile, ms
+
+
+@dataclass
+class _Start:
+    kind: Literal["start"]
+    settings: dict[str, Any]
+    start_ms: Positive
+    start_costs: dict[ActivationGrids, Finite]
+    sensitivities: dict[str, Finite]
+    block_ms: dict[str, tuple[AtLeast0, AtLeast0]]
+
+
+@dataclass
+class _Graph:
+    keep_float: tuple[str, ...]
+    activation_grids: ActivationGrids
+
+
+@dataclass
+class _Trial(_Graph):
+    kind: Literal["candidate"]
+    against: _Graph
+    ratio: Positive
+    deviation: AtLeast0
+    seconds: AtLeast0
+
+
+@dataclass
+class _Final:
+    kind: Literal["final"]
+    candidates: Annotated[list[_Graph], Field(min_length=1)]
+    timings: Annotated[list[Times], Field(min_length=1)]
+    seconds: AtLeast0
+
+
+@dataclass
+class _Result:
+    kind: Literal["result"]
+    candidate: _Graph
+    timings: tuple[Times, Times, Times]
+    seconds: AtLeast0
+
+
+_Line = Annotated[_Start | _Trial | _Final | _Result, Field(discriminator="kind")]
 
 
 class TuningLog:
@@ -63,6 +118,20 @@ class TuningLog:
         except OSError as error:
             raise FileError(f"cannot write {self._path}: {error.strerror}; free space there") from error
         self.lines.append(json.loads(text))
+
+    def refuse_foreign(self, blocks: Collection[str], grids: Collection[str]) -> None:
+        """Check that a log speaks of a network's blocks, and of graphs on grids that there are.
+
+        Raises:
+            RunError: it speaks of others, or says nothing of some.
+        """
+        candidates = [each for line in self.lines for each in _candidates(line)]
+        named = {name for each in candidates for name in each["keep_float"]}
+        used = {each["activation_grids"] for each in candidates}
+        start = self.settings or {"block_ms": (), "start_costs": (), "sensitivities": ()}
+        has_blocks = set(start["block_ms"]) == set(blocks) >= named | set(start["sensitivities"])
+        if not has_blocks or not set(start["start_costs"]) == set(grids) >= used:
+            raise RunError(f"{self._path} is the log of another network; {REMEDY}")
 
     def refuse_other(self, settings: Mapping[str, Any]) -> None:
         """Check that a log was begun with these settings.
@@ -115,21 +184,45 @@ def candidate_of(facts: Mapping[str, Any]) -> Candidate:
     return Candidate(tuple(facts["keep_float"]), grids)
 
 
+def _candidates(line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """All candidates that a line names."""
+    if line["kind"] == "candidate":
+        yield from ({key: line[key] for key in ("keep_float", "activation_grids")}, line["against"])
+    elif line["kind"] == "final":
+        yield from line["candidates"]
+    elif line["kind"] == "result":
+        yield line["candidate"]
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log. A last line that a kill cut off is taken out of the file, so that it can go on."""
-    if not path.is_file():
+    """The lines of a log. A last line that a kill cut off is taken out of the file, so that it can go on.
+
+    Raises:
+        FileError: it cannot be read, or a line is none that a search writes.
+    """
+    if not path.exists():
         return []
+    known = TypeAdapter(_Line)
     lines: list[dict[str, Any]] = []
     try:
-        whole = path.read_bytes()
+        whole = read_plain(path, LARGEST)
         kept = 0
         for raw in whole.splitlines(keepends=True):
             if not raw.endswith(b"\n"):
                 break
+            known.validate_json(raw, strict=True)
             lines.append(json.loads(raw))
             kept += len(raw)
         if kept < len(whole):
             os.truncate(path, kept)
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path} is damaged: {error}; leave out --resume") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise FileError(
+            f"{path} is damaged: line {len(lines) + 1}: {place}: {first['msg']}; {REMEDY}"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{path} is damaged: {error}; {REMEDY}") from None
+    if lines and lines[0]["kind"] != "start":
+        raise FileError(f"{path} is damaged: it does not begin with what the search began with; {REMEDY}")
     return lines

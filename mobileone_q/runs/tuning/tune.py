@@ -112,6 +112,7 @@ def _tune(
     }
     if log.settings:
         log.refuse_other(settings)
+        log.refuse_foreign([block.name for block in job.arch.blocks], job.networks)
     try:
         problem, facts = _problem(job, bench, log, settings, progress)
         clock = SearchTime(options.seconds, log.seconds)

@@ -13,6 +13,7 @@ from mobileone_q.architecture.variants import build_variant
 from mobileone_q.options import BUNDLED
 from tests.fuzz.harness import Harness, command
 from tests.helpers.mutations import damaged, json_bytes, json_edited, yaml_edited
+from tests.helpers.structures import TEXT, json_renumbered
 
 ARCHITECTURE = {
     "model_name": "tiny", "input_channels": 1, "input_size": [64], "num_classes": 3, "input_filters": 4,
@@ -32,7 +33,20 @@ HOSTILE = (
     b"--- 1\n--- 2\n", b"%TAG ! x\n", b"a: 0x" + b"f" * 5000, b"a: 1" + b"0" * 5000, b"a: .inf\n",
     b"a: 1_0\n",
     b"a: 1:2:3\n", b"a: \"\\ud800\"\n",
+    b"seed: 0x" + b"f" * 5000, b"variants: {s0: {}}\narch: [1]\n", b"variants: {s0: {}}\narch: {a: 1}\n",
 )  # fmt: skip
+# What `tune` writes: lines for two commands, and what it expects.
+TUNED = {
+    "calibrate": {"target": "tensorrt", "grids": "saturating", "keep-float": ["stem", "stage1.0.dw"]},
+    "build-engine": {
+        "backend": "onnxruntime",
+        "threads": 1,
+        "batch": 1,
+        "int8": True,
+        "keep-float": ["stem"],
+    },
+    "expected": {"answer": "as fast", "versions": {"torch": "2.11"}, "latency-ms": 1.5, "images": 100},
+}
 
 
 def architecture_in(folder: Path, content: bytes) -> list[object]:
@@ -55,8 +69,8 @@ def use_described(folder: Path, content: bytes) -> None:
 def options_file(name: str) -> Harness:
     """The options of a command that takes a YAML file; the command ends where its inputs are missing."""
     required = {"arch": "s0", "data": "none/images", "eval-data": "none/images", "weights": "none/w.pth"}
-    before = {"train": [], "qat": ["--config"], "calibrate": ["--config"], "sensitivity": ["--config"]}[name]
-    after = ["none/run"] if name == "qat" else []
+    before = [] if name == "train" else ["--config"]
+    after = ["none/run"] if name in ("qat", "tune", "build-engine") else []
     params = [param for param in main.commands[name].params if param.name not in ("config", "run_path")]
 
     def seeds(_: Path) -> list[bytes]:
@@ -66,13 +80,14 @@ def options_file(name: str) -> Harness:
             if isinstance(default, (bool, int, float, str)):
                 values[(param.name or "").replace("_", "-")] = default
         bundled = [path.read_bytes() for path in sorted(BUNDLED.glob("*.yaml"))]
-        return [yaml.safe_dump(values).encode(), *bundled]
+        tuned = [yaml.safe_dump(TUNED).encode()] if name in TUNED else []
+        return [yaml.safe_dump(values).encode(), *tuned, *bundled]
 
     def words(folder: Path, content: bytes) -> list[object]:
         (folder / "x.yaml").write_bytes(content)
         # What the command line says wins, so that no run is made.
-        missing = ["--output", folder / "out"] if name != "sensitivity" else []
-        if name != "qat":
+        missing = ["--output", folder / "out"] if name not in ("sensitivity", "build-engine") else []
+        if not after:
             missing += ["--weights", folder / "none.pth", "--data", folder / "none"]
         return [name, *before, folder / "x.yaml", *missing, *after]
 
@@ -80,7 +95,7 @@ def options_file(name: str) -> Harness:
         f"options-of-{name}",
         seeds,
         lambda folder, content: command(*words(folder, content)),
-        (damaged, yaml_edited, yaml_edited),
+        (damaged, yaml_edited, yaml_edited, *TEXT),
         HOSTILE,
         words=words,
         weight=0.6,
@@ -94,7 +109,7 @@ HARNESSES = (
         "architecture",
         lambda _: [yaml.safe_dump(ARCHITECTURE).encode()],
         use_architecture,
-        (damaged, yaml_edited, yaml_edited),
+        (damaged, yaml_edited, yaml_edited, *TEXT),
         NESTED + HOSTILE,
         words=architecture_in,
     ),
@@ -102,7 +117,7 @@ HARNESSES = (
         "described-architecture",
         lambda _: [json_bytes(build_variant("s0").to_dict())],
         use_described,
-        (json_edited,),
+        (json_edited, json_renumbered),
     ),
-    *map(options_file, ("calibrate", "sensitivity", "qat", "train")),
+    *map(options_file, ("calibrate", "sensitivity", "qat", "train", "tune", "build-engine")),
 )

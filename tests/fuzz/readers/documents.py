@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from random import Random
 
+from calibrate.precision_search import Ratio
+from mobileone_q.evaluation.device_score import read_score
 from mobileone_q.evaluation.recorded_profile import latency_from
 from mobileone_q.files import read_json
 from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.report.terminal import print_latency, print_parity, print_report
 from mobileone_q.runs.bundles.bundle import input_facts, labels
-from tests.fuzz.harness import Harness
+from mobileone_q.runs.tuning.log import RecordedRaces, TuningLog, candidate_of
+from tests.fuzz.harness import Harness, command
 from tests.helpers.cli import BLOCKS
-from tests.helpers.mutations import damaged, json_bytes, json_edited, json_resealed
+from tests.helpers.mutations import damaged, edited, json_bytes, json_edited, json_resealed
 from tests.helpers.networks import small
 from tests.helpers.records import make_manifest, make_report
+from tests.helpers.structures import TEXT
 
 PROFILE = [{"count": 5}, *({"name": name, "medianMs": 1.0, "averageMs": 1.0} for name in BLOCKS[:3])]
 LAYERS = {
@@ -42,6 +48,37 @@ RECORDING = {
     "arch": "s0", "device": "Jetson", "batch": 1, "engines": {"fp32": ENGINE, "fp16": ENGINE, "int8": ENGINE},
     "state": STATE,
 }  # fmt: skip
+SCORE = {
+    "schema": 1, "arch": "s0", "device": "Jetson", "batch": 1, "keep_float": [],
+    "score": {
+        "verdict": "kept", "reason": "agreement 98 %", "grids": "saturating", "precision": "int8",
+        "graph_sha256": "0" * 64, "engine_sha256": "1" * 64, "runtime": "tensorrt 10.3", "images": 30,
+        "skipped": 0, "labelled": 30, "compared": 30, "top1": 0.9, "promised_top1": 0.91,
+        "agreement": 0.98, "kl": 0.01,
+        "expected": {"agreement": 0.97, "kl": 0.02}, "state": STATE,
+    },
+    "engines": {"int8": ENGINE},
+}  # fmt: skip
+LOG = (
+    {
+        "kind": "start", "settings": {"graph": "0" * 64, "threads": 1, "limit": None}, "start_ms": 1.5,
+        "start_costs": {"saturating": 0.01}, "sensitivities": {"stem": 0.1, "head": -0.0},
+        "block_ms": {"stem": [1.0, 0.5], "head": [1.0, 2.0]},
+    },
+    {
+        "kind": "candidate", "keep_float": ["stem"], "activation_grids": "saturating", "why": "model",
+        "against": {"keep_float": [], "activation_grids": "saturating"}, "ratio": 0.9, "deviation": 0.01,
+        "predicted_ms": 1.4, "latency_ms": 1.35, "modelled_cost": None, "is_best": True, "seconds": 1.0,
+    },
+    {
+        "kind": "final", "candidates": [{"keep_float": [], "activation_grids": "saturating"}],
+        "timings": [[1.5, 1.6]], "seconds": 2.0,
+    },
+    {
+        "kind": "result", "candidate": {"keep_float": ["stem"], "activation_grids": "saturating"},
+        "timings": [[2.0, 2.1], [1.5, 1.6], [1.4, 1.5]], "seconds": 3.0,
+    },
+)  # fmt: skip
 DEEP = (
     b"[" * 100_000,
     b'{"a":' * 100_000,
@@ -106,6 +143,52 @@ def beside_recording(key: str):
     return {"use": use, "words": words}
 
 
+def score_in(folder: Path, content: bytes) -> list[object]:
+    (folder / "score.json").write_bytes(content)
+    return ["profile", "--from", folder / "score.json"]
+
+
+def use_score(folder: Path, content: bytes) -> None:
+    """What `profile --from` and the report do with a bundle's score."""
+    words = score_in(folder, content)
+    command(*words)
+    score = read_score(folder / "score.json")
+    if score is not None:
+        report = make_report().model_copy(update={"device": score})
+        print_report(report)
+        write_html(report, folder / "report.html")
+
+
+def lines(values: Iterable[object]) -> bytes:
+    return b"".join(json_bytes(value) + b"\n" for value in values)
+
+
+def line_edited(random: Random, data: bytes) -> bytes:
+    """A log with a value changed in one of its lines."""
+    values = [json.loads(line) for line in data.splitlines()]
+    place = random.randrange(len(values))
+    return lines([*values[:place], edited(random, values[place]), *values[place + 1 :]])
+
+
+def use_log(folder: Path, content: bytes) -> None:
+    """Read what `tune --resume` goes on from, and everything in it that a search asks for."""
+    (folder / "trials.jsonl").write_bytes(content)
+    log = TuningLog(folder / "trials.jsonl")
+    if log.settings is None:
+        return
+    log.refuse_other(LOG[0]["settings"])
+    log.refuse_foreign(["stem", "head"], ["saturating"])
+    assert all(isinstance(log.settings[key], dict) for key in ("start_costs", "sensitivities"))
+    assert all(isinstance(ms, float) for pair in log.settings["block_ms"].values() for ms in map(float, pair))
+    known = RecordedRaces(log, lambda candidate, against: Ratio(1.0, 0.1))
+    assert all(
+        known.ratio(candidate_of(line), candidate_of(line["against"])).value > 0 for line in log.trials
+    )
+    final = log.found("final") or {"candidates": [], "timings": []}
+    assert all(median / p95 > 0 for median, p95 in final["timings"])
+    assert log.seconds >= 0
+
+
 def use_json(folder: Path, content: bytes) -> None:
     (folder / "x.json").write_bytes(content)
     read_json(folder / "x.json")
@@ -126,7 +209,7 @@ HARNESSES = (
         "report",
         lambda folder: saved(make_report(), folder),
         use_report,
-        (damaged, json_edited, json_resealed, json_resealed),
+        (damaged, json_edited, json_resealed, json_resealed, *TEXT),
         DEEP,
         says=("{folder}/report.json", AGAIN),
     ),
@@ -134,7 +217,7 @@ HARNESSES = (
         "manifest",
         lambda folder: saved(make_manifest(), folder),
         use_manifest,
-        (damaged, json_edited, json_resealed, json_resealed),
+        (damaged, json_edited, json_resealed, json_resealed, *TEXT),
         DEEP,
         says=("{folder}/manifest.json", AGAIN),
     ),
@@ -142,7 +225,7 @@ HARNESSES = (
         "recording",
         lambda _: [json_bytes(RECORDING)],
         use_recording,
-        (damaged, json_edited, json_edited),
+        (damaged, json_edited, json_edited, *TEXT),
         (*DEEP, *linked_recordings()),
         says=("{folder}",),
         words=recording_in,
@@ -151,7 +234,7 @@ HARNESSES = (
     Harness(
         "inspector",
         lambda _: [json_bytes(LAYERS), json_bytes(NEWER_LAYERS)],
-        damages=(damaged, json_edited, json_edited),
+        damages=(damaged, json_edited, json_edited, *TEXT),
         hostile=DEEP,
         weight=0.6,
         **beside_recording("layers"),
@@ -159,16 +242,33 @@ HARNESSES = (
     Harness(
         "trtexec-profile",
         lambda _: [json_bytes(PROFILE)],
-        damages=(damaged, json_edited, json_edited),
+        damages=(damaged, json_edited, json_edited, *TEXT),
         hostile=DEEP,
         weight=0.6,
         **beside_recording("profile"),
     ),
     Harness(
+        "score",
+        lambda _: [json_bytes(SCORE)],
+        use_score,
+        (damaged, json_edited, json_edited, json_edited, *TEXT),
+        (*DEEP, json_bytes(SCORE | {"score": []}), json_bytes(SCORE | {"engines": {"int8": "x" * 5000}})),
+        says=("{folder}",),
+        words=score_in,
+    ),
+    Harness(
+        "tuning-log",
+        lambda _: [lines(LOG[:count]) for count in (1, 2, 4)],
+        use_log,
+        (damaged, line_edited, line_edited, line_edited, *TEXT),
+        DEEP,
+    ),
+    Harness(
         "json",
         lambda _: [json.dumps({"a": [1, None, "ü"], "b": {"c": 1.5}}).encode()],
         use_json,
-        hostile=DEEP,
+        (damaged, *TEXT),
+        DEEP,
         says=("{folder}/x.json",),
     ),
 )

@@ -20,6 +20,7 @@ from tests.fuzz.readers.weights import tiny
 from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.mutations import damaged, json_edited, json_resealed
 from tests.helpers.networks import random_images
+from tests.helpers.structures import TEXT, odd_proto, rearranged
 
 CACHE = b"TRT-8502-EntropyCalibration2\ninput: 3c008912\nstem: 3d810204\n"
 
@@ -115,14 +116,17 @@ def use_timing_cache(folder: Path, content: bytes) -> None:
     assert timing_cache.keep(config, path)
 
 
+GRAPH_DAMAGES = (damaged, rearranged, odd_proto, odd_proto)
 HARNESSES = (
-    Harness("onnx-graph", graphs, use_graph, weight=0.4),
-    Harness("onnx-metadata", graphs, use_metadata),
-    Harness("engine", lambda _: [_engine()[0]], use_engine, weight=0.4),
+    Harness("onnx-graph", graphs, use_graph, GRAPH_DAMAGES, weight=0.4),
+    Harness("onnx-metadata", graphs, use_metadata, GRAPH_DAMAGES),
+    Harness("engine", lambda _: [_engine()[0]], use_engine, GRAPH_DAMAGES, weight=0.4),
     Harness(
         "engine-sidecar", lambda _: [_engine()[1]], use_sidecar,
-        (damaged, json_edited, json_resealed, json_resealed), DEEP, says=("{folder}",), weight=0.4,
+        (damaged, json_edited, json_resealed, json_resealed, *TEXT), DEEP, says=("{folder}",), weight=0.4,
     ),
-    Harness("calibration-cache", lambda _: [CACHE], use_calibration_cache, says=("{folder}",)),
+    Harness(
+        "calibration-cache", lambda _: [CACHE], use_calibration_cache, (damaged, *TEXT), says=("{folder}",)
+    ),
     Harness("timing-cache", lambda _: [b"TIMC\x01\x02\x03\x04" * 8], use_timing_cache, weight=0.2),
 )  # fmt: skip

@@ -20,6 +20,8 @@ from mobileone_q.data.sources import ImageFolder
 from mobileone_q.runs.engines.predict import read_classes
 from tests.fuzz.harness import Harness, fresh_folder
 from tests.helpers.mutations import damaged, in_gzip, in_zip
+from tests.helpers.odd_media import odd_chunks, odd_segments, odd_tags
+from tests.helpers.structures import TEXT, odd_array, odd_members, rearranged
 
 SMALL = Preprocessing(resize=36, crop=32)
 
@@ -47,6 +49,9 @@ PICTURES = {
     ],
     "bmp": lambda: [picture("BMP"), picture("BMP", "P"), picture("BMP", "1")],
 }  # fmt: skip
+
+
+STRUCTURED = {"png": (odd_chunks,) * 2, "jpg": (odd_segments,) * 2, "tif": (odd_tags,) * 2}
 
 
 def use_image(kind: str, folder: Path, content: bytes) -> None:
@@ -118,18 +123,25 @@ HARNESSES = (
             f"image-{kind}",
             lambda _, make=make: make(),
             functools.partial(use_image, kind),
+            (damaged, damaged, rearranged, *STRUCTURED.get(kind, ())),
             hostile=(picture("TIFF", "F"), picture("TIFF", "I")) if kind == "tif" else (b"", b"no image"),
         )
         for kind, make in PICTURES.items()
     ),
-    Harness("class-listing", lambda _: [b"cat a\ndog b\n", b"dog\ncat\n"], use_class_listing, weight=0.5),
-    Harness("class-names", lambda _: ["n01440764 tench\nK\u00fc\n".encode()], use_class_names, weight=0.5),
+    Harness(
+        "class-listing", lambda _: [b"cat a\ndog b\n", b"dog\ncat\n"], use_class_listing, (damaged, *TEXT),
+        weight=0.5,
+    ),
+    Harness(
+        "class-names", lambda _: ["n01440764 tench\nK\u00fc\n".encode()], use_class_names, (damaged, *TEXT),
+        weight=0.5,
+    ),
     Harness(
         "image-names", lambda _: [b"name", b"[/x]", b"a\nb", b"\x1b[31m", b"\xff"], use_image_name,
         weight=0.3, is_read=False,
     ),
     Harness("npz", lambda _: [npz(), npz(np.savez_compressed), npz(y=np.float32([0, 1, 2]))], use_npz,
-            (damaged, in_zip(damaged), in_zip(damaged))),
+            (damaged, in_zip(damaged), in_zip(damaged), in_zip(odd_array), in_zip(odd_array), odd_members)),
     *(
         Harness(
             f"idx-{kind.split('-')[0]}",

@@ -20,6 +20,8 @@ from mobileone_q.training.settings import Augmentation
 from tests.fuzz.harness import Harness, fresh_folder
 from tests.fuzz.readers.inputs import SMALL, picture
 from tests.helpers.mutations import damaged, edited, in_gzip, in_zip
+from tests.helpers.odd_media import odd_archive
+from tests.helpers.structures import TEXT, odd_members, odd_pickle, rearranged
 from tests.helpers.training import joined, shard, state
 
 METRICS = b'{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5, "lr": 0.1}\n'
@@ -101,18 +103,22 @@ HARNESSES = (
             f"training-checkpoint-{optimizer}",
             functools.partial(checkpoint, optimizer),
             functools.partial(use_checkpoint, optimizer),
-            (damaged, in_zip(damaged), values_edited, values_edited),
+            (damaged, in_zip(damaged), values_edited, values_edited, in_zip(odd_pickle), odd_members),
             says=("{folder}",),
             weight=0.3,
         )
         for optimizer in ("adamw", "sgd")
     ),
-    Harness("metric-log", lambda _: [METRICS], use_metrics, hostile=(
+    Harness("metric-log", lambda _: [METRICS], use_metrics, (damaged, *TEXT), (
         b"3\n", b"{}\n", b"\xff\n", b'{"step": "x"}\n', b'{"step": null}\n', b"[" * 99999,
     ), weight=0.3),
     Harness(
         "shard", lambda _: [one_image(mode) for mode in ("w", "w:gz", "w:xz")], use_shard,
-        (damaged, damaged, lambda source, _: in_gzip(damaged)(source, one_image("w:gz"))),
+        (
+            damaged, damaged, lambda source, _: in_gzip(damaged)(source, one_image("w:gz")), rearranged,
+            lambda source, _: odd_archive(source, one_image("w")),
+            lambda source, _: odd_archive(source, one_image("w")),
+        ),
     ),
     Harness("shard-names", lambda _: PATTERNS, use_pattern, hostile=PATTERNS, weight=0.5, is_read=False),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from tests.fuzz.harness import Harness
 from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.mutations import damaged, in_safetensors_header, in_zip, json_edited, metadata_edited
 from tests.helpers.networks import random_model
+from tests.helpers.structures import json_renumbered, odd_members, odd_pickle, odd_tensors, rearranged
 from tests.helpers.tiny import write_architecture
 
 HEADERS = (
@@ -28,6 +29,9 @@ HEADERS = (
     in_safetensors_header(damaged),
     in_safetensors_header(json_edited),
     in_safetensors_header(metadata_edited),
+    in_safetensors_header(odd_tensors),
+    in_safetensors_header(json_renumbered),
+    rearranged,
 )
 
 
@@ -169,7 +173,7 @@ HARNESSES = (
         "torch-weights",
         pickled,
         functools.partial(use_model, "w.pth"),
-        (damaged, in_zip(damaged), in_zip(damaged)),
+        (damaged, in_zip(damaged), in_zip(damaged), in_zip(odd_pickle), in_zip(odd_pickle), odd_members),
         hostile_pickles(),
         says=("{folder}",),
         words=functools.partial(weights_in, "w.pth"),

@@ -1,6 +1,7 @@
 """Classes of image files, from runs and engines."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -77,6 +78,24 @@ def test_class_names_from_a_file(bundled, pictures, tmp_path):
     names.write_text("one\ntwo\n")
     words = ["predict", "--run", bundled[0], "--classes", names, pictures[0][0]]
     assert "2 class names, and the network has 10 classes" in refused(*words)
+
+
+def test_names_cannot_speak_to_the_terminal(bundled, pictures, tmp_path):
+    """Neither an image's name nor a class's: an escape sequence is shown, and a newline makes no line."""
+    odd = tmp_path / "x\x1b[31m\ny.png"
+    odd.write_bytes(pictures[0][0].read_bytes())
+    (tmp_path / "names.txt").write_text("".join(f"n{k} a\x1b[2J\u202e{k}\n" for k in range(10)))
+    output = invoke("predict", "--run", bundled[0], "--classes", tmp_path / "names.txt", "--top", 1, odd)
+    assert output.splitlines()[0] == f"{tmp_path}/x\\x1b[31m\\ny.png"
+    assert "a\\x1b[2J\\u202e" in output.splitlines()[1]
+
+
+@pytest.mark.parametrize("option", ["--classes", None])
+def test_a_pipe_is_not_waited_for(bundled, pictures, tmp_path, option):
+    os.mkfifo(tmp_path / "pipe.png")
+    words = (option, tmp_path / "pipe.png", pictures[0][0]) if option else (tmp_path / "pipe.png",)
+    line = refused("predict", "--run", bundled[0], *words)
+    assert "pipe.png: it is not a " in line
 
 
 def test_what_cannot_be_read_is_named(bundled, pictures, tmp_path):

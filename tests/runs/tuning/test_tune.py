@@ -124,6 +124,17 @@ def test_it_goes_on_where_it_was_interrupted(folder, device, tmp_path):
     assert "with a search: `tune --resume`" in invoke("runs", "clean", tmp_path, "--yes")
     with (left / "tuning" / "trials.jsonl").open("a") as file:
         file.write('{"kind": "candida')  # as a kill leaves it
+    log = left / "tuning" / "trials.jsonl"
+    whole_log = log.read_text()
+    damages = {
+        '"start_ms": ': '"start_ms": -', '"head": ': '"heads": ', '"kind": "start"': '"kind": "end"',
+        '{"kind"': '[{"kind"',
+    }  # fmt: skip
+    for old, new in damages.items():
+        log.write_text(whole_log.replace(old, new, 1))
+        message = refused("tune", folder / "run", "--output", tmp_path / "tuned", "--max-kl", 9, "--resume")
+        assert "leave out --resume" in message
+    log.write_text(whole_log)
     device.stop_after = None
     message = refused("tune", folder / "run", "--output", tmp_path / "tuned", "--threads", 2, "--resume")
     assert "begun with threads 1, and now it is 2" in message
