@@ -112,16 +112,21 @@ class FakeQuantBlock(Block):
         """Whether that operator ends with the block's ReLU, which no gate is in front of."""
         return self.is_one_operator and self.se is None and self.spec.activation == "relu"
 
-    def forward(self, x: Tensor, of_input: bool = False, left_to_reader: bool = False) -> Tensor:
-        """As every block's; the flags are those of :class:`Rectification`."""
+    def forward(
+        self, x: Tensor, rectifies_input: bool = False, reader: FakeQuantBlock | None = None
+    ) -> Tensor:
+        """As every block's, but the ReLU may be left to the ``reader``, the block that reads the output.
+
+        That one is then told that it ``rectifies_input``.
+        """
         if self.grid is None or not self.is_one_operator or torch.compiler.is_compiling():
             return super().forward(x)
         weight, bias = self.codes_and_bias()
-        rectification = Rectification(self.rectifies, self.rectifies and left_to_reader, of_input)
-        scales = self.input_scale, self.weight_scale
+        rectification = Rectification(rectifies_input, self.rectifies and reader is None)
         y = quantized_convolution(
-            x, scales[0], weight, scales[1], bias, self.spec, self.grid, rectification, self.gradient_type
-        )
+            x, self.input_scale, weight, self.weight_scale, bias, self.spec, self.grid, rectification,
+            self.gradient_type, reader.input_scale if reader else None,
+        )  # fmt: skip
         if self.rectifies:
             return y.flatten(1) if self.spec.flatten else y
         return self.activate(y)
@@ -185,10 +190,10 @@ def _round_weight_through(weight: Tensor) -> Tensor:
     return weight + (round_weight(weight) - weight).detach()
 
 
-def _run(steps: list[tuple[FakeQuantBlock, bool, bool]], x: Tensor) -> Tensor:
-    """Run blocks one after the other, each with its two flags of :meth:`FakeQuantBlock.forward`."""
-    for block, of_input, left_to_reader in steps:
-        x = block(x, of_input, left_to_reader)
+def _run(steps: list[tuple[FakeQuantBlock, bool, FakeQuantBlock | None]], x: Tensor) -> Tensor:
+    """Run blocks one after the other, each with its arguments of :meth:`FakeQuantBlock.forward`."""
+    for block, rectifies_input, reader in steps:
+        x = block(x, rectifies_input, reader)
     return x
 
 
@@ -210,15 +215,18 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
     def forward(self, x: Tensor) -> Tensor:
         """Compute logits as :meth:`Chain.forward`, in float32 also where a caller asks for mixed precision.
 
-        Each convolution also cuts the gradient of the ReLU before it.
+        Where a convolution reads another's output, it computes the ReLU between them.
         """
         with torch.autocast(x.device.type, enabled=False):
             return self._forward(x.unsqueeze(2) if x.ndim == 3 else x)
 
     def _forward(self, x: Tensor) -> Tensor:
         blocks = [block for _, block in self.blocks()]
-        left = [block.rectifies and reader.is_one_operator for block, reader in pairwise(blocks)]
-        steps = list(zip(blocks, [False, *left], [*left, False]))
+        readers = [
+            reader if block.rectifies and reader.is_one_operator else None
+            for block, reader in pairwise(blocks)
+        ]
+        steps = list(zip(blocks, [False, *(reader is not None for reader in readers)], [*readers, None]))
         if not (self.recomputes and torch.is_grad_enabled()):
             return _run(steps, x)
         length = math.isqrt(len(steps))

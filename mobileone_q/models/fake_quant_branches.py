@@ -109,12 +109,14 @@ class MultiBranchFakeQuantBlock(FakeQuantBlock):
             self.start_bias + self.channel_map.bias(bias - self.start_folded_bias),
         )
 
-    def forward(self, x: Tensor, of_input: bool = False, left_to_reader: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, rectifies_input: bool = False, reader: FakeQuantBlock | None = None
+    ) -> Tensor:
         if self.training and self.updates_statistics and isinstance(self.branches, MultiBranchBlock):
             with torch.no_grad():
-                read = self.channel_map.original_input(x)
+                read = self.channel_map.original_input(x.relu() if rectifies_input else x)
                 self.branches.branch_sum(read[:, : self.branches.spec.in_channels])  # x may be widened
-        return super().forward(x, of_input, left_to_reader)
+        return super().forward(x, rectifies_input, reader)
 
     def train(self, mode: bool = True) -> MultiBranchFakeQuantBlock:
         """As usual, but batch statistics stay as they are unless :func:`update_statistics` lets them move."""

@@ -6,17 +6,22 @@ arXiv:1308.3432). Scales learn as in LSQ (Esser et al., arXiv:1902.08153).
 A step of training would spend nearly as long on scaling, rounding and cutting as on convolutions,
 because each is a sweep over memory. :func:`quantized_convolution` therefore leaves most of them out:
 
-- Forward it works in place, and keeps codes for the backward pass as bytes.
+- Forward it works in place, piece by piece, so that the processor's cache holds a piece from the first
+  operation on it to the last. Codes are kept for the backward pass as bytes.
+- A ReLU between two such convolutions is left out. The second one's grid cuts what is negative.
 - Backward no gradient of the output's size is scaled. The scales go into the kernel, which is small.
 - The gradient of an output channel's scale is the inner product of its kernel and that kernel's
   gradient, since a convolution is linear in its kernel. No sum over the output is needed.
-- ReLU and the grid cut gradients in one sweep, where the block before leaves that to its reader.
+- That ReLU and the grid cut gradients in one sweep too.
+- The gradient of an input's scale needs the inner product of the input and its gradient. The operator that
+  made the input has it without a sweep, from the gradients of its own scales and biases.
 
 What it computes forward is :class:`mobileone_q.models.quantized.QuantizedBlock`'s, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -29,6 +34,7 @@ from mobileone_q.models.grids import WEIGHT_STEPS, Grid
 from mobileone_q.models.layers import apply_kernel, per_output_channel
 
 aten = torch.ops.aten
+PIECE = 1 << 17  # elements: 512 KiB of float32, which fit a core's second cache
 
 
 class _Codes(torch.autograd.Function):
@@ -107,17 +113,15 @@ def round_through(latent: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rectification:
-    """Where ReLUs stand about a convolution, and who cuts their gradients.
+    """Which ReLUs, before and after it, a convolution computes.
 
     Attributes:
-        is_applied: whether a ReLU follows the convolution.
-        left_to_reader: whether the operator that reads the output cuts this ReLU's gradient.
-        of_input: whether the input is a ReLU's output whose gradient is left to this operator.
+        of_input: whether it rectifies its input, which the operator before has left to it.
+        of_output: whether it rectifies its output.
     """
 
-    is_applied: bool = False
-    left_to_reader: bool = False
     of_input: bool = False
+    of_output: bool = False
 
 
 NO_RECTIFICATION = Rectification()
@@ -133,6 +137,7 @@ def quantized_convolution(
     grid: Grid,
     rectification: Rectification = NO_RECTIFICATION,
     gradient_type: torch.dtype = torch.float32,
+    reader_scale: Tensor | None = None,
 ) -> Tensor:
     """Quantize ``x``, convolve, scale, add the bias, rectify: (N, C_out, H', W') in float32.
 
@@ -145,8 +150,10 @@ def quantized_convolution(
         grid: of the input.
         rectification: which ReLUs are part of it.
         gradient_type: in which the convolution's gradients are computed; the rest is in float32.
+        reader_scale: of the operator that rectifies this one's output, which nothing else reads. It changes
+            no value, but a part of its gradient is computed here.
     """
-    parts = x, scale, weight, weight_scale, bias, spec, grid, rectification, gradient_type
+    parts = x, scale, weight, weight_scale, bias, spec, grid, rectification, gradient_type, reader_scale
     return cast(Tensor, _Convolution.apply(*parts))
 
 
@@ -165,25 +172,27 @@ class _Convolution(torch.autograd.Function):
         grid: Grid,
         rectification: Rectification,
         gradient_type: torch.dtype,
+        reader_scale: Tensor | None,
     ) -> Tensor:
-        codes = grid.quantize(x, scale)
-        products = apply_kernel(spec, codes, weight, None)
-        ctx.gradient_type = gradient_type
-        shape = (1, -1, 1, 1)
-        output = products.mul_((scale * weight_scale).reshape(shape)).add_(bias.reshape(shape))
-        if rectification.is_applied:
-            output.relu_()
-        needs_mask = rectification.is_applied and not rectification.left_to_reader
-        ctx.spec, ctx.grid, ctx.rectification = spec, grid, rectification
-        ctx.save_for_backward(
-            x, codes.to(grid.torch_dtype), scale, weight, weight_scale, output if needs_mask else None
-        )
+        low = max(grid.low, 0) if rectification.of_input else grid.low
+        codes, as_bytes = torch.empty_like(x), torch.empty_like(x, dtype=grid.torch_dtype)
+        for real, code, byte in _pieces(x, codes, as_bytes):
+            byte.copy_(torch.div(real, scale, out=code).round_().clamp_(low, grid.high))
+        output = apply_kernel(spec, codes, weight, None)
+        gain = scale * weight_scale
+        for (part,) in _pieces(output):
+            part.mul_(gain).add_(bias)
+            if rectification.of_output:
+                part.relu_()
+        ctx.spec, ctx.grid, ctx.rectification, ctx.gradient_type = spec, grid, rectification, gradient_type
+        mask = output if rectification.of_output else None
+        ctx.save_for_backward(x, as_bytes, scale, weight, weight_scale, bias, reader_scale, mask)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, codes, scale, weight, weight_scale, output = ctx.saved_tensors
+        x, codes, scale, weight, weight_scale, bias, reader_scale, output = ctx.saved_tensors
         wants_input, wants_scale = ctx.needs_input_grad[:2]
         if output is not None:
             grad = aten.threshold_backward(grad, output, 0)
@@ -205,15 +214,36 @@ class _Convolution(torch.autograd.Function):
         products_grad = products_grad.float()
         gain_grad = (products_grad * weight).flatten(1).sum(1)
         weight_grad = products_grad.mul_(per_output_channel(scale * weight_scale, weight))
-        scale_grad = None
+        bias_grad = bias_grad.float()
+        scale_grad = reader_grad = None
+        if reader_scale is not None:
+            of_output = (gain_grad * weight_scale).sum() * scale + (bias_grad * bias).sum()
+            reader_grad = -of_output / reader_scale
         if x_grad is not None:
             x_grad = _cut(x_grad.float(), x, scale, ctx.grid, ctx.rectification.of_input)
-            scale_grad = (gain_grad * weight_scale).sum() - _inner_product(x_grad, x) / scale
-        return x_grad, scale_grad, weight_grad, gain_grad * scale, bias_grad.float(), None, None, None, None
+            scale_grad = (gain_grad * weight_scale).sum()
+            if not ctx.rectification.of_input:  # else the operator before adds the other half
+                scale_grad = scale_grad - _inner_product(x_grad, x) / scale
+        parts = x_grad, scale_grad, weight_grad, gain_grad * scale, bias_grad
+        return *parts, None, None, None, None, reader_grad
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching parts of (N, C, H, W) tensors as views whose last axis is C.
+
+    On a CPU and in channels-last memory, parts are (rows, C) of about :data:`PIECE` elements. Elsewhere there
+    is one part, which is everything.
+    """
+    views = [tensor.movedim(1, -1) for tensor in tensors]
+    if views[0].device.type != "cpu" or not all(view.is_contiguous() for view in views):
+        yield tuple(views)
+        return
+    channels = views[0].shape[-1]
+    yield from zip(*(view.reshape(-1, channels).split(max(1, PIECE // channels)) for view in views))
 
 
 def _cut(grad: Tensor, x: Tensor, scale: Tensor, grid: Grid, is_rectified: bool) -> Tensor:
-    """Zero the gradient, in place, where x is beyond the grid, or where the ReLU before has cut it."""
+    """Zero the gradient, in place, where x is beyond the grid, or where the ReLU before cuts it."""
     low, high = 0.0 if is_rectified else grid.low - 0.5, grid.high + 0.5
     if x.device.type == "cpu":  # elsewhere, reading the scale would wait for the device
         step = float(scale)
