@@ -1,7 +1,7 @@
 """Mutation testing: change a module's arithmetic, and see whether its own tests notice.
 
     python benchmarks/mutate.py
-    python benchmarks/mutate.py --only fuse grids --mutants 40
+    python benchmarks/mutate.py --only fuse grids --mutants 40 --seed 3
 
 A mutant differs in one place: a comparison, an operator, a number, a condition, or a call that is left
 out. The places are a fixed random sample. A mutant is killed if a test of its module fails. Survivors
@@ -9,7 +9,7 @@ are printed with their line. docs/mutation-testing.md has the scores, and what w
 
 Tools for this start pytest anew for each mutant. Here importing torch, onnx and ONNX Runtime takes
 longer than most of these tests, so that they are imported once, and each mutant is a fork of that
-process.
+process. The shortest tests run first, since most mutants fail one of them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ import copy
 import importlib.abc
 import importlib.util
 import io
+import json
 import os
 import random
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,7 +50,10 @@ MODULES = {
         "mobileone_q/engines/layer_map.py",
         ("tests/engines/test_layer_map.py", "tests/engines/test_inspection.py"),
     ),
-    "integrity": ("mobileone_q/runs/storage/integrity.py", ("tests/runs/storage/test_integrity.py",)),
+    "integrity": (
+        "mobileone_q/runs/storage/integrity.py",
+        ("tests/runs/storage/test_records_of_files.py", "tests/runs/storage/test_integrity.py"),
+    ),
 }
 SWAPS: dict[type, type] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -163,44 +168,64 @@ class Replaced(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(self.source, str(self.path), "exec"), module.__dict__)
 
 
-def passes(path: Path, source: str, tests: tuple[str, ...]) -> bool:
-    """Whether a module's tests pass with other source of it, in a fork of this process."""
+class ShortestFirst:
+    """A pytest plugin: the tests that took least run first, and how long each takes is noted."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._known, self.seconds = seconds, dict[str, float]()
+
+    def pytest_collection_modifyitems(self, items: list) -> None:
+        items.sort(key=lambda item: self._known.get(item.nodeid, 0.0))
+
+    def pytest_runtest_logreport(self, report: object) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+
+def passes(path: Path, source: str, tests: tuple[str, ...], notes: Path) -> bool:
+    """Whether a module's tests pass with other source of it, in a fork of this process.
+
+    ``notes`` is a JSON file of how long each test takes. It is written if it is not there yet.
+    """
     child = os.fork()
     if child == 0:
-        _run_tests(path, source, tests)
+        _run_tests(path, source, tests, notes)
     return os.waitpid(child, 0)[1] == 0
 
 
-def _run_tests(path: Path, source: str, tests: tuple[str, ...]) -> None:
+def _run_tests(path: Path, source: str, tests: tuple[str, ...], notes: Path) -> None:
     import pytest
 
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S))
     signal.alarm(10 * LIMIT_S)
     name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
     sys.meta_path.insert(0, Replaced(name, path, source))
+    order = ShortestFirst(json.loads(notes.read_text()) if notes.exists() else {})
+    words = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not long", *tests]
     status = 1
     try:
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             with contextlib.redirect_stdout(io.StringIO()):
-                status = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not long", *tests]))
+                status = int(pytest.main(words, plugins=[order]))
+        if not notes.exists():
+            notes.write_text(json.dumps(order.seconds))
     finally:
         os._exit(status)
 
 
-def score(name: str, most: int) -> tuple[int, int]:
+def score(name: str, most: int, seed: int, folder: Path) -> tuple[int, int]:
     """Run a sample of a module's mutants and print the survivors; (killed, all)."""
     place, tests = MODULES[name]
-    path = ROOT / place
+    path, notes = ROOT / place, folder / f"{name}.json"
     source = path.read_text()
-    if not passes(path, ast.unparse(ast.parse(source)), tests):
+    if not passes(path, ast.unparse(ast.parse(source)), tests, notes):
         sys.exit(f"{name}: its tests fail without any change; mend that first")
     everything = mutants(source)
-    chosen = random.Random(f"{SEED}/{name}").sample(everything, min(most, len(everything)))
+    chosen = random.Random(f"{seed}/{name}").sample(everything, min(most, len(everything)))
     started, survivors = time.monotonic(), []
     for mutant in chosen:
-        if passes(path, mutant.source, tests):
+        if passes(path, mutant.source, tests, notes):
             survivors.append(mutant.what)
             print(f"  survived  {place} {mutant.what}", flush=True)
     killed = len(chosen) - len(survivors)
@@ -214,13 +239,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=MODULES, default=list(MODULES))
     parser.add_argument("--mutants", type=int, default=40, help="at most this many of each module")
+    parser.add_argument("--seed", type=int, default=SEED, help="another one draws another sample")
     options = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for heavy in ("torch", "onnx", "onnxruntime", "pydantic", "rich", "hypothesis", "safetensors.torch"):
         importlib.import_module(heavy)
-    totals = [score(name, options.mutants) for name in options.only]
+    with tempfile.TemporaryDirectory() as folder:
+        totals = [score(name, options.mutants, options.seed, Path(folder)) for name in options.only]
     killed, tried = (sum(column) for column in zip(*totals))
     print(f"{'all':10} {killed} of {tried} killed, {100 * killed / tried:.0f} %")
 

@@ -26,6 +26,7 @@ OF_MANY_MODULES = {
     "models/test_import_order.py": "modules of the room import in any order",
     "runs/test_array_runs.py": "every command on a run that was calibrated on arrays",
     "runs/test_pipeline.py": "from a checkpoint to an engine that follows FP32",
+    "runs/storage/test_records_of_files.py": "what a run records of its files, on made-up folders",
     "test_audit.py": "what `make audit` makes of pip-audit's answer",
     "test_docs.py": "the pages and the script in docs/",
     "test_floors.py": "the floors",

@@ -1,8 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from calibrate.equalize import FLOOR, _factor, column_strength, equalize_channels, expected_error, logit_error
+from calibrate.equalize import (
+    ALPHAS,
+    FLOOR,
+    _factor,
+    column_strength,
+    equalize_channels,
+    exchange,
+    expected_error,
+    logit_error,
+)
 from calibrate.ranges import clip_ranges
 from calibrate.statistics import ChannelHistogram, collect
 from mobileone_q.architecture.spec import Architecture, BlockSpec
@@ -212,3 +223,178 @@ def test_the_error_of_logits_is_small_on_fine_grids_and_grows_with_the_step():
     fine, coarse = (logit_error(features, head, torch.ones(32), steps) for steps in (127, 7))
     assert fine < 0.2 * coarse
     assert fine < 0.05
+
+
+def histogram_of(*columns: list[float]) -> ChannelHistogram:
+    """A histogram of channels that hold these values."""
+    histogram = ChannelHistogram.empty(len(columns))
+    histogram.update(torch.tensor(columns)[None, :, :, None])
+    return histogram
+
+
+def layer(weights: list[list[float]], **more) -> FusedBlock:
+    """A block with weights (C_out, C_in), each the same at every tap."""
+    rows = torch.tensor(weights)
+    block = FusedBlock(BlockSpec("b", rows.shape[1] * more.get("groups", 1), len(rows), **more))
+    every_tap = rows.reshape(*rows.shape, *[1] * (block.weight.dim() - 2))
+    block.requires_grad_(False).weight.copy_(every_tap.expand_as(block.weight))
+    return block
+
+
+@pytest.mark.parametrize(("kernel", "taps"), [((1, 1), 1), ((3, 3), 9)])
+def test_a_weight_errs_by_a_step_squared_over_twelve(kernel, taps):
+    """One output, inputs of one value: the share of weights in the error has a closed form."""
+    block, factor = layer([[0.5, 2.0]], kernel=kernel), torch.tensor([2.0, 0.25], dtype=torch.float64)
+    histogram = histogram_of([3.0, 3.0], [3.0, 3.0])
+    with_weights, inputs_alone = (
+        torch.tensor(expected_error(histogram, block, factor, "minmax", 255, left), dtype=torch.float64).exp()
+        for left in (0.5, 0.0)
+    )
+    seen = torch.tensor([1.5, 12.0]).double().square()  # of x / factor
+    weights = torch.tensor([1.0, 0.5]).double()  # of w * factor
+    error = 0.5 * (weights.max() / 127) ** 2 / 12 * taps * seen.sum()
+    signal = taps * (weights.square() * seen).sum()
+    assert (with_weights - inputs_alone).item() == pytest.approx((error / signal).item(), rel=1e-2)
+
+
+def test_an_input_errs_by_what_its_grid_makes_of_it():
+    """Where weights err not at all, what is left is the inputs' error through the squared weights."""
+    values = torch.linspace(0.01, 1.0, 1000)
+    histogram = histogram_of(values.tolist(), (2 * values).tolist())
+    block, factor = layer([[1.0, 0.5]]), torch.ones(2, dtype=torch.float64)
+    found = torch.tensor(expected_error(histogram, block, factor, "minmax", 7, 0.0)).exp().item()
+    step = 2.0 / 7
+    errors = [((x / step).round() * step - x).square().mean() for x in (values, 2 * values)]
+    signal = values.square().mean() * (1 + 4 / 4)
+    assert found == pytest.approx(((errors[0] + errors[1] / 4) / signal).item(), rel=0.1)
+
+
+def test_alphas_reach_from_all_columns_alike_to_all_channels_alike():
+    assert ALPHAS[0] == 0
+    assert ALPHAS[-1] == 1
+    assert list(ALPHAS) == sorted(set(ALPHAS))
+
+
+def factor_of(histogram, block, alphas=(0.0, 0.5, 1.0), features=None, left=1.0):
+    features = torch.empty(0, block.spec.in_channels) if features is None else features
+    return _factor(histogram, features, block, "minmax", 255, alphas, left)
+
+
+def test_in_front_of_a_depthwise_block_every_channel_is_divided_by_its_range():
+    block = layer([[0.1], [3.0], [1.0], [0.2]], kernel=(3, 3), groups=4)
+    ranges = torch.tensor([1.0, 4.0, 0.0, 2.0], dtype=torch.float64)  # the third is dead
+    found = factor_of(histogram_of(*([value] * 2 for value in ranges.tolist())), block)
+    alive = torch.tensor([0, 1, 3])
+    assert torch.allclose(found[alive], ranges[alive] / 2)  # their geometric mean is 2
+    # The dead channel's weight becomes as strong as the median of the others': 0.05, 6 and 0.2.
+    assert found[2].item() == pytest.approx(0.2)
+
+
+def test_a_dead_channel_is_never_made_stronger():
+    block = layer([[1.0, 0.001]])
+    assert factor_of(histogram_of([1.0, 1.0], [0.0, 0.0]), block, (0.5,)).tolist() == [1.0, 1.0]
+
+
+def test_channels_below_the_floor_are_treated_as_if_they_were_there():
+    weak, least = (
+        factor_of(histogram_of([1.0] * 2, [v] * 2), layer([[1.0, 1.0]]), (1.0,)) for v in (1e-6, FLOOR)
+    )
+    assert torch.allclose(weak, least, rtol=1e-6)
+    assert (least[0] / least[1]).item() == pytest.approx(1 / FLOOR)
+    lost, small = (
+        factor_of(histogram_of([1.0] * 2, [1.0] * 2), layer([[1.0, w]]), (0.0,)) for w in (1e-6, FLOOR)
+    )
+    assert torch.allclose(lost, small, rtol=1e-6)
+    assert (small[1] / small[0]).item() == pytest.approx(1 / FLOOR)
+
+
+@pytest.mark.parametrize("weights", [[[0.0, 0.0]], [[1.0, 1.0]]])
+def test_where_nothing_is_alive_nothing_is_exchanged(weights):
+    values = ([1.0], [2.0]) if weights == [[0.0, 0.0]] else ([0.0], [0.0])
+    assert factor_of(histogram_of(*values), layer(weights)).tolist() == [1.0, 1.0]
+
+
+def test_the_alpha_with_the_least_error_is_taken():
+    """Wide channels that are read by weak weights: both extremes cost more than something between them."""
+    histogram, block = (
+        histogram_of([1.0, 0.5], [64.0, 32.0], [8.0, 3.0]),
+        layer([[1.0, 1.0, 0.2], [0.5, 1.0, 1.0]]),
+    )
+    candidates = {alpha: factor_of(histogram, block, (alpha,)) for alpha in ALPHAS}
+    errors = {
+        alpha: expected_error(histogram, block, f, "minmax", 255, 1.0) for alpha, f in candidates.items()
+    }
+    best = min(errors, key=errors.get)
+    assert torch.equal(factor_of(histogram, block, ALPHAS), candidates[best])
+    assert errors[best] < min(errors[0.0], errors[1.0])
+
+
+def test_a_classifier_s_factor_has_the_least_kl():
+    head = layer([[1.0, 0.2, 0.5], [0.3, 1.0, 0.1]], pool=True, activation="none")
+    head.bias.copy_(torch.tensor([0.1, -0.1]))
+    features = torch.tensor([[1.0, 20.0, 3.0], [2.0, 10.0, 1.0], [0.5, 15.0, 2.0]])
+    histogram = histogram_of(*features.T.tolist())
+    candidates = [factor_of(histogram, head, (alpha,), features) for alpha in ALPHAS]
+    costs = [logit_error(features, head, factor, 255) for factor in candidates]
+    found = factor_of(histogram, head, ALPHAS, features)
+    assert torch.equal(found, candidates[costs.index(min(costs))])
+
+
+def test_the_error_of_logits_is_what_codes_give():
+    """Against the quantization written out: clipped codes, weights by row, the mean error taken out."""
+    head = layer([[1.0, 0.2], [0.3, 1.0]], pool=True, activation="none")
+    head.bias.copy_(torch.tensor([0.4, -0.1]))
+    features, factor, steps = (
+        torch.tensor([[1.0, 4.0], [2.0, 5.0], [0.1, 3.0]]).double(),
+        torch.tensor([2.0, 1.0]),
+        15,
+    )
+    x, weight = features / factor, head.weight.flatten(1).double() * factor
+    step = x.max() / 1.25 / steps
+    codes = (x / step).round().clamp(-steps, steps)
+    rows = weight.abs().amax(1, keepdim=True) / 127
+    logits = codes * step @ ((weight / rows).round() * rows).T
+    reference = features @ head.weight.flatten(1).double().T
+    logits += (reference - logits).mean(0)
+    p, q = (torch.log_softmax(each + head.bias, 1) for each in (reference, logits))
+    expected = (p.exp() * (p - q)).sum(1).mean()
+    assert logit_error(features, head, factor.double(), steps) == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_an_exchange_divides_what_comes_out_and_multiplies_what_reads_it():
+    producer = FusedBlock(BlockSpec("a", 3, 2, se_channels=1)).requires_grad_(False)
+    consumer = FusedBlock(BlockSpec("b", 2, 2, groups=2)).requires_grad_(False)
+    for tensor in (*producer.parameters(), *consumer.parameters()):
+        tensor.copy_(torch.arange(1.0, 1 + tensor.numel()).reshape(tensor.shape))
+    tensors = (
+        producer.weight,
+        producer.bias,
+        producer.scale_factor,
+        producer.se.reduce.weight,
+        consumer.weight,
+    )
+    weight, bias, scale, reduce, read = (each.clone() for each in tensors)
+    factor = torch.tensor([2.0, 0.5])
+    exchange(producer, consumer, factor)
+    assert torch.equal(producer.weight, weight / factor[:, None, None, None])
+    assert torch.equal(producer.bias, bias / factor)
+    assert torch.equal(producer.scale_factor, scale * factor)
+    assert torch.equal(producer.se.reduce.weight, reduce * factor[None, :, None, None])
+    assert torch.equal(consumer.weight, read * factor[:, None, None, None])
+
+
+def test_few_images_leave_the_whole_error_of_weights(monkeypatch):
+    """With fewer than 32 images, or without compensation, no part of the weights' error is taken off."""
+    model = relu6_network()
+    for _, block in model.blocks():
+        block.spec = replace(block.spec, activation="relu")
+    seen, one = [], torch.ones(1)
+    monkeypatch.setattr(
+        "calibrate.equalize._factor", lambda h, f, block, m, s, a, left: seen.append(left) or one
+    )
+    monkeypatch.setattr("calibrate.equalize.exchange", lambda *_: None)
+    statistics = collect(model, [random_images(model.arch, 1)])
+    for images, compensated, expected in ((32, True, 0.5), (31, True, 1.0), (32, False, 1.0)):
+        seen.clear()
+        equalize_channels(model, replace(statistics, images=images), "tensorrt", "mse", compensated)
+        assert set(seen) == {expected}
