@@ -113,8 +113,11 @@ def recipes(target: str, steps: bool) -> Iterator[tuple[str, Recipe]]:
         for field in fields(Recipe):
             if field.default is True:
                 yield f"without {field.name}", replace(default, **{field.name: False})
+        if default.widens:
+            yield "without widen_channels", replace(default, widen_channels=False)
+        else:
+            yield "with widen_channels", replace(default, widen_channels=True)
         yield "48 channels in float", replace(default, keep_float=NARROW)
-        yield "with widen_channels", replace(default, widen_channels=True)
         yield "rounding nearest", replace(default, rounding="nearest")
 
 
@@ -159,7 +162,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("cross_validation.jsonl"))
     parser.add_argument("--steps", action="store_true")
     parser.add_argument(
-        "--only", nargs="+", help="recipes of --steps to measure, such as 'with widen_channels'"
+        "--only", nargs="+", help="recipes of --steps to measure, such as 'without widen_channels'"
     )
     parser.add_argument("--images", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)

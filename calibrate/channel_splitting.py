@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from calibrate.channel_widening import can_copy, uses_every_channel, widen
 from calibrate.fisher import input_fisher
+from calibrate.images import first_images
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.models.fused import FusedBlock, FusedModel
@@ -36,19 +38,24 @@ def split_channels(
     target: str,
     range_method: str = "mse",
     activation_grids: ActivationGrids = "saturating",
+    widens: bool = False,
 ) -> tuple[FusedModel, Statistics]:
     """A model with copies in the place of dead channels, and its statistics.
 
     Its function is that of ``model`` up to half a step. ``batches`` are the normalized images
     (N, C, H, W) that ``statistics`` describe; the first 32 are read. With fewer, or where no channel is
-    dead, both are returned as they are. ``model`` is left as it was.
+    dead, both are returned as they are. ``model`` is left as it was. ``widens`` first makes room for
+    more copies (:mod:`calibrate.channel_widening`).
     """
-    after, histograms = copy.deepcopy(model), dict(statistics.histograms)
-    places = list(_places(after, statistics))
-    if statistics.images < IMAGES or not places:
+    if statistics.images < IMAGES:
         return model, statistics
-    fisher = input_fisher(model, batches, IMAGES, [block.spec.name for _, block, _, _ in places])
-    grids = input_grids(model.arch, target, activation_grids)
+    after, known = widen(model, statistics) if widens else (copy.deepcopy(model), statistics)
+    places, histograms = list(_places(after, known)), dict(known.histograms)
+    if not places:
+        return model, statistics
+    first = first_images(batches, IMAGES)
+    fisher = input_fisher(after, first, IMAGES, [block.spec.name for _, block, _, _ in places])
+    grids = input_grids(after.arch, target, activation_grids)
     for producer, block, reader, dead in places:
         name = block.spec.name
         steps = grids[name].steps
@@ -61,6 +68,8 @@ def split_channels(
         _duplicate(producer, block, reader, source, step)
         for key in (name, reader.spec.name):
             histograms[key] = histograms[key].of_channels(source)
+    if widens and not uses_every_channel(after, model):
+        return split_channels(model, statistics, first, target, range_method, activation_grids)
     return after, Statistics(histograms, statistics.images, statistics.features)
 
 
@@ -79,22 +88,6 @@ def _places(
             dead = (before == 0) | (after == 0)
             if dead.any():
                 yield producer, block, reader, dead
-
-
-def can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
-    """Whether ``block`` is depthwise, between blocks that can produce and read a channel twice.
-
-    An SE gate would read the copies too. A padded reader sees zeros instead of the constant at a border.
-    """
-    return (
-        block.spec.is_depthwise
-        and block.spec.out_channels == block.spec.in_channels
-        and producer.spec.groups == reader.spec.groups == 1
-        and producer.se is None
-        and block.se is None
-        and not reader.spec.is_padded
-        and not reader.spec.pool
-    )
 
 
 def _copies(cost: Tensor, free: int) -> Tensor:

@@ -15,15 +15,33 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from calibrate.channel_splitting import can_copy
-from mobileone_q.models.fused import FusedModel
+from calibrate.statistics import Statistics
+from mobileone_q.architecture.spec import BlockSpec
+from mobileone_q.models.fused import FusedBlock, FusedModel
 
 GROUP = 32  # channels
 
 
 @torch.no_grad()
-def widen(model: FusedModel) -> FusedModel:
-    """The same function, with dead channels in what is left of the last group; ``model`` is not changed."""
+def widen(model: FusedModel, statistics: Statistics) -> tuple[FusedModel, Statistics]:
+    """The same function with dead channels in what is left of each last group, and its statistics.
+
+    ``model`` is not changed.
+    """
+    wide = FusedModel(replace(model.arch, blocks=_wide_blocks(model)))
+    histograms = dict(statistics.histograms)
+    for name, block in wide.blocks():
+        old = model.block(name)
+        block.weight.copy_(_filled_up(old.weight, block.weight))
+        block.bias.copy_(_filled_up(old.bias, block.bias))
+        if block.se is not None and old.se is not None:
+            block.se.load_state_dict(old.se.state_dict())
+        histograms[name] = histograms[name].with_dead(block.spec.in_channels - old.spec.in_channels)
+    return wide, Statistics(histograms, statistics.images, statistics.features)
+
+
+def _wide_blocks(model: FusedModel) -> tuple[BlockSpec, ...]:
+    """The blocks of ``model`` with whole groups of channels wherever these can be copies."""
     chain = [block for _, block in model.blocks()]
     width = {block.spec.name: block.spec.out_channels for block in chain}
     for producer, block, reader in zip(chain, chain[1:], chain[2:]):
@@ -35,21 +53,30 @@ def widen(model: FusedModel) -> FusedModel:
         spec, inputs = block.spec, width[before.spec.name]
         groups = inputs if spec.is_depthwise else spec.groups
         specs.append(replace(spec, in_channels=inputs, out_channels=width[spec.name], groups=groups))
-    wide = FusedModel(replace(model.arch, blocks=tuple(specs)))
-    for name, block in wide.blocks():
-        old = model.block(name)
-        block.weight.copy_(_filled_up(old.weight, block.weight))
-        block.bias.copy_(_filled_up(old.bias, block.bias))
-        if block.se is not None and old.se is not None:
-            block.se.load_state_dict(old.se.state_dict())
-    return wide
+    return tuple(specs)
 
 
-def uses_every_channel(model: FusedModel, original: FusedModel) -> bool:
-    """Whether each channel of ``model``, which was widened, is one of the ``original`` or a copy of one."""
+def can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
+    """Whether ``block`` is depthwise, between blocks that can produce and read a channel twice.
+
+    An SE gate would read the copies too. A padded reader sees zeros instead of the constant at a border.
+    """
+    return (
+        block.spec.is_depthwise
+        and block.spec.out_channels == block.spec.in_channels
+        and producer.spec.groups == reader.spec.groups == 1
+        and producer.se is None
+        and block.se is None
+        and not reader.spec.is_padded
+        and not reader.spec.pool
+    )
+
+
+def uses_every_channel(wide: FusedModel, original: FusedModel) -> bool:
+    """Whether each channel of ``wide`` is one of the ``original``'s or a copy of one; none is left dead."""
     return all(
         int(block.origin_channel.max()) < original.block(name).spec.out_channels
-        for name, block in model.blocks()
+        for name, block in wide.blocks()
     )
 
 

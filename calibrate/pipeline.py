@@ -20,13 +20,11 @@ Each step but 1 and 4 can be switched off by a field of :class:`~calibrate.recip
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from calibrate.channel_splitting import split_channels
-from calibrate.channel_widening import uses_every_channel, widen
 from calibrate.dla_scales import fill_dla_scales
 from calibrate.equalize import ALPHAS, equalize_channels
 from calibrate.fisher import output_fisher
@@ -88,17 +86,15 @@ def prepare(
     Raises:
         CalibrationError: activations that are not finite, or no images.
     """
-    if recipe.widen_channels:
-        plain = replace(recipe, widen_channels=False)
-        wide = prepare(widen(fused), images, plain, advance)
-        return wide if uses_every_channel(wide[0], fused) else prepare(fused, images, plain)
     statistics = collect(fused, tensors(images), recipe.weigh_positions, advance)
     return_freed()
     if statistics.images == 0:
         raise CalibrationError("calibration saw no image; check --data")
     target, method, form = recipe.target, recipe.range_method, recipe.activation_grids
     if recipe.channel_splitting:
-        fused, statistics = split_channels(fused, statistics, tensors(images), target, method, form)
+        fused, statistics = split_channels(
+            fused, statistics, tensors(images), target, method, form, recipe.widens
+        )
         return_freed()
     if recipe.equalization:
         alphas = ALPHAS if recipe.alpha is None else (recipe.alpha,)

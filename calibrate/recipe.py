@@ -37,10 +37,11 @@ class Recipe:
     weigh_positions: bool = True
     # Dead channels become second copies of others (calibrate.channel_splitting).
     channel_splitting: bool = True
-    widen_channels: bool = setting(
-        False,
+    widen_channels: bool | None = setting(
+        None,
         "Fill channels up to a multiple of 32 with copies of those whose rounding costs most.",
         flag="--widen",
+        default_help="for target tensorrt, which computes them anyway",
     )
     # Scale moves between channels (calibrate.equalize). ``alpha`` shares the burden, from 0 (even
     # weights) to 1 (even channels); None lets each block have its own. ``expect_compensation`` says
@@ -96,10 +97,17 @@ class Recipe:
     def bare(cls, **changes: Any) -> Recipe:
         """Grids and nearest rounding alone, every other step switched off; ``changes`` are fields."""
         off: dict[str, Any] = {field.name: False for field in fields(cls) if isinstance(field.default, bool)}
-        return cls(**{**off, "rounding": "nearest", **changes})
+        return cls(**{**off, "widen_channels": False, "rounding": "nearest", **changes})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @property
+    def widens(self) -> bool:
+        """Whether channels are filled up to whole groups (:mod:`calibrate.channel_widening`)."""
+        if self.widen_channels is None:
+            return self.channel_splitting and self.target == "tensorrt"
+        return self.widen_channels
 
     @property
     def compensates(self) -> bool:

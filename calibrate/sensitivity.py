@@ -87,8 +87,11 @@ def rank_blocks(
         logits = [_finish(chain, k, _centered(output, y)) for output in outputs]
         kl = [kl_divergence(reference.double(), each.double()).mean().item() for each in logits]
         drops = [_drop_pts(reference, each, labels) for each in logits]
-        channels = _input_channels(block, gathered - rounded)
-        producer = chain[k - 1][0].spec.name if k else ""
+        producer = chain[k - 1][0] if k else None
+        channels = _input_channels(block, gathered - rounded, producer)
+        branches: tuple[str, ...] = ()
+        if original is not None and producer is not None:
+            branches = branches_of(original, producer.spec.name, channels)
         results.append(
             BlockSensitivity(
                 block.spec.name,
@@ -98,7 +101,7 @@ def rank_blocks(
                 weight_drop_pts=drops[1],
                 input_channels=channels,
                 weight_channels=_weight_channels(block, weight),
-                branches=branches_of(original, producer, channels) if original is not None and k else (),
+                branches=branches,
             )
         )
         x = block.activate(y)
@@ -138,20 +141,24 @@ def _drop_pts(reference: Tensor, logits: Tensor, labels: NDArray[np.int64]) -> f
     return float(100 * (correct[0] - correct[1]))
 
 
-def _input_channels(block: FusedBlock, error: Tensor) -> tuple[int, ...]:
+def _input_channels(block: FusedBlock, error: Tensor, producer: FusedBlock | None) -> tuple[int, ...]:
     """The worst input channels, by squared rounding error times the squared weights that read them."""
     spec = block.spec
     squared = error.square().mean(tuple(i for i in range(error.ndim) if i != 1))
     shape = (spec.groups, -1, spec.in_channels // spec.groups, spec.kernel[0] * spec.kernel[1])
     strength = block.weight.square().reshape(shape).sum(dim=(1, 3)).flatten()
-    return _worst(squared * strength)
+    return _worst(
+        squared * strength, torch.arange(len(strength)) if producer is None else producer.origin_channel
+    )
 
 
 def _weight_channels(block: FusedBlock, weight: Tensor) -> tuple[int, ...]:
     """The worst output channels, by squared rounding error relative to their own squared weights."""
     error = (weight - block.weight).flatten(1).square().sum(1)
-    return _worst(error / block.weight.flatten(1).square().sum(1).clamp(min=1e-30))
+    return _worst(error / block.weight.flatten(1).square().sum(1).clamp(min=1e-30), block.origin_channel)
 
 
-def _worst(values: Tensor) -> tuple[int, ...]:
-    return tuple(values.argsort(descending=True)[:CHANNELS_NAMED].tolist())
+def _worst(values: Tensor, origin: Tensor) -> tuple[int, ...]:
+    """The channels of the original network with the largest values; of a channel and its copies the worst."""
+    order = origin[values.argsort(descending=True)].tolist()
+    return tuple(dict.fromkeys(order))[:CHANNELS_NAMED]

@@ -90,6 +90,15 @@ class ChannelHistogram:
         """The histogram of x[:, index]."""
         return ChannelHistogram(self.counts[index], self.width[index], self.maximum[index])
 
+    def with_dead(self, channels: int) -> ChannelHistogram:
+        """The histogram with ``channels`` more that are zero everywhere."""
+        if channels == 0:
+            return self
+        more = ChannelHistogram.empty(channels, self.counts.shape[1])
+        more.counts[:, 0] = self.counts[0].sum()
+        pairs = zip((self.counts, self.width, self.maximum), (more.counts, more.width, more.maximum))
+        return ChannelHistogram(*(torch.cat(pair) for pair in pairs))
+
     def moments(self) -> list[Tensor]:
         """Cumulative sums of counts * b^k, k = 0, 1, 2, b the bin's centre in bins: each (C, BINS + 1).
 

@@ -355,7 +355,7 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
     flag = option.flag or f"--{key.replace('_', '-')}"
     if hint is bool:
         off = f"--no-{flag.removeprefix('--')}"
-        return click.option(f"{flag}/{off}" if default else flag, key, is_flag=True, **words)
+        return click.option(flag if default is False else f"{flag}/{off}", key, is_flag=True, **words)
     if get_origin(hint) is tuple:
         item, *rest = get_args(hint)
         if rest == [Ellipsis] and get_origin(item) is tuple:

@@ -106,8 +106,9 @@ def test_where_nothing_is_worth_a_copy_all_stays():
     model = with_dead_channels()
     model.block("head").weight.zero_()
     statistics, batches = statistics_of(model)
-    after, _ = split_channels(model, statistics, batches, "tensorrt")
-    assert same_state(after, model)
+    for widens in (False, True):
+        after, _ = split_channels(model, statistics, batches, "tensorrt", widens=widens)
+        assert same_state(after, model)
 
 
 def test_few_images_or_no_dead_channel_change_nothing():

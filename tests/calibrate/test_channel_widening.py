@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from calibrate.channel_widening import uses_every_channel, widen
+from calibrate.channel_widening import widen
 from calibrate.pipeline import calibrate, fit
 from calibrate.recipe import Recipe
+from calibrate.statistics import collect
 from mobileone_q.checkpoints.load import load_model
 from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
@@ -37,29 +38,36 @@ def network():
 @pytest.fixture(scope="module")
 def widened(network):
     _, fused, images, _ = network
-    return calibrate(fused, images, Recipe(widen_channels=True))
+    return calibrate(fused, images, Recipe())
 
 
 def test_the_function_stays_and_48_channels_become_64():
     fused = fused_network(small())
-    wide, x = widen(fused), random_images(fused.arch, 4)
+    x = random_images(fused.arch, 4)
+    wide, known = widen(fused, collect(fused, [x], weigh_positions=False))
     assert torch.allclose(wide(x), fused(x), rtol=1e-5, atol=1e-6)
+    measured = collect(wide, [x], weigh_positions=False)
+    for name in measured.histograms:
+        found, expected = known.histograms[name], measured.histograms[name]
+        assert torch.equal(found.counts.sum(1), expected.counts.sum(1))
+        assert torch.allclose(found.maximum, expected.maximum, rtol=1e-4)
+        assert torch.allclose(found.width, expected.width, rtol=1e-4)
     for name, block in wide.blocks():
         before = fused.block(name).spec
         assert block.spec.out_channels == (64 if name in IN_STAGE_1 else before.out_channels), name
         assert block.spec.is_depthwise == before.is_depthwise
-    assert not uses_every_channel(wide, fused)
 
 
 @pytest.mark.parametrize("name", ["s3", "s4"])
 def test_full_groups_and_gated_blocks_stay_as_they_are(name):
     fused = fused_network(small(name))
-    assert widen(fused).arch == fused.arch
+    wide, _ = widen(fused, collect(fused, [random_images(fused.arch, 1)]))
+    assert wide.arch == fused.arch
 
 
 def test_int8_gains_by_it_and_every_channel_is_a_copy(network, widened, tmp_path):
     _, fused, images, evaluation = network
-    plain = calibrate(fused, images, Recipe())
+    plain = calibrate(fused, images, Recipe(widen_channels=False))
     kl = [kl_divergence(fused(evaluation).numpy(), q(evaluation).numpy()) for q in (plain, widened)]
     assert kl[1] < 0.97 * kl[0]
     for name in IN_STAGE_1:
@@ -74,7 +82,7 @@ def test_int8_gains_by_it_and_every_channel_is_a_copy(network, widened, tmp_path
 def test_too_few_images_to_choose_copies_by_leave_the_network_as_it_was(network):
     _, fused, images, _ = network
     few = [(x[:8], y[:8]) for x, y in list(images)[:1]]
-    equalized, quantized = fit(fused, few, Recipe(widen_channels=True))
+    equalized, quantized = fit(fused, few, Recipe())
     assert equalized.arch == quantized.arch == fused.arch
 
 
