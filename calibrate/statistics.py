@@ -96,8 +96,11 @@ class ChannelHistogram:
             return self
         more = ChannelHistogram.empty(channels, self.counts.shape[1])
         more.counts[:, 0] = self.counts[0].sum()
-        pairs = zip((self.counts, self.width, self.maximum), (more.counts, more.width, more.maximum))
-        return ChannelHistogram(*(torch.cat(pair) for pair in pairs))
+        return ChannelHistogram(
+            torch.cat((self.counts, more.counts)),
+            torch.cat((self.width, more.width)),
+            torch.cat((self.maximum, more.maximum)),
+        )
 
     def moments(self) -> list[Tensor]:
         """Cumulative sums of counts * b^k, k = 0, 1, 2, b the bin's centre in bins: each (C, BINS + 1).
