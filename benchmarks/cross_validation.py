@@ -5,8 +5,8 @@
 All images of the folders form one pool. Calibration gets some of them, and accuracy is measured on all
 others. 200 images are drawn anew each time; with 480 of 600 the draws are the five parts of one
 partition, so that each image is evaluated on once. Settings of the recipe are chosen on these figures
-and on nothing else; ``--steps`` measures the recipe without each of its steps, and with each that is off,
-on the same draws.
+and on nothing else; ``--steps`` measures, on the same draws, grids without any other step, and the recipe
+without each of its steps or with each that is off.
 
 Every draw is appended to ``--results``, and what stands there is not measured again: the script may be
 stopped at any time. Figures are those of the exported graph in ONNX Runtime.
@@ -110,6 +110,8 @@ def recipes(target: str, steps: bool) -> Iterator[tuple[str, Recipe]]:
     default = Recipe(target=target)
     yield "default", default
     if steps:
+        yield "grids alone, minmax", Recipe.bare(target=target, range_method="minmax")
+        yield "grids alone", Recipe.bare(target=target)
         for field in fields(Recipe):
             if field.default is True:
                 yield f"without {field.name}", replace(default, **{field.name: False})
