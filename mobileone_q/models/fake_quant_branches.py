@@ -30,7 +30,7 @@ class ChannelMap(nn.Module):
 
     Its input i is the original's channel ``input_channel[i]`` divided by ``input_factor[i]``, both (C_in,).
     That channel is there ``copies[i]`` times. Its output j is the original's ``output_channel[j]``
-    divided by ``output_factor[j]``, both (C_out,).
+    divided by ``output_factor[j]``, both (C_out,). ``is_dense`` says that each output reads all inputs.
     """
 
     input_channel: Tensor
@@ -40,9 +40,15 @@ class ChannelMap(nn.Module):
     copies: Tensor
 
     def __init__(
-        self, input_channel: Tensor, input_factor: Tensor, output_channel: Tensor, output_factor: Tensor
+        self,
+        input_channel: Tensor,
+        input_factor: Tensor,
+        output_channel: Tensor,
+        output_factor: Tensor,
+        is_dense: bool,
     ) -> None:
         super().__init__()
+        self.is_dense = is_dense
         self.register_buffer("input_channel", input_channel.clone())
         self.register_buffer("input_factor", input_factor.clone())
         self.register_buffer("output_channel", output_channel.clone())
@@ -52,8 +58,7 @@ class ChannelMap(nn.Module):
     def kernel(self, original: Tensor) -> Tensor:
         """The block's kernel (C_out, C_in / groups, ...) that corresponds to one of the original."""
         kernel, columns = original[self.output_channel], self.input_factor
-        groups = len(columns) // kernel.shape[1]
-        if groups == 1:
+        if self.is_dense:
             kernel, columns = kernel[:, self.input_channel], columns / self.copies
         return scale_input_channels(kernel, columns) / per_output_channel(self.output_factor, kernel)
 
@@ -157,6 +162,6 @@ def channel_maps(quantized: QuantizedModel) -> dict[str, ChannelMap]:
     inputs = quantized.arch.in_channels
     channel, factor = torch.arange(inputs), torch.ones(inputs)
     for name, q in quantized.blocks():
-        maps[name] = ChannelMap(channel, factor, q.origin_channel, q.scale_factor)
+        maps[name] = ChannelMap(channel, factor, q.origin_channel, q.scale_factor, q.spec.groups == 1)
         channel, factor = q.origin_channel, q.scale_factor
     return maps

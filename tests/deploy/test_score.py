@@ -149,7 +149,7 @@ def test_a_kept_promise_and_its_way_back(device):
 def test_wrong_grids_break_the_promise(device):
     def wrong(model):
         for _, block in list(model.blocks())[5:]:
-            block.input_scale.mul_(4)  # as where codes are read on another grid
+            block.input_scale.mul_(8)  # a grid of 32 codes instead of 255
 
     make_engine(device, wrong)
     done = score(device)
