@@ -31,23 +31,32 @@ def mean_error(
     count = torch.zeros_like(total)
     for batch, quantized in zip(expected, outputs):
         y, y_q = _sampled(batch), _sampled(quantized)
-        weight = importance(spec, y, y_q) if by_importance else torch.ones_like(y)
-        total += ((y - y_q) * weight).sum((0, 2)).double()
-        count += weight.sum((0, 2)).double()
+        error = y - y_q
+        if by_importance and spec.activation != "none" and y.shape[2] > 1:
+            position, alive = importance(y, y_q)
+            count += _weighted(alive, position)
+            total += _weighted(error.mul_(alive), position)
+        else:
+            count += len(y) * y.shape[2]
+            total += error.sum((0, 2)).double()
     return (total / count).float()
 
 
-def importance(spec: BlockSpec, y: Tensor, y_q: Tensor) -> Tensor:
-    """How much each value of the outputs (N, C_out, P) counts towards its channel's mean error.
+def importance(y: Tensor, y_q: Tensor) -> tuple[Tensor, Tensor]:
+    """How much outputs (N, C_out, P) count towards their channel's mean error: by position, and by value.
 
     Ahead of a ReLU an error matters only where the channel is alive, in FP32 or in INT8. The few
     positions of massive activations have large errors because they are clipped. These must not move
-    the bias of all others, so such a position counts 1 / energy.
+    the bias of all others, so such a position counts 1 / energy. The two, of shapes (N, P) and
+    (N, C_out, P), are to be multiplied.
     """
-    if spec.activation == "none" or y.shape[2] == 1:
-        return torch.ones_like(y)
-    alive = (torch.maximum(y, y_q) > 0).to(y.dtype).clamp_(min=UNSEEN)
-    return alive * position_weights(y.relu(), power=1)[:, None]
+    alive = torch.maximum(y, y_q).gt_(0).clamp_(min=UNSEEN)
+    return position_weights(y.relu(), power=1), alive
+
+
+def _weighted(values: Tensor, position: Tensor) -> Tensor:
+    """float64 (C,): the sum of ``values`` (N, C, P), each position counted as ``position`` (N, P) says."""
+    return (values @ position[:, :, None]).sum((0, 2)).double()
 
 
 def _sampled(y: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def _place(copies: Tensor, dead: Tensor) -> Tensor:
 
 def _remove(block: FusedBlock, reader: FusedBlock, replaced: Tensor, histogram: ChannelHistogram) -> None:
     """Add to the reader's bias what dead channels gave it: a constant where the input is dead, else zero."""
-    constant = block.activate(block.bias.reshape(1, -1, 1, 1)).flatten()
+    constant = block.activate(block.bias.reshape(1, -1, 1, 1).clone()).flatten()
     constant = torch.where(replaced & (histogram.maximum == 0), constant, 0.0)
     reader.bias += reader.weight.sum((2, 3)) @ constant
 

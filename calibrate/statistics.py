@@ -48,16 +48,17 @@ class ChannelHistogram:
             CalibrationError: NaN or infinite values.
         """
         channels, bins = self.counts.shape
-        magnitude = x.detach().abs().flatten(2) if x.ndim > 2 else x.detach().abs().unsqueeze(2)
-        peak = magnitude.amax(dim=(0, 2)).to("cpu", torch.float64)
+        values = x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(2)
+        # abs().amax() would make a copy of the map, which costs several times as much as reading it.
+        peak = torch.maximum(values.amax(dim=(0, 2)), -values.amin(dim=(0, 2))).to("cpu", torch.float64)
         if not peak.isfinite().all():
             raise CalibrationError("activations are NaN or infinite; check the weights and the images")
         self._moments = None
         self.maximum = torch.maximum(self.maximum, peak)
         self._widen()
         # An even stride samples every part of the map and needs no random numbers.
-        stride = -(-magnitude.shape[2] // POSITIONS)
-        sample = magnitude[:, :, ::stride]
+        stride = -(-values.shape[2] // POSITIONS)
+        sample = values[:, :, ::stride].abs()
         inverse = torch.where(self.width > 0, 1 / self.width, 0.0).to(sample)
         # Half the bytes of int64; channels times bins are far below what int32 holds.
         index = (sample * inverse[:, None]).clamp_(max=bins - 1).to(torch.int32)
@@ -143,8 +144,8 @@ def position_weights(sample: Tensor, power: int = 2) -> Tensor:
     position's own energy.
     """
     squared = sample.square()
-    usual = squared.mean(dim=(0, 2), keepdim=True).clamp(min=torch.finfo(sample.dtype).tiny)
-    energy = (squared / usual).mean(1)
+    usual = squared.mean(dim=(0, 2)).clamp(min=torch.finfo(sample.dtype).tiny)
+    energy = (1 / (len(usual) * usual)) @ squared
     return energy.clamp(min=1.0).pow(-power)
 
 

@@ -42,7 +42,7 @@ class Block(nn.Module):
         raise TypeError("a Block is abstract: use FusedBlock or QuantizedBlock")
 
     def activate(self, y: Tensor) -> Tensor:
-        """Apply squeeze-and-excite, the activation, and the flattening of a head."""
+        """Apply squeeze-and-excite, the activation, and the flattening of a head; overwrites ``y``."""
         if self.se is not None:
             y = self.se(y)
         y = ACTIVATIONS[self.spec.activation](y)

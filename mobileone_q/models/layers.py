@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 from mobileone_q.architecture.spec import Activation, BlockSpec, Pair
 
+# In place: a new tensor costs several times as much as the activation itself.
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
+    "relu": F.relu_,
+    "relu6": partial(F.relu6, inplace=True),
     "none": lambda x: x,
 }
 
