@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -68,7 +69,7 @@ class Sandbox:
         """Run a command of Python's in the place to work; returns what it printed."""
         command = [*under, sys.executable, *map(str, words)]
         ran = subprocess.run(
-            command, cwd=self.work, env=self.environment, capture_output=True, text=True, timeout=300
+            command, cwd=self.work, env=self.environment, capture_output=True, text=True, timeout=900
         )
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
@@ -139,6 +140,7 @@ build-engine --bundle bundle run
 profile --runs 2 run
 evaluate --data signals.npz run
 evaluate --parity --data signals.npz run
+evaluate --data signals.npz run/engines/int8.onnxruntime.onnx
 report run
 qat run --epochs 1 --batch 16 --device cpu --output tuned
 tune --seconds 2 --data signals.npz --output mixed run
@@ -154,7 +156,15 @@ runs clean --yes .
 calibrate --arch s0 --images 8 --output sample
 build-engine --fp32 sample
 predict --run sample --precision fp32 image.png
+build-engine --fp32 --triton triton sample
+calibrate --arch s0 --images 8 --target tensorrt --input uint8 --output pixels
+build-engine --int8 --deepstream deepstream pixels
+build-engine --int8 --bundle pixels-bundle pixels
+build-engine --backend onnxruntime --config mixed/tuned.yaml run
+report --device orin-nano sample
+doctor --report issue.zip sample
 """
+VIDEO = "predict --run sample --precision fp32 --every 1 clip.avi\n"
 GIVE_ALL = """
 import sys
 from cli import main
@@ -179,8 +189,22 @@ def test_every_command_is_quiet(sandbox):
     (sandbox.work / "recipe.yaml").write_text("arch: tiny.yaml\ndata: signals.npz\neval-data: test.npz\n")
     Image.new("RGB", (40, 30)).save(sandbox.work / "image.png")
     trace = Trace(sandbox)
-    sandbox.run("-c", GIVE_ALL, EVERY_COMMAND, under=trace.tracer)
+    commands = EVERY_COMMAND + (VIDEO if write_video(sandbox.work / "clip.avi") else "")
+    sandbox.run("-c", GIVE_ALL, commands, under=trace.tracer)
     trace.check()
+
+
+def write_video(path):
+    """Write three frames; False where OpenCV is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        return False
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for level in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), level, np.uint8))
+    writer.release()
+    return True
 
 
 class Trace:
@@ -205,6 +229,7 @@ class Trace:
         allowed = (str(self._sandbox.folder), "/dev/", "/proc/self/", "/sys/")
         assert written
         assert not [path for path in written if path.startswith("/") and not path.startswith(allowed)]
+        assert not [path for path in written if ".." in Path(path).parts]
         assert self._sandbox.traces() == []
 
 

@@ -297,7 +297,7 @@ def test_a_dead_channel_is_never_made_stronger():
 
 def test_channels_below_the_floor_are_treated_as_if_they_were_there():
     weak, least = (
-        factor_of(histogram_of([1.0] * 2, [v] * 2), layer([[1.0, 1.0]]), (1.0,)) for v in (1e-6, FLOOR)
+        factor_of(histogram_of([9.0] * 2, [v] * 2), layer([[1.0, 1.0]]), (1.0,)) for v in (1e-6, 9 * FLOOR)
     )
     assert torch.allclose(weak, least, rtol=1e-6)
     assert (least[0] / least[1]).item() == pytest.approx(1 / FLOOR)
@@ -383,11 +383,41 @@ def test_an_exchange_divides_what_comes_out_and_multiplies_what_reads_it():
     assert torch.equal(consumer.weight, read * factor[:, None, None, None])
 
 
-def test_few_images_leave_the_whole_error_of_weights(monkeypatch):
-    """With fewer than 32 images, or without compensation, no part of the weights' error is taken off."""
+def test_a_channel_that_nobody_reads_does_not_stop_the_exchange():
+    found = factor_of(histogram_of([1.0] * 2, [4.0] * 2, [2.0] * 2), layer([[1.0, 0.0, 1.0]]), (1.0,))
+    assert torch.allclose(found, torch.tensor([0.5, 2.0, 1.0]).double())
+
+
+def test_histograms_and_features_are_those_of_the_model_that_is_returned():
+    model = relu_network()
+    x = random_images(model.arch, 4)
+    before = collect(model, [x])
+    after, statistics = equalize_channels(model, before, "tensorrt")
+    direct = collect(after, [x])
+    assert relative_error(model(x), after(x)) < 1e-5
+    assert any(
+        relative_error(a.weight, b.weight) > 0.01 for (_, a), (_, b) in zip(model.blocks(), after.blocks())
+    )
+    assert torch.allclose(statistics.features, direct.features, rtol=1e-4)
+    assert not torch.allclose(statistics.features, before.features, rtol=0.01)
+    for name, histogram in direct.histograms.items():
+        assert torch.allclose(statistics.histograms[name].maximum, histogram.maximum, rtol=1e-4), name
+    held = (*before.histograms.values(), *statistics.histograms.values())
+    assert all(each._moments is None for each in held)  # of all blocks they would be large
+
+
+def relu_network() -> FusedModel:
+    """A small fused network of stem, two blocks and head, all with ReLU."""
     model = relu6_network()
     for _, block in model.blocks():
-        block.spec = replace(block.spec, activation="relu")
+        if block.spec.activation == "relu6":
+            block.spec = replace(block.spec, activation="relu")
+    return model
+
+
+def test_few_images_leave_the_whole_error_of_weights(monkeypatch):
+    """With fewer than 32 images, or without compensation, no part of the weights' error is taken off."""
+    model = relu_network()
     seen, one = [], torch.ones(1)
     monkeypatch.setattr(
         "calibrate.equalize._factor", lambda h, f, block, m, s, a, left: seen.append(left) or one
@@ -398,3 +428,6 @@ def test_few_images_leave_the_whole_error_of_weights(monkeypatch):
         seen.clear()
         equalize_channels(model, replace(statistics, images=images), "tensorrt", "mse", compensated)
         assert set(seen) == {expected}
+    seen.clear()
+    equalize_channels(model, replace(statistics, images=32), "tensorrt")  # compensation is what is usual
+    assert set(seen) == {0.5}
