@@ -157,9 +157,7 @@ calibrate --arch s0 --images 8 --output sample
 build-engine --fp32 sample
 predict --run sample --precision fp32 image.png
 build-engine --fp32 --triton triton sample
-calibrate --arch s0 --images 8 --target tensorrt --input uint8 --output pixels
-build-engine --int8 --deepstream deepstream pixels
-build-engine --int8 --bundle pixels-bundle pixels
+build-engine --fp32 --deepstream deepstream sample
 build-engine --backend onnxruntime --config mixed/tuned.yaml run
 report --device orin-nano sample
 doctor --report issue.zip sample

@@ -57,6 +57,7 @@ PUBLISHED = (
     Point("orin-nano@maxn-super", "fp16", 8, 3925),
     Point("orin-nano@maxn-super", "int8", 8, 2446),
 )
+LEAST_MS = 1e-3  # of a whole network
 # NVIDIA-AI-IOT/torch2trt, README, "Benchmarks": mobilenet_v2, FP16, Jetson Xavier, 1.67 ms.
 OUTSIDE = (Point("agx-xavier@maxn", "fp16", 1, 1670),)
 
@@ -160,16 +161,20 @@ def recorded_fit(path: Path, device: JetsonDevice) -> Fit:
 
     Raises:
         FileError: the file cannot be read.
-        EngineError: it is not a recording.
+        EngineError: it is not a recording, or nothing can be fitted to its times.
     """
     latency, recording = latency_from(path), read_json(path)
-    arch = build_variant(recording["arch"])
+    arch = build_variant(recording.get("arch", "s0"))
     sums: dict[Precision, float | None] = {
         "fp32": latency.layer_sum_ms[0], "int8": latency.layer_sum_ms[1], "fp16": latency.fp16_sum_ms
     }  # fmt: skip
     used = {precision: time for precision, time in sums.items() if time}
     if len(used) < 2:
         raise EngineError(f"{path} has times of {len(used)} engine; a fit needs two, such as fp16 and int8")
+    if min(used.values()) < LEAST_MS:
+        raise EngineError(
+            f"{path}: {min(used.values()):g} ms cannot be the time of a network; record it again"
+        )
     loads = [load_of(arch, device, precision, latency.batch) for precision in used]
     return fit(loads, [1000 * time for time in used.values()], f"{path.name}, {latency.device}")
 

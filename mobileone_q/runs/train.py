@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +16,10 @@ from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import labelled
-from mobileone_q.errors import FileError, TrainingError
+from mobileone_q.errors import FileError, RunError, TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.runs.storage.folder import RUNS
-from mobileone_q.runs.storage.staging import CHECKPOINT, final_place
+from mobileone_q.runs.storage.staging import CHECKPOINT, final_place, owned
 from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.learning_rates import RangeTest, range_test
@@ -33,6 +37,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 WEIGHTS = "weights.safetensors"
+METRICS = "metrics.jsonl"
+# What a training writes before its first checkpoint is whole.
+LOGS = re.compile(
+    rf"training(/{re.escape(METRICS)}|/\.[^/]+\.partial-[^/]+|/tensorboard(/events\.out\.tfevents\.[^/]+)?)?"
+)
 
 
 @lost_processes_told()
@@ -62,8 +71,8 @@ def train_run(
     what = (arch, weights, data, eval_data, image_size)
     model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
     name = f"train-{model.arch.name}"
-    folder = _unfinished(output, name) if resume else agree(accelerator, lambda: _new(output, name))
-    try:
+    with ExitStack() as stack:
+        folder = agree(accelerator, lambda: stack.enter_context(_taken(output, name, resume)))
         outcome = train_classifier(
             model,
             inputs,
@@ -75,17 +84,14 @@ def train_run(
             accelerator=accelerator,
             resume=resume,
         )
-    finally:
-        if accelerator.is_main_process and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()  # nothing was begun, and the same command must work again
-    if outcome is None:
-        return None
-    save_model(model, folder / WEIGHTS)
-    if outcome.kept_step != outcome.steps:
-        last = copy.deepcopy(model)
-        last.load_state_dict(outcome.last)
-        save_model(last, folder / LAST)
-    return folder / WEIGHTS, outcome
+        if outcome is None:
+            return None
+        save_model(model, folder / WEIGHTS)
+        if outcome.kept_step != outcome.steps:
+            last = copy.deepcopy(model)
+            last.load_state_dict(outcome.last)
+            save_model(last, folder / LAST)
+        return folder / WEIGHTS, outcome
 
 
 @lost_processes_told()
@@ -137,13 +143,45 @@ def _gather(
     return model, inputs, evaluation
 
 
-def _new(output: Path | None, name: str) -> Path:
-    place = final_place(output, name)
+@contextmanager
+def _taken(output: Path | None, name: str, resume: bool) -> Iterator[Path]:
+    """The folder to train in, which no other process trains in until the block ends.
+
+    What is left of a training that was killed before its first checkpoint is no training to resume: it goes,
+    so that the same command works again.
+
+    Raises:
+        RunError: the folder already holds something, or another process trains in it.
+        TrainingError: there is nothing to resume.
+        FileError: the folder cannot be written to.
+    """
+    folder = _unfinished(output, name) if resume else output or final_place(output, name)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise RunError(
+            f"{folder} is not empty; choose another folder, so that nothing in it is lost"
+        ) from None
     except OSError as error:
-        raise FileError(f"cannot write to {place}: {error.strerror}; choose another --output") from error
-    return place
+        raise FileError(f"cannot write to {folder}: {error.strerror}; choose another --output") from error
+    with owned(folder):
+        if not resume:
+            _forget_unbegun(folder)
+            final_place(folder, name)
+        try:
+            yield folder
+        finally:
+            _forget_unbegun(folder)
+            if not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _forget_unbegun(folder: Path) -> None:
+    """Remove the logs of a training without a checkpoint from a folder that holds nothing else."""
+    training = folder / CHECKPOINT.parent
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    if (training / METRICS).is_file() and all(map(LOGS.fullmatch, names)):
+        shutil.rmtree(training, ignore_errors=True)
 
 
 def _unfinished(output: Path | None, name: str) -> Path:

@@ -254,6 +254,8 @@ def test_a_weight_errs_by_a_step_squared_over_twelve(kernel, taps):
     weights = torch.tensor([1.0, 0.5]).double()  # of w * factor
     error = 0.5 * (weights.max() / 127) ** 2 / 12 * taps * seen.sum()
     signal = taps * (weights.square() * seen).sum()
+    plain = expected_error(histogram, block, factor, "minmax", 255)
+    assert plain == expected_error(histogram, block, factor, "minmax", 255, 1.0)
     assert (with_weights - inputs_alone).item() == pytest.approx((error / signal).item(), rel=1e-2)
 
 
@@ -281,13 +283,13 @@ def factor_of(histogram, block, alphas=(0.0, 0.5, 1.0), features=None, left=1.0)
 
 
 def test_in_front_of_a_depthwise_block_every_channel_is_divided_by_its_range():
-    block = layer([[0.1], [3.0], [1.0], [0.2]], kernel=(3, 3), groups=4)
+    block = layer([[0.1], [3.0], [1.0], [0.3]], kernel=(3, 3), groups=4)
     ranges = torch.tensor([1.0, 4.0, 0.0, 2.0], dtype=torch.float64)  # the third is dead
     found = factor_of(histogram_of(*([value] * 2 for value in ranges.tolist())), block)
     alive = torch.tensor([0, 1, 3])
     assert torch.allclose(found[alive], ranges[alive] / 2)  # their geometric mean is 2
-    # The dead channel's weight becomes as strong as the median of the others': 0.05, 6 and 0.2.
-    assert found[2].item() == pytest.approx(0.2)
+    # The dead channel's weight becomes as strong as the median of the others': 0.05, 6 and 0.3.
+    assert found[2].item() == pytest.approx(0.3)
 
 
 def test_a_dead_channel_is_never_made_stronger():

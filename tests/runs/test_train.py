@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mobileone_q.files import read_safetensors
+from mobileone_q.runs.storage.staging import owned
 from tests.helpers.cli import invoke, refused
 from tests.helpers.tiny import recipe, write_tiny
 from tests.helpers.training import ROOT, environment, losses, same
@@ -40,6 +41,34 @@ def test_kill_9_costs_at_most_one_interval(folder, tmp_path):
     whole, resumed = (read_safetensors(path)[0] for path in files)
     assert same(whole, resumed)
     assert losses(tmp_path / "whole" / "training") == losses(log.parent)
+
+
+LEFT = ("metrics.jsonl", "tensorboard/events.out.tfevents.1.host", ".checkpoint.pt.partial-99999999-x.pt")
+
+
+def test_what_was_killed_before_its_first_checkpoint_is_begun_anew(folder, tmp_path):
+    words = ("train", recipe(folder), "--epochs", 1, "--device", "cpu", "--output", tmp_path / "out")
+    for name in LEFT:
+        path = tmp_path / "out" / "training" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"step": 7}\n')
+    mine = tmp_path / "out" / "training" / "cat.jpg"
+    mine.write_text("mine")
+    assert "out is not empty" in refused(*words)
+    assert mine.is_file()
+    assert all((mine.parent / name).is_file() for name in LEFT)
+    mine.unlink()
+    invoke(*words)
+    assert '"step": 7' not in (tmp_path / "out" / "training" / "metrics.jsonl").read_text()
+    assert "out is not empty" in refused(*words)
+
+
+def test_two_trainings_do_not_share_a_folder(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with owned(tmp_path / "out"):
+        words = ("train", recipe(folder), "--epochs", 1, "--device", "cpu", "--output", tmp_path / "out")
+        assert "another process is at work in" in refused(*words)
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_trained_weights_go_on_to_calibrate(folder, tmp_path):

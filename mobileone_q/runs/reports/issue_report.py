@@ -18,7 +18,7 @@ from typing import Any
 
 from mobileone_q.engines import EngineInfo
 from mobileone_q.engines.base import sidecar
-from mobileone_q.errors import MobileOneQError, RunError
+from mobileone_q.errors import FileError, MobileOneQError, RunError, printable
 from mobileone_q.evaluation.device_score import read_score
 from mobileone_q.files import read_json, write_bytes
 from mobileone_q.report.schema import installed_versions
@@ -55,7 +55,7 @@ def write_issue_report(
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
         for name, text in texts.items():
-            file.writestr(name, scrub(text))
+            file.writestr(printable(name), scrub(text).encode("utf-8", "backslashreplace"))
     write_bytes(archive, buffer.getvalue())
     return list(texts)
 
@@ -80,8 +80,18 @@ def _texts_of_run(run_path: Path) -> dict[str, str]:
         else:
             texts[sidecar(engine).name] = _as_json(read_json(sidecar(engine)))
     for log in sorted((run.path / "engines").glob("*.log")):
-        texts[log.name] = log.read_text(encoding="utf-8", errors="replace")[-LARGEST_LOG:]
+        if log.is_file():
+            texts[log.name] = _end_of(log)
     return texts
+
+
+def _end_of(log: Path) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - LARGEST_LOG, 0))
+            return file.read(LARGEST_LOG).decode("utf-8", "replace")
+    except OSError as error:
+        raise FileError(f"cannot read {log}: {error.strerror}; check its permissions") from None
 
 
 def _as_json(value: Any) -> str:

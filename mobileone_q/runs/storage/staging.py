@@ -106,6 +106,35 @@ def publish_folder(staged: Path, output: Path | None, name: str) -> Path:
                 raise FileError(f"cannot write {place}: {error.strerror}") from error
 
 
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask in the same way out of a folder, until the block or this process ends.
+
+    The lock is on the folder itself and leaves no file. Where the system has no such locks, nothing is kept.
+
+    Raises:
+        RunError: another process has the folder.
+    """
+    try:
+        import fcntl
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise RunError(f"another process is at work in {folder}; choose another folder") from None
+    except OSError:  # some network file systems have no locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
 def discard(staged: Path) -> None:
     """Remove a hidden folder, if it is still there and holds nothing that ``--resume`` goes on from."""
     if staged.exists() and not any((staged / name).is_file() for name in CHECKPOINTS):

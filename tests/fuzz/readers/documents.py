@@ -15,6 +15,7 @@ from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.report.terminal import print_latency, print_parity, print_report
 from mobileone_q.runs.bundles.bundle import input_facts, labels
+from mobileone_q.runs.reports.issue_report import write_issue_report
 from mobileone_q.runs.tuning.log import RecordedRaces, TuningLog, candidate_of
 from tests.fuzz.harness import Harness, command
 from tests.helpers.cli import BLOCKS
@@ -170,6 +171,18 @@ def line_edited(random: Random, data: bytes) -> bytes:
     return lines([*values[:place], edited(random, values[place]), *values[place + 1 :]])
 
 
+def fit_in(folder: Path, content: bytes) -> list[object]:
+    (folder / "a.json").write_bytes(content)
+    return ["roofline", "--device", "orin-nano", "--arch", "s0", "--fit", folder / "a.json"]
+
+
+def use_issue_report(folder: Path, content: bytes) -> None:
+    """A score goes into the archive of an issue report."""
+    (folder / "score.json").write_bytes(content)
+    (folder / "issue.zip").unlink(missing_ok=True)
+    write_issue_report(folder / "issue.zip", {"checks": []}, score=folder / "score.json")
+
+
 def use_log(folder: Path, content: bytes) -> None:
     """Read what `tune --resume` goes on from, and everything in it that a search asks for."""
     (folder / "trials.jsonl").write_bytes(content)
@@ -232,6 +245,15 @@ HARNESSES = (
         weight=0.6,
     ),
     Harness(
+        "recording-to-fit",
+        lambda _: [json_bytes(RECORDING)],
+        lambda folder, content: command(*fit_in(folder, content)),
+        (damaged, json_edited, json_edited, *TEXT),
+        says=("{folder}",),
+        words=fit_in,
+        weight=0.3,
+    ),
+    Harness(
         "inspector",
         lambda _: [json_bytes(LAYERS), json_bytes(NEWER_LAYERS)],
         damages=(damaged, json_edited, json_edited, *TEXT),
@@ -255,6 +277,15 @@ HARNESSES = (
         (*DEEP, json_bytes(SCORE | {"score": []}), json_bytes(SCORE | {"engines": {"int8": "x" * 5000}})),
         says=("{folder}",),
         words=score_in,
+    ),
+    Harness(
+        "score-to-send",
+        lambda _: [json_bytes(SCORE)],
+        use_issue_report,
+        (damaged, json_edited, *TEXT),
+        (json_bytes(SCORE | {"note": "\ud800"}),),
+        says=("{folder}",),
+        weight=0.3,
     ),
     Harness(
         "tuning-log",

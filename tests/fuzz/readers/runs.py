@@ -47,8 +47,15 @@ USES = {
     "qat": ("manifest.json", "report.json", *WEIGHTS),
     "list": ("manifest.json", "report.json"),
     "clean": (),
+    "compare": ("manifest.json", "report.json"),
+    "benchmark": ("manifest.json", *GRAPHS, *ENGINES, *SIDECARS),
+    "engine": ("manifest.json", "int8.onnx", ENGINES[1], SIDECARS[1]),
+    "doctor": ("manifest.json", "report.json"),
 }
-OFTEN = ("verify", "report", "predict", "bundle", "evaluate", "profile", "list", "clean", "build-engine")
+OFTEN = (
+    "verify", "report", "predict", "bundle", "evaluate", "profile", "list", "clean", "build-engine", "compare",
+    "benchmark", "engine", "doctor",
+)  # fmt: skip
 CHANGES = ("flip", "flip", "flip", "damage", "edit", "reseal", "empty", "foreign", "folder", "gone", "fifo",
            "link", "same link")  # fmt: skip
 
@@ -106,6 +113,10 @@ def words_of(folder: Path, content: bytes) -> list[object]:
         "bundle": ["build-engine", "--int8", "--bundle", fresh_folder(folder, "bundle") / "b", run],
         "qat": ["qat", *small, *training, run],
         "list": ["runs", "list", folder / "runs"],
+        "compare": ["compare", made / "other", run],
+        "benchmark": ["benchmark", "--data", made / "images", "--images", 6, "--runs", 2, run],
+        "engine": ["evaluate", "--data", made / "images", "--images", 6, run / ENGINES[1]],
+        "doctor": ["doctor", "--report", fresh_folder(folder, "issue") / "issue.zip", run],
         "clean": ["runs", "clean", "--yes", folder / "runs"],
     }.get(case["command"], [case["command"], run])
 
