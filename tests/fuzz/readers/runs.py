@@ -53,8 +53,8 @@ USES = {
     "doctor": ("manifest.json", "report.json"),
 }
 OFTEN = (
-    "verify", "report", "predict", "bundle", "evaluate", "profile", "list", "clean", "build-engine", "compare",
-    "benchmark", "engine", "doctor",
+    "verify", "report", "predict", "bundle", "evaluate", "profile", "list", "clean", "build-engine",
+    "compare", "benchmark", "engine", "doctor",
 )  # fmt: skip
 CHANGES = ("flip", "flip", "flip", "damage", "edit", "reseal", "empty", "foreign", "folder", "gone", "fifo",
            "link", "same link")  # fmt: skip
