@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from mobileone_q.architecture.spec import Architecture
@@ -9,12 +10,13 @@ from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.class_numbers import numbered_as
 from mobileone_q.data.hugging_face import is_hugging_face
-from mobileone_q.data.inputs import ARRAYS, Inputs, as_source, choose_inputs, sample_images
+from mobileone_q.data.inputs import ARRAYS, Inputs, as_source, choose_inputs, draw, sample_images
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.data.shard_files import is_shards
 from mobileone_q.data.sources import Source
 from mobileone_q.errors import DataError
 from mobileone_q.report.schema import Manifest
+from mobileone_q.runs.settings import MOST_TUNED
 from mobileone_q.runs.storage.folder import RunFolder
 
 
@@ -46,6 +48,34 @@ def inputs_of(
         seed=manifest.seed,
     )
     return choose_inputs(arch, options).numbered(manifest.classes, arch)
+
+
+def tuning_inputs(
+    run: RunFolder, arch: Architecture, data: Path | None, eval_data: Path | None, images: int | None
+) -> Inputs:
+    """The inputs to fine-tune a run on, by default its own, and those to evaluate it on.
+
+    Of ``data`` all are taken, at most :data:`MOST_TUNED`, unless ``images`` says how many. The run is
+    evaluated on the inputs that it was evaluated on before, where they are still there.
+
+    Raises:
+        DataError: there are no inputs, or too few.
+    """
+    if data is None:
+        return inputs_of(run, arch, None, eval_data, images)
+    given = inputs_of(run, arch, data, eval_data, 1)
+    source = given.calibration.source
+    chosen = draw(source, images or min(len(source), MOST_TUNED), run.read_manifest().seed)
+    evaluation = given.evaluation if eval_data else _evaluated_before(run, arch) or chosen.left_over()
+    return replace(given, calibration=chosen, evaluation=evaluation)
+
+
+def _evaluated_before(run: RunFolder, arch: Architecture) -> Batches | None:
+    """What the run was evaluated on; None where that is no longer on disk."""
+    try:
+        return inputs_of(run, arch, None, None, None).evaluated
+    except DataError:
+        return None
 
 
 def comparison_inputs(run: RunFolder, arch: Architecture, data: Path | None, count: int | None) -> Batches:

@@ -15,7 +15,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, typed_command, utc_now
-from mobileone_q.runs.inputs import inputs_of
+from mobileone_q.runs.inputs import tuning_inputs
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.storage.folder import RUNS, RunFolder
 from mobileone_q.runs.storage.integrity import FUSED, check_weights
@@ -70,7 +70,7 @@ def fine_tune_run(
     tuning = tuning or FineTuneSettings()
     accelerator = make_accelerator(settings)
     fused, quantized = run.load_fused(), run.load_quantized()
-    inputs = inputs_of(run, fused.arch, data, eval_data, images)
+    inputs = tuning_inputs(run, fused.arch, data, eval_data, images)
     original = _branches(run, inputs, fused, tuning)
     name = f"{run.path.resolve().name}-qat"
     staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
@@ -116,7 +116,7 @@ def range_test_run(
     tuning = tuning or FineTuneSettings()
     accelerator = make_accelerator(settings)
     fused, quantized = run.load_fused(), run.load_quantized()
-    inputs = inputs_of(run, fused.arch, data, None, images)
+    inputs = tuning_inputs(run, fused.arch, data, None, images)
     training = fine_tuning(
         fused, quantized, inputs.calibration, folder=run.path, tuning=tuning, settings=settings,
         original=_branches(run, inputs, fused, tuning), augmentation=augmentation,

@@ -142,7 +142,7 @@ class Run(RunFolder):
         """Fine-tune the INT8 network to the FP32 network's answers; gives a new run.
 
         Args:
-            images: a folder of images, labelled or not; by default the run's own.
+            images: a folder of images, labelled or not; at most 16,000 are taken. By default the run's own.
             path: the new run's folder; by default ``runs/<name>-qat``, numbered.
             settings: fields of the training settings, such as ``epochs=10``.
 

@@ -15,6 +15,7 @@ from mobileone_q.settings import setting
 
 TargetChoice = Literal["auto", Target]
 BackendChoice = Literal["auto", BackendName]
+MOST_TUNED = 16_000  # images of a folder that `qat` takes by itself, as many as its steps would see
 COMPARED_IMAGES = 200  # of `evaluate --parity` and `benchmark`, which run several engines
 BACKEND_HELP = "Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime."
 
@@ -88,7 +89,9 @@ class QatOptions:
         None, "Folder, .npz, .tar shards or hf:NAME:SPLIT; labels are optional.", default_help="the run's"
     )
     eval_data: Path | None = setting(None, "Folder of labelled images.", default_help="the run's")
-    images: int | None = setting(None, "Images to draw.", low=1, default_help="as many as the run's")
+    images: int | None = setting(
+        None, "Images to draw.", low=1, default_help=f"all of --data, up to {MOST_TUNED:,}; else the run's"
+    )
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/RUN-qat, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")
     find_lr: bool = setting(

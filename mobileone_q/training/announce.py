@@ -20,7 +20,7 @@ def beginning(
     held = f"{held_out} inputs held out" if held_out else "no inputs held out, so the last weights are kept"
     return (
         f"{title} on {processes}, {device}: batches of {batch}, {steps} steps an epoch of {inputs} inputs, "
-        f"{settings.epochs} epochs; {held}"
+        f"{settings.passes(steps)} epochs; {held}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,7 +132,7 @@ def fine_tuning(
         Distillation(
             teacher, tuning.labels, settings.label_smoothing, tuning.temperature, batches.is_labelled
         ),
-        Views.of(batches, augmentation, settings.seed),
+        Views.of(batches, augmentation, settings.seed, _resolution(fused, tuning)),
         Views.of(held_out) if held_out else None,
         settings,
         folder,
@@ -140,6 +141,15 @@ def fine_tuning(
         facts={**tuning.to_dict(), **augmentation.to_dict()},
         compiles=tuning.compile,
     )
+
+
+def _resolution(fused: FusedModel, tuning: FineTuneSettings) -> Callable[[int], int] | None:
+    """The side of training views in each epoch; None where the network takes its own size alone."""
+    height, width = fused.arch.image_size
+    if height != width or any(block.spec.flatten for _, block in fused.blocks()):
+        return None
+    side = tuning.view_side(width)
+    return lambda epoch: side
 
 
 def _trainable(

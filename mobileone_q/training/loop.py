@@ -96,7 +96,8 @@ class Training(Generic[M]):
         self.steps_per_epoch = feed.steps_per_epoch(settings.batch)
         if len(feed) < settings.batch:
             raise TrainingError(f"fewer inputs than one batch of {settings.batch}; lower --batch")
-        self.steps = self.steps_per_epoch * settings.epochs
+        self.epochs = settings.passes(self.steps_per_epoch)
+        self.steps = self.steps_per_epoch * self.epochs
         # Convolutions run fastest in channels-last memory; torch's stubs lack it for modules.
         model.to(device=self.accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
@@ -130,7 +131,7 @@ class Training(Generic[M]):
             if not resume:
                 done.start = self._evaluate_and_compare(log)
             with stop_requests() as stop, self._show_progress(title) as advance:
-                for epoch in range(done.step // self.steps_per_epoch, self.settings.epochs):
+                for epoch in range(done.step // self.steps_per_epoch, self.epochs):
                     if done.is_done:
                         break
                     self._epoch(epoch, log, advance, stop)
@@ -283,7 +284,7 @@ class Training(Generic[M]):
             log, epoch=epoch, **{f"epoch/{k}": v for k, v in trained.items()}
         )
         is_best = bool(held_out) and done.best_step == done.step
-        self._say(announce.epoch_line(epoch, self.settings.epochs, trained, held_out, is_best))
+        self._say(announce.epoch_line(epoch, self.epochs, trained, held_out, is_best))
 
     def _evaluate_and_compare(self, log: MetricLog, **beside: float) -> dict[str, float]:
         metrics = self.evaluate()

@@ -5,6 +5,7 @@ Nothing heavy is imported, so that the command line can read the defaults and bo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
@@ -19,6 +20,7 @@ KeptWeights = Literal["best", "last"]
 TrackerName = Literal["wandb", "mlflow"]
 BranchMode = Literal["fused", "live"]
 SMALLEST_SIDE = 8  # pixels, of a training input
+STEPS = 1000  # of a run whose epochs are not given
 HELD_OUT, HELD_OUT_FROM = 0.1, 400  # fewer inputs are too few to choose by, and are missed in training
 
 
@@ -45,6 +47,7 @@ def _refuse_bad_schedule(name: str, schedule: Sequence[tuple[int, float]]) -> No
 class TrainingSettings:
     """One training run.
 
+    ``epochs`` None is as many as take :data:`STEPS` steps.
     ``batch`` is the number of inputs per optimizer step, over all processes and all micro-batches.
     ``lr`` rises over ``warmup_steps`` and falls along a cosine to ``final_lr``. ``weight_decay``
     follows a cosine of its own to ``final_weight_decay``. The averaged weights, whose decay is
@@ -55,7 +58,9 @@ class TrainingSettings:
         TrainingError: settings out of range, all of them listed at once.
     """
 
-    epochs: int = setting(30, "Passes over the data.", low=1)
+    epochs: int | None = setting(
+        None, "Passes over the data.", low=1, default_help=f"as many as take {STEPS:,} steps"
+    )
     batch: int = setting(16, "Inputs per step, over all processes and micro-batches.", low=1)
     accumulate: int = setting(1, "Micro-batches whose gradients are summed into one step.", low=1)
     optimizer: OptimizerName = setting("adamw", "Which optimizer.")
@@ -101,6 +106,10 @@ class TrainingSettings:
                 f"{self.accumulate} micro-batches; make --batch a multiple of {parts}"
             )
         return self.batch // parts
+
+    def passes(self, steps_per_epoch: int) -> int:
+        """The number of epochs, of so many steps each."""
+        return math.ceil(STEPS / steps_per_epoch) if self.epochs is None else self.epochs
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -159,6 +168,8 @@ class FineTuneSettings:
     """Settings of fine-tuning a quantized network, beside :class:`TrainingSettings`.
 
     ``labels`` is the labels' share of the loss; the rest is the KL divergence from the FP32 network.
+    Training sees images at the share ``view`` of the network's resolution, where a step costs half as much
+    and teaches as much (docs/results.md).
     The share ``held_out`` of the inputs chooses which weights are kept; where it is 0 the last ones are.
 
     Raises:
@@ -181,6 +192,12 @@ class FineTuneSettings:
         high=0.5,
         default_help=f"{HELD_OUT} from {HELD_OUT_FROM} images on, none below",
     )
+    view: float = setting(
+        0.7,
+        "Side of an image's training views as a share of the network's, rounded up to a multiple of 32.",
+        low=0.1,
+        high=1,
+    )
     bn_epochs: int = setting(0, "Epochs until batch statistics are frozen (--branches live).", low=0)
     compile: bool = setting(False, "Compile the step (torch.compile); the first takes a minute.")
     recompute: bool = setting(False, "Keep few activations and compute the rest again: less memory, slower.")
@@ -193,6 +210,10 @@ class FineTuneSettings:
         if self.held_out is not None:
             return self.held_out
         return HELD_OUT if inputs >= HELD_OUT_FROM else 0.0
+
+    def view_side(self, side: int) -> int:
+        """The side of training views for a network whose input has ``side``, pixels."""
+        return min(side, 32 * math.ceil(self.view * side / 32))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -231,9 +252,9 @@ class EpochSettings:
 
 
 # Each command's defaults, where they differ from those of the fields.
-FINE_TUNING = TrainingSettings(epochs=50, lr=0.005)
+FINE_TUNING = TrainingSettings(lr=0.005)
 FINE_TUNING_AUGMENTATION = Augmentation(crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
-TRAINING = TrainingSettings(optimizer="sgd", lr=0.1, ema=0.999, clip_norm=5.0)
+TRAINING = TrainingSettings(epochs=30, optimizer="sgd", lr=0.1, ema=0.999, clip_norm=5.0)
 TRAINING_AUGMENTATION = Augmentation()
 
 S = TypeVar("S", TrainingSettings, Augmentation, FineTuneSettings, EpochSettings)

@@ -171,10 +171,12 @@ def write_noise(folder):
 
 def test_unlabelled_images_are_enough_but_not_for_labels(run, tmp_path):
     write_noise(tmp_path)
-    words = ["qat", run, "--data", tmp_path, "--images", 16, "--epochs", 1, "--batch", 8]
-    invoke(*words, "--output", tmp_path / "tuned", "--device", "cpu")
-    report = json.loads((tmp_path / "tuned" / "report.json").read_text())
-    assert report["accuracy"]["int8"] is None
+    words = ["qat", run, "--data", tmp_path, "--epochs", 1, "--batch", 8]
+    output = invoke(*words, "--output", tmp_path / "tuned", "--device", "cpu")
+    assert "3 steps an epoch of 24 inputs, 1 epochs" in output
+    report, before = (json.loads((path / "report.json").read_text()) for path in (tmp_path / "tuned", run))
+    assert report["images"]["calibration"] == 24  # all of them, though the run has 32
+    assert report["accuracy"]["fp32"] == before["accuracy"]["fp32"]  # on the images that it had before
     assert report["images"]["evaluated_on"] == "evaluation"
     line = refused(*words, "--labels", 0.5, "--output", tmp_path / "none")
     assert "--labels needs labels" in line

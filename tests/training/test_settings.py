@@ -38,6 +38,17 @@ def test_a_batch_that_does_not_divide_is_refused():
     assert TrainingSettings(batch=8, accumulate=2).batch_per_process(2) == 2
 
 
+def test_epochs_that_are_not_given_take_a_thousand_steps():
+    assert [TrainingSettings().passes(steps) for steps in (1, 300, 1000, 6000)] == [1000, 4, 1, 1]
+    assert TrainingSettings(epochs=7).passes(300) == 7
+
+
+def test_training_views_are_smaller_than_the_network_s_input_by_whole_strides():
+    sides = [FineTuneSettings().view_side(side) for side in (32, 64, 128, 224, 256)]
+    assert sides == [32, 64, 96, 160, 192]
+    assert FineTuneSettings(view=1).view_side(100) == 100
+
+
 def test_filling_takes_what_fits_and_leaves_the_options_alone():
     options = {"epochs": 3, "crop": 0.5, "labels": 0.25, "lr": 0.2}
     before = dict(options)
