@@ -11,8 +11,7 @@ file, with a JSON file beside it. A peer that fails has a row that says why.
 Seconds are counted from the FP32 model's file and images in memory to the written INT8 graph, on
 ``--threads`` threads, one tool at a time. Reading images and importing libraries are left out.
 "TensorRT form" is read from the graph, see :func:`tensorrt_form`. "RTX builds it" says only that
-TensorRT for RTX accepts the graph. It reads unsigned codes as signed ones, and computes convolutions
-in floating point.
+TensorRT for RTX accepts the graph. It reads unsigned codes as signed ones.
 
 With ``--draws N`` the images of both folders form one pool, as in ``benchmarks/cross_validation.py``: N
 times, calibration gets ``--images`` of them, drawn anew, and all others are evaluated on. A row is then
