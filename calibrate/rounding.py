@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mobileone_q.models.grids import WEIGHT_STEPS, quantize_weight, weight_scales
@@ -148,20 +150,27 @@ def _round_columns(W: Tensor, scale: Tensor, order: Tensor, U: Tensor, keep_larg
     size = order.shape[-1]
     by_column = order[..., None, :]
     remaining = W.double().gather(-1, by_column.expand_as(W))
-    step = scale.double()[..., None]
-    nearest = (remaining / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-    largest = remaining.abs() == remaining.abs().amax(-1, keepdim=True)
     codes = torch.empty_like(remaining)
+    # Columns are short and many. NumPy takes half of torch's time to start on each.
+    left, rounded, passed_on = remaining.numpy(), codes.numpy(), U.numpy()
+    step = scale.double()[..., None].numpy()
+    kept = np.abs(left) == np.abs(left).max(-1, keepdims=True) if keep_largest else None
+    nearest = _nearest(left, step)
     for start in range(0, size, COLUMNS):
         stop = min(start + COLUMNS, size)
-        errors = torch.empty_like(remaining[..., start:stop])
+        errors = np.empty((*left.shape[:-1], stop - start))
         for k in range(start, stop):
-            column, row = remaining[..., k : k + 1], U[..., k : k + 1, :]
-            code = (column / step).round().clamp(-WEIGHT_STEPS, WEIGHT_STEPS)
-            if keep_largest:
-                code = torch.where(largest[..., k : k + 1], nearest[..., k : k + 1], code)
+            column, row = left[..., k : k + 1], passed_on[..., k : k + 1, :]
+            code = _nearest(column, step)
+            if kept is not None:
+                code = np.where(kept[..., k : k + 1], nearest[..., k : k + 1], code)
             error = (column - code * step) / row[..., k : k + 1]
-            remaining[..., k + 1 : stop] -= error * row[..., k + 1 : stop]
-            codes[..., k : k + 1], errors[..., k - start : k - start + 1] = code, error
-        remaining[..., stop:] -= errors @ U[..., start:stop, stop:]
+            left[..., k + 1 : stop] -= error * row[..., k + 1 : stop]
+            rounded[..., k : k + 1], errors[..., k - start : k - start + 1] = code, error
+        remaining[..., stop:] -= torch.from_numpy(errors) @ U[..., start:stop, stop:]
     return torch.empty_like(codes).scatter_(-1, by_column.expand_as(codes), codes).to(torch.int8)
+
+
+def _nearest(values: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The codes nearest to ``values`` on grids of ``step``."""
+    return np.minimum(np.maximum(np.rint(values / step), -WEIGHT_STEPS), WEIGHT_STEPS)
