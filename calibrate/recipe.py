@@ -6,6 +6,7 @@ Nothing heavy is imported here, since the command line reads the defaults off th
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -101,6 +102,12 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any]) -> Recipe:
+        """The recipe that a manifest has; JSON has lists for tuples."""
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in recorded.items()}
+        return cls(**values)
 
     @property
     def widens(self) -> bool:

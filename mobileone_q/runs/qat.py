@@ -17,7 +17,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, typed_command, utc_now
 from mobileone_q.runs.inputs import tuning_inputs
 from mobileone_q.runs.publish import image_counts, images_record, publish
-from mobileone_q.runs.storage.folder import RUNS, RunFolder
+from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import FUSED, check_weights
 from mobileone_q.runs.storage.staging import CHECKPOINT, discard, publish_folder, resumable, stage
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
@@ -64,8 +64,8 @@ def fine_tune_run(
     stays in a hidden folder, for ``resume``.
 
     Raises:
-        TrainingError: nothing to resume, or see :func:`fine_tune`.
-        RunError: the run's files, or for live branches its weights, have changed.
+        TrainingError: see :func:`fine_tuning` and :func:`fine_tune`.
+        RunError: nothing to resume; or the run's files, or for live branches its weights, have changed.
     """
     tuning = tuning or FineTuneSettings()
     accelerator = make_accelerator(settings)
@@ -73,22 +73,16 @@ def fine_tune_run(
     inputs = tuning_inputs(run, fused.arch, data, eval_data, images)
     original = _branches(run, inputs, fused, tuning)
     name = f"{run.path.resolve().name}-qat"
-    staged = _unfinished(output, name) if resume else agree(accelerator, lambda: stage(output, name))
+    staged = resumable(output, name) if resume else agree(accelerator, lambda: stage(output, name))
     try:
-        tuned = fine_tune(
-            fused,
-            quantized,
-            inputs.calibration,
-            folder=staged / CHECKPOINT.parent,
-            original=original,
-            tuning=tuning,
-            settings=settings,
-            augmentation=augmentation,
-            accelerator=accelerator,
-            resume=resume,
-        )
+        training = fine_tuning(
+            fused, quantized, inputs.calibration, folder=staged / CHECKPOINT.parent, tuning=tuning,
+            settings=settings, original=original, augmentation=augmentation, accelerator=accelerator,
+        )  # fmt: skip
+        tuned = fine_tune(training, resume)
         if tuned is None:
             return None
+        fused.to("cpu")  # it taught on the device that trained
         settled = {**tuning.to_dict(), **settings.to_dict(), "augmentation": augmentation.to_dict()}
         changes = compare_codes(quantized, tuned[0])
         _write(run, RunFolder(staged), fused, *tuned, changes, inputs, settled, progress)
@@ -111,7 +105,7 @@ def range_test_run(
     """Try learning rates for :func:`fine_tune_run`; None in any process but the first. Writes nothing.
 
     Raises:
-        TrainingError: see :func:`fine_tune`.
+        TrainingError: see :func:`fine_tuning`.
     """
     tuning = tuning or FineTuneSettings()
     accelerator = make_accelerator(settings)
@@ -135,14 +129,6 @@ def _branches(
         return None
     check_weights(inputs.weights, run.read_manifest())
     return fill_model(read_checkpoint(inputs.weights), fused.arch)
-
-
-def _unfinished(output: Path | None, name: str) -> Path:
-    found = resumable(output, name)
-    if found is None:
-        place = output or RUNS / name
-        raise TrainingError(f"nothing to resume for {place}; pass another --output, or leave out --resume")
-    return found
 
 
 def _write(

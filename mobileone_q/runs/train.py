@@ -64,7 +64,7 @@ def train_run(
     ``runs/train-ARCH``, numbered; to resume, it is ``output``, or the newest of those.
 
     Raises:
-        TrainingError: nothing to resume, or see :func:`train_classifier`.
+        TrainingError: nothing to resume, or see :func:`classifier_training` and :func:`train_classifier`.
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)
@@ -73,17 +73,11 @@ def train_run(
     name = f"train-{model.arch.name}"
     with ExitStack() as stack:
         folder = agree(accelerator, lambda: stack.enter_context(_taken(output, name, resume)))
-        outcome = train_classifier(
-            model,
-            inputs,
-            evaluation,
-            folder=folder / CHECKPOINT.parent,
-            epochs=epochs,
-            settings=settings,
-            augmentation=augmentation,
-            accelerator=accelerator,
-            resume=resume,
-        )
+        training = classifier_training(
+            model, inputs, evaluation, folder=folder / CHECKPOINT.parent, epochs=epochs, settings=settings,
+            augmentation=augmentation, accelerator=accelerator,
+        )  # fmt: skip
+        outcome = train_classifier(training, resume)
         if outcome is None:
             return None
         save_model(model, folder / WEIGHTS)
@@ -109,7 +103,7 @@ def range_test_train(
     """Try learning rates for :func:`train_run`; None in any process but the first. Writes nothing.
 
     Raises:
-        TrainingError: see :func:`train_classifier`.
+        TrainingError: see :func:`classifier_training`.
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)

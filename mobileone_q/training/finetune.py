@@ -42,47 +42,26 @@ GRADIENT_TYPES: dict[MixedPrecision, torch.dtype] = {
 
 
 def fine_tune(
-    fused: FusedModel,
-    quantized: QuantizedModel,
-    batches: Batches,
-    *,
-    folder: Path,
-    original: MobileOne | FusedModel | None = None,
-    tuning: FineTuneSettings | None = None,
-    settings: TrainingSettings = FINE_TUNING,
-    augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
-    accelerator: Accelerator | None = None,
-    resume: bool = False,
+    training: Training[FakeQuantModel], resume: bool = False
 ) -> tuple[QuantizedModel, Outcome] | None:
-    """Train ``quantized`` to answer as ``fused``, the FP32 network that it was made from.
-
-    ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
-    ``"live"`` needs it. ``folder`` gets the checkpoint, the metrics and, where they are not the ones
-    kept, the last weights. All checks come before the first file is written.
+    """Run what :func:`fine_tuning` made; where the last weights are not the ones kept, it writes them too.
 
     Returns the trained network, on the CPU, and how the run ended; None in every process but the
-    first. ``accelerator`` is ended: no process but the first has anything left to do.
+    first. The training's accelerator is ended: no process but the first has anything left to do.
 
     Raises:
-        TrainingError: a network without classes, missing branches, or missing labels.
-        DataError: too few inputs to hold some out.
+        TrainingError: a loss that is not finite, or nothing to resume.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
-    accelerator = accelerator or make_accelerator(settings)
-    training = fine_tuning(
-        fused, quantized, batches, folder=folder, original=original, tuning=tuning, settings=settings,
-        augmentation=augmentation, accelerator=accelerator,
-    )  # fmt: skip
     outcome = training.run("fine-tuning", resume)
-    end(accelerator)
-    fused.to("cpu")
-    if not accelerator.is_main_process:
+    end(training.accelerator)
+    if not training.accelerator.is_main_process:
         return None
     model = training.model.to("cpu")
     if outcome.kept_step != outcome.steps:
         kept = copy.deepcopy(model.state_dict())
         model.load_state_dict(outcome.last)
-        model.to_quantized().save(folder / LAST)
+        model.to_quantized().save(training.folder / LAST)
         model.load_state_dict(kept)
     return model.to_quantized(), outcome
 
@@ -97,15 +76,19 @@ def fine_tuning(
     tuning: FineTuneSettings | None = None,
     settings: TrainingSettings = FINE_TUNING,
     augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
 ) -> Training[FakeQuantModel]:
-    """The training that :func:`fine_tune` runs, with its checks; nothing is written yet.
+    """Prepare to train ``quantized`` to answer as ``fused``, the FP32 network that it was made from.
+
+    ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
+    ``"live"`` needs it. ``folder`` will get the checkpoint, the metrics and perhaps the last weights;
+    nothing is written yet. ``fused`` is moved to the device that trains.
 
     Raises:
         TrainingError: a network without classes, missing branches, or missing labels.
         DataError: too few inputs to hold some out.
     """
-    tuning = tuning or FineTuneSettings()
+    tuning, accelerator = tuning or FineTuneSettings(), accelerator or make_accelerator(settings)
     if fused.arch.task != "classify":
         raise TrainingError(
             f"{fused.arch.name} has no classes, which the KL divergence needs; qat is for classifiers"

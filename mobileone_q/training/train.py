@@ -25,40 +25,20 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def train_classifier(
-    model: MobileOne,
-    data: Batches,
-    evaluation: Batches,
-    *,
-    folder: Path,
-    epochs: EpochSettings | None = None,
-    settings: TrainingSettings = TRAINING,
-    augmentation: Augmentation = TRAINING_AUGMENTATION,
-    accelerator: Accelerator | None = None,
-    resume: bool = False,
-) -> Outcome | None:
-    """Train ``model`` in place; it ends with the averaged weights, on the CPU.
+def train_classifier(training: Training[MobileOne], resume: bool = False) -> Outcome | None:
+    """Run what :func:`classifier_training` made; its model ends with the averaged weights, on the CPU.
 
-    ``data`` are labelled inputs. ``folder`` gets the checkpoint and the metrics, which are measured on
-    ``evaluation``. All checks come before the first file is written.
-
-    Returns how the run ended; None in every process but the first. ``accelerator`` is ended: no
-    process but the first has anything left to do.
+    Returns how the run ended; None in every process but the first. The training's accelerator is ended:
+    no process but the first has anything left to do.
 
     Raises:
-        TrainingError: a network without classes, or inputs that do not fit the settings.
-        DataError: labels that the network has no class for.
+        TrainingError: a loss that is not finite, or nothing to resume.
         Interrupted: Ctrl-C or SIGTERM, after a checkpoint has been written.
     """
-    accelerator = accelerator or make_accelerator(settings)
-    training = classifier_training(
-        model, data, evaluation, folder=folder, epochs=epochs, settings=settings,
-        augmentation=augmentation, accelerator=accelerator,
-    )  # fmt: skip
     outcome = training.run("training", resume)
-    end(accelerator)
-    model.to("cpu")
-    return outcome if accelerator.is_main_process else None
+    end(training.accelerator)
+    training.model.to("cpu")
+    return outcome if training.accelerator.is_main_process else None
 
 
 def classifier_training(
@@ -70,15 +50,18 @@ def classifier_training(
     epochs: EpochSettings | None = None,
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
 ) -> Training[MobileOne]:
-    """The training that :func:`train_classifier` runs, with its checks; nothing is written yet.
+    """Prepare to train ``model`` in place on ``data``, which are labelled.
+
+    ``folder`` will get the checkpoint and the metrics, which are measured on ``evaluation``; nothing is
+    written yet.
 
     Raises:
         TrainingError: a network without classes, or inputs that do not fit the settings.
         DataError: labels that the network has no class for.
     """
-    epochs = epochs or EpochSettings()
+    epochs, accelerator = epochs or EpochSettings(), accelerator or make_accelerator(settings)
     if model.arch.task != "classify":
         raise TrainingError(f"{model.arch.name} has no classes; train is for classifiers")
     feed = _feed(data, evaluation, epochs, settings, augmentation)

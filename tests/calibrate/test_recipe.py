@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -18,6 +19,11 @@ def test_it_is_light_to_import():
     code = "import sys, calibrate.recipe; print({'torch', 'numpy', 'PIL', 'pydantic'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_a_recorded_recipe_is_read_back():
+    recipe = Recipe(keep_float=("stem", "head"), rounding="nearest")
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
 def test_settings_are_refused_all_at_once():

@@ -12,7 +12,7 @@ from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
 from mobileone_q.errors import DataError, TrainingError
 from mobileone_q.models.fuse import fuse_branches
-from mobileone_q.training.finetune import fine_tune
+from mobileone_q.training.finetune import fine_tune, fine_tuning
 from mobileone_q.training.settings import Augmentation, FineTuneSettings, TrainingSettings
 from tests.helpers.networks import random_model
 from tests.helpers.tiny import write_tiny
@@ -36,24 +36,14 @@ def test_a_network_is_tuned_and_its_start_stays(start, tmp_path, branches):
     model, fused, quantized, inputs = start
     before = {key: value.clone() for key, value in quantized.state_dict().items()}
     tuning = FineTuneSettings(branches=branches, labels=0.1)
-    tuned, outcome = fine_tune(
-        fused, quantized, inputs, folder=tmp_path / "a", original=model, tuning=tuning, settings=QUICK
-    )
+    what: dict = {"folder": tmp_path / "a", "original": model, "tuning": tuning, "settings": QUICK}
+    tuned, outcome = fine_tune(fine_tuning(fused, quantized, inputs, **what))
     assert outcome.steps == outcome.kept_step == 2 * (96 // 16)
     assert outcome.metrics == outcome.start == {}
     assert not same(before, tuned.state_dict())
     assert same(before, quantized.state_dict())
     assert (tmp_path / "a" / "checkpoint.pt").is_file()
-    again, _ = fine_tune(
-        fused,
-        quantized,
-        inputs,
-        folder=tmp_path / "a",
-        original=model,
-        tuning=tuning,
-        settings=QUICK,
-        resume=True,
-    )
+    again, _ = fine_tune(fine_tuning(fused, quantized, inputs, **what), resume=True)
     assert same(tuned.state_dict(), again.state_dict())
 
 
@@ -65,7 +55,9 @@ def test_a_compiled_step_trains_and_evaluation_is_as_ever(start, tmp_path):
         tuning = FineTuneSettings(compile=compiled, held_out=0.25)
         settings = replace(QUICK, epochs=1, keep="last")
         folder = tmp_path / str(compiled)
-        made[compiled] = fine_tune(fused, quantized, inputs, folder=folder, tuning=tuning, settings=settings)
+        made[compiled] = fine_tune(
+            fine_tuning(fused, quantized, inputs, folder=folder, tuning=tuning, settings=settings)
+        )
     (plain, before), (tuned, after) = made[False], made[True]
     assert after.start == before.start  # evaluation is not compiled
     assert after.metrics["kl"] == pytest.approx(before.metrics["kl"], rel=0.05)
@@ -79,7 +71,7 @@ def test_without_a_compiler_the_remedy_is_named(start, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(TrainingError, match="install g\\+\\+, or leave it out"):
-        fine_tune(
+        fine_tuning(
             fused, quantized, inputs, folder=tmp_path / "x", tuning=FineTuneSettings(compile=True),
             settings=QUICK,
         )  # fmt: skip
@@ -90,31 +82,31 @@ def test_recomputing_gives_the_same_network(start, tmp_path):
     model, fused, quantized, inputs = start
     tuned = [
         fine_tune(
-            fused, quantized, inputs, folder=tmp_path / str(recompute), settings=QUICK,
-            tuning=FineTuneSettings(recompute=recompute),
+            fine_tuning(
+                fused, quantized, inputs, folder=tmp_path / str(recompute), settings=QUICK,
+                tuning=FineTuneSettings(recompute=recompute),
+            )
         )[0].state_dict()
         for recompute in (False, True)
     ]  # fmt: skip
     assert same(*tuned)
     live = FineTuneSettings(recompute=True, branches="live", bn_epochs=1)
     with pytest.raises(TrainingError, match="leave out --bn-epochs"):
-        fine_tune(
+        fine_tuning(
             fused, quantized, inputs, folder=tmp_path / "x", original=model, tuning=live, settings=QUICK
         )
 
 
 def test_held_out_inputs_choose_the_weights(start, tmp_path):
     _, fused, quantized, inputs = start
-    _, outcome = fine_tune(
-        fused, quantized, inputs, folder=tmp_path, tuning=FineTuneSettings(held_out=0.25), settings=QUICK
-    )
+    what: dict = {"folder": tmp_path, "tuning": FineTuneSettings(held_out=0.25), "settings": QUICK}
+    _, outcome = fine_tune(fine_tuning(fused, quantized, inputs, **what))
     assert outcome.steps == 2 * 5  # 72 inputs in batches of 16, the last filled up
     assert outcome.metrics["kl"] <= outcome.start["kl"]
+    what["augmentation"] = Augmentation(crop=0.35, jitter=0.3, mixup=0.4)
+    other = fine_tuning(fused, quantized, inputs, **what)
     with pytest.raises(TrainingError, match=r"flip 0.5 \(now 0.0\)"):
-        fine_tune(
-            fused, quantized, inputs, folder=tmp_path, tuning=FineTuneSettings(held_out=0.25), settings=QUICK,
-            augmentation=Augmentation(crop=0.35, jitter=0.3, mixup=0.4), resume=True,
-        )  # fmt: skip
+        fine_tune(other, resume=True)
 
 
 def test_what_cannot_be_tuned_is_refused_before_a_file_is_written(start, tmp_path):
@@ -123,15 +115,17 @@ def test_what_cannot_be_tuned_is_refused_before_a_file_is_written(start, tmp_pat
     live = FineTuneSettings(branches="live")
     for original in (None, fused):
         with pytest.raises(TrainingError, match="no branches to train; use --branches fused"):
-            fine_tune(fused, quantized, inputs, folder=folder, original=original, tuning=live, settings=QUICK)
+            fine_tuning(
+                fused, quantized, inputs, folder=folder, original=original, tuning=live, settings=QUICK
+            )
     with pytest.raises(DataError, match="cannot be held out"):
-        fine_tune(
+        fine_tuning(
             fused, quantized, inputs, folder=folder, tuning=FineTuneSettings(held_out=0.001), settings=QUICK
         )
     unlabelled = Batches(ArrayFile(inputs.source.name), range(96))
     unlabelled.source.y[5] = -1
     with pytest.raises(TrainingError, match="--labels needs labels"):
-        fine_tune(
+        fine_tuning(
             fused, quantized, unlabelled, folder=folder, tuning=FineTuneSettings(labels=1.0), settings=QUICK
         )
     assert not folder.exists()

@@ -10,7 +10,7 @@ from mobileone_q.data.inputs import sample_images
 from mobileone_q.errors import TrainingError
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.settings import EpochSettings, TrainingSettings
-from mobileone_q.training.train import train_classifier
+from mobileone_q.training.train import classifier_training, train_classifier
 from tests.helpers.tiny import write_tiny
 
 SETTINGS = TrainingSettings(epochs=8, optimizer="sgd", lr=0.1, ema=0.9, device="cpu")
@@ -27,7 +27,8 @@ def parts(tmp_path_factory):
 def test_a_network_learns(parts, tmp_path):
     arch, data, evaluation = parts
     torch.manual_seed(0)
-    outcome = train_classifier(MobileOne(arch), data, evaluation, folder=tmp_path, settings=SETTINGS)
+    training = classifier_training(MobileOne(arch), data, evaluation, folder=tmp_path, settings=SETTINGS)
+    outcome = train_classifier(training)
     assert outcome.metrics["top1"] > 0.9 > outcome.start["top1"]
 
 
@@ -40,5 +41,5 @@ def test_what_does_not_go_together_is_refused_before_a_file_is_written(parts, tm
         (images, EpochSettings(epoch_images=40), "--eval-data holds arrays"),
     ):
         with pytest.raises(TrainingError, match=message):
-            train_classifier(model, inputs, evaluation, folder=folder, epochs=epochs, settings=SETTINGS)
+            classifier_training(model, inputs, evaluation, folder=folder, epochs=epochs, settings=SETTINGS)
     assert not folder.exists()

@@ -141,15 +141,20 @@ def discard(staged: Path) -> None:
         shutil.rmtree(staged, ignore_errors=True)
 
 
-def resumable(output: Path | None, name: str, checkpoint: Path = CHECKPOINT) -> Path | None:
-    """The newest hidden folder of this name with such a checkpoint; None if there is none."""
+def resumable(output: Path | None, name: str, checkpoint: Path = CHECKPOINT) -> Path:
+    """The newest hidden folder of this name with such a checkpoint.
+
+    Raises:
+        RunError: there is none.
+    """
     parent, wanted = (output.parent, output.name) if output else (RUNS, name)
-    found = (each.path for each in half_made(parent) if each.name == wanted)
-    return max(
-        (path for path in found if (path / checkpoint).is_file()),
-        key=lambda path: (path / checkpoint).stat().st_mtime,
-        default=None,
-    )
+    named = (each.path for each in half_made(parent) if each.name == wanted)
+    found = [path for path in named if (path / checkpoint).is_file()]
+    if not found:
+        raise RunError(
+            f"nothing to resume for {output or RUNS / name}; pass another --output, or leave out --resume"
+        )
+    return max(found, key=lambda path: (path / checkpoint).stat().st_mtime)
 
 
 def half_made(parent: Path) -> list[Unfinished]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -73,7 +72,7 @@ class TuningJob:
         self.start = Candidate(first.keep_float, first.activation_grids)
         self.rules = ChainRules.of(self.arch, first.target, first.keep_float)
         self.inputs = inputs_of(run, self.arch, options.data, options.eval_data, None)
-        self._recipe = recipe_of(manifest.recipe)
+        self._recipe = Recipe.from_dict(manifest.recipe)
         self._prepared: dict[ActivationGrids, tuple[FusedModel, Statistics]] = {}
 
     @property
@@ -149,12 +148,6 @@ class TuningJob:
     def _comparison(self) -> Comparison:
         images = self.images if self.limits_drop else list(self.images)  # few enough to hold
         return Comparison(self.fused, images, self._scratch)
-
-
-def recipe_of(recorded: Mapping[str, Any]) -> Recipe:
-    """The recipe that a manifest has; JSON has lists for tuples."""
-    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in recorded.items()}
-    return Recipe(**values)
 
 
 def expectations(

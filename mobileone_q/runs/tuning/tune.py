@@ -20,7 +20,6 @@ from calibrate.chain_model import fastest_within
 from calibrate.precision_search import EQUAL, Candidate, Problem, Search, Trial
 from mobileone_q import engines
 from mobileone_q.engines import Backend, BuildOptions
-from mobileone_q.errors import RunError
 from mobileone_q.evaluation.latency import Timing
 from mobileone_q.files import scratch_folder, sha256, write_atomically
 from mobileone_q.models.quantized import QuantizedModel
@@ -32,7 +31,7 @@ from mobileone_q.runs.engines.graphs import input_form
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.run import Run, resolve_backend
 from mobileone_q.runs.settings import TuneOptions
-from mobileone_q.runs.storage.folder import RUNS, RunFolder
+from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import FUSED, TRIALS, TUNED
 from mobileone_q.runs.storage.staging import discard, publish_folder, resumable, stage
 from mobileone_q.runs.tuning.bench import EngineBench
@@ -67,7 +66,7 @@ def tune_run(
     backend = engines.backend(resolve_backend(options.backend))
     refuse_backend(run, backend)
     name = f"{run.path.resolve().name}-tuned"
-    staged = _unfinished(options.output, name) if options.resume else stage(options.output, name)
+    staged = resumable(options.output, name, Path(TRIALS)) if options.resume else stage(options.output, name)
     try:
         with scratch_folder() as scratch:
             job = TuningJob(run, options, scratch)
@@ -75,13 +74,6 @@ def tune_run(
         return Run(publish_folder(staged, options.output, name))
     finally:
         discard(staged)
-
-
-def _unfinished(output: Path | None, name: str) -> Path:
-    found = resumable(output, name, Path(TRIALS))
-    if found is None:
-        raise RunError(f"nothing to resume for {output or RUNS / name}; leave out --resume")
-    return found
 
 
 def _tune(

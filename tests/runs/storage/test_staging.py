@@ -118,7 +118,8 @@ def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path):
 
 
 def test_the_newest_unfinished_training_is_resumed(tmp_path):
-    assert resumable(tmp_path / "run", "s0") is None
+    with pytest.raises(RunError, match=r"nothing to resume for .*/run; pass another --output, or leave out"):
+        resumable(tmp_path / "run", "s0")
     for number, name in enumerate(("run", "run", "run-2", "other")):
         checkpoint = tmp_path / f".{name}.partial-{number + 1}-abc" / CHECKPOINT
         checkpoint.parent.mkdir(parents=True)
