@@ -18,7 +18,7 @@ from mobileone_q import __version__
 from mobileone_q.commands import Group, wants_json
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.errors import RunError
+from mobileone_q.errors import OptionError, RunError
 from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
 from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, Form, WritableLayout
 from mobileone_q.options import (
@@ -485,7 +485,8 @@ def evaluate(path: Path | None, options: EvaluateOptions) -> Any:
     if not (options.parity or options.exact):
         evaluation = evaluate_engine(
             path, options.data, options.images, precision=options.precision,
-            backend=resolve_backend(options.backend), threads=options.threads, progress=True,
+            backend=resolve_backend(options.backend) if options.backend else None,
+            threads=options.threads, progress=True,
         )  # fmt: skip
         print_evaluation(evaluation)
         return asdict(evaluation)
@@ -676,6 +677,8 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
     from mobileone_q.doctor import gather, judge, to_dict
     from mobileone_q.report.lines import hanging
 
+    if archive is None and (run_path or scored):
+        raise OptionError("RUN and --from are for the archive of --report; pass that too, or leave them out")
     facts = gather()
     checks = judge(facts)
     if archive is not None:

@@ -15,8 +15,9 @@ from contextlib import ExitStack, redirect_stdout
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from mobileone_q.errors import MobileOneQError
+from mobileone_q.errors import MobileOneQError, OptionError
 from mobileone_q.progress import hidden_progress
 from mobileone_q.streams import abandon_output, prepare_streams
 
@@ -52,6 +53,12 @@ def wants_json() -> bool:
     return bool(click.get_current_context().meta.get(f"{META}print_json"))
 
 
+class JsonOption(click.Option):
+    """``--json``, which tables in another form do not go with."""
+
+    replaces = ("form",)
+
+
 def _common_options(has_json: bool) -> list[click.Option]:
     words: dict[str, Any] = {"is_flag": True, "expose_value": False, "callback": _remember}
     options = [
@@ -59,8 +66,40 @@ def _common_options(has_json: bool) -> list[click.Option]:
         click.Option(["-v", "--verbose"], help="Show log messages, and where an error arose.", **words),
     ]
     if not has_json:
-        options.append(click.Option(["--json", "print_json"], help="JSON instead of text.", **words))
+        options.append(JsonOption(["--json", "print_json"], help="JSON instead of text.", **words))
     return options
+
+
+def _refuse_without_effect(ctx: click.Context) -> None:
+    """Check that every option that was given has an effect; see :class:`mobileone_q.settings.Option`.
+
+    A config file's value may lose its effect through what is typed: the command line wins.
+
+    Raises:
+        OptionError: an option has none.
+    """
+    known = {str(param.name): param for param in ctx.command.params}
+    sources = {name: ctx.get_parameter_source(name) for name in known}
+    typed = {name for name, source in sources.items() if source is ParameterSource.COMMANDLINE}
+    given = typed | {name for name, source in sources.items() if source is ParameterSource.DEFAULT_MAP}
+    for name in sorted(given):
+        param, is_on, flag = known[name], bool(ctx.params.get(name, True)), _as_typed(known[name])
+        for other in getattr(param, "replaces", ()):
+            if is_on and (other in typed or (other in given and name not in typed)):
+                raise OptionError(
+                    f"{_as_typed(known[other])} has no effect beside {flag}; leave one of them out"
+                )
+        needed, _, wanted = getattr(param, "needs", "").partition("=")
+        if is_on and needed in known and (name in typed or needed not in typed):
+            value = ctx.params[needed]
+            if value != wanted if wanted else not value:
+                words = f"{_as_typed(known[needed])} {wanted}".strip()
+                raise OptionError(f"{flag} has no effect without {words}; pass that too, or leave it out")
+
+
+def _as_typed(param: click.Parameter) -> str:
+    """``--option``, or ARGUMENT."""
+    return (param.metavar or "").strip("[].") if isinstance(param, click.Argument) else param.opts[0]
 
 
 class Command(click.Command):
@@ -73,6 +112,7 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; what it returns is printed under ``--json``."""
+        _refuse_without_effect(ctx)
         prints_json = wants_json()
         is_quiet, is_verbose = (bool(ctx.meta.get(f"{META}{name}")) for name in ("quiet", "verbose"))
         if is_verbose:

@@ -4,6 +4,7 @@
     ├── ArchitectureError     no such architecture, or one that cannot be built
     ├── CheckpointError       a weights file that is missing, broken, foreign or unsafe
     ├── ConfigError           a YAML file of options that cannot be used
+    ├── OptionError           options of a command that do not go together
     ├── FusionError           branches that cannot be folded exactly
     ├── DataError             images: missing, unreadable, too few
     ├── CalibrationError      statistics or settings from which no grid can be made
@@ -44,6 +45,10 @@ class CheckpointError(MobileOneQError):
 
 class ConfigError(MobileOneQError):
     """A YAML file of options that cannot be used."""
+
+
+class OptionError(MobileOneQError):
+    """Options of a command that do not go together."""
 
 
 class FusionError(MobileOneQError):

@@ -37,11 +37,13 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class SectionedOption(click.Option):
-    """An option that knows the settings class it belongs to, whose heading it stands under in the help."""
+    """An option that knows the settings class whose heading it stands under, and which others it excludes."""
 
-    def __init__(self, *args: Any, section: str = "", **more: Any) -> None:
+    def __init__(
+        self, *args: Any, section: str = "", replaces: tuple[str, ...] = (), needs: str = "", **more: Any
+    ) -> None:
         super().__init__(*args, **more)
-        self.section = section
+        self.section, self.replaces, self.needs = section, replaces, needs
 
 
 class Choice(click.Choice):
@@ -346,6 +348,7 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
     if option.default_help and default is None:
         help_text += f"  [default: {option.default_help}]"
     words: dict[str, Any] = {"help": help_text, "cls": SectionedOption, "section": cls.__name__}
+    words |= {"replaces": option.replaces, "needs": option.needs}
     if option.is_required:
         words["required"] = True
     else:

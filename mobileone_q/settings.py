@@ -22,6 +22,9 @@ class Option:
     ``low`` and ``high`` are inclusive bounds of a number. ``metavar`` names the value in the help.
     ``default_help`` says in words what happens without the option, where the default is None.
     ``is_required`` means that a value must be given.
+    ``replaces`` names parameters of a command that have no effect beside this option, and ``needs`` the one
+    without which this option has none; ``grids=both`` asks for a value of it. Who types such options
+    together, or the one without the other, is told (:mod:`mobileone_q.commands`).
     """
 
     help: str
@@ -31,6 +34,8 @@ class Option:
     metavar: str | None = None
     default_help: str = ""
     is_required: bool = False
+    replaces: tuple[str, ...] = ()
+    needs: str = ""
 
 
 def setting(default: Any, help: str, **option: Any) -> Any:

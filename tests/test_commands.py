@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from cli import main
-from tests.helpers.cli import invoke
+from tests.helpers.cli import invoke, refused
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +51,61 @@ def test_the_help_has_an_example_that_parses_and_fits(name):
     for flag in ("--quiet", "--verbose", "--json"):
         assert flag in text
     assert "Every command:" in text
+
+
+WITHOUT_EFFECT = {
+    "profile --from recorded.json --runs 4": "--runs has no effect beside --from",
+    "profile --from recorded.json runs/s0": "RUN has no effect beside --from",
+    "predict --engine e.onnx --run runs/s0 x.png": "--run has no effect beside --engine",
+    "predict --engine e.onnx --precision fp32 x.png": "--precision has no effect beside --engine",
+    "evaluate --parity --precision fp32": "--precision has no effect beside --parity",
+    "evaluate --exact --backend openvino": "--backend has no effect beside --exact",
+    "qat --find-lr --resume": "--resume has no effect beside --find-lr",
+    "train sample --find-lr --output out": "--output has no effect beside --find-lr",
+    "qat --nesterov": "--nesterov has no effect without --optimizer sgd",
+    "qat --bn-epochs 3": "--bn-epochs has no effect without --branches live",
+    "qat --label-smoothing 0.1": "--label-smoothing has no effect without --labels",
+    "calibrate --arch s0 --max-kl 0.1": "--max-kl has no effect without --grids both",
+    "calibrate --arch s0 --no-head": "--no-head has no effect without --features",
+    "calibrate --arch s0 --image-size 64": "leave out --image-size",
+    "info --runs 3": "--runs has no effect without --arch",
+    "compare runs/s0 --format csv --json": "--format has no effect beside --json",
+    "doctor --from score.json": "RUN and --from are for the archive of --report",
+    "doctor runs/s0": "RUN and --from are for the archive of --report",
+    "build-engine --bundle b --triton t": "--bundle and --triton each write a folder of their own",
+    "build-engine --triton t --deepstream d": "--triton and --deepstream each write a folder",
+    "build-engine --triton t --with-reference val": "--with-reference goes into a bundle",
+    "build-engine --fp16 --keep-float stem": "--keep-float is for the INT8 engine",
+    "build-engine --int8 --fp16 --bundle b": "--bundle is for one precision; give one of --int8 and --fp16",
+    "build-engine --deepstream d --backend openvino": "leave --backend openvino out",
+}
+
+
+@pytest.mark.parametrize("line", WITHOUT_EFFECT)
+def test_an_option_without_effect_is_refused(line, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert WITHOUT_EFFECT[line] in refused(*line.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_config_may_have_options_that_the_command_line_puts_out_of_effect(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("output: out\n")
+    assert "is not a finished run" in refused("qat", "--config", config, "--find-lr", tmp_path)
+    config.write_text("output: out\nfind-lr: true\n")
+    assert "--output has no effect beside --find-lr" in refused("qat", "--config", config, tmp_path)
+    config.write_text("nesterov: true\noptimizer: sgd\n")
+    assert "is not a finished run" in refused("qat", "--config", config, "--optimizer", "adamw", tmp_path)
+
+
+def test_options_name_others_that_there_are():
+    named = {
+        name.partition("=")[0]
+        for command in COMMANDS.values()
+        for param in command.params
+        for name in (*getattr(param, "replaces", ()), getattr(param, "needs", ""))
+    }
+    assert named - {""} <= {param.name for command in COMMANDS.values() for param in command.params}
 
 
 def test_the_list_of_commands_is_never_cut():

@@ -107,6 +107,9 @@ def _sample_inputs(arch: Architecture, options: InputOptions) -> Inputs:
             f"no weights for {arch.name}: pass --weights CHECKPOINT and --data FOLDER "
             f"(only `--arch {sample.ARCH}` with none of these options has a bundled sample)"
         )
+    side = sample.PREPROCESSING.crop
+    if options.image_size not in (None, side):
+        raise DataError(f"the bundled sample's images have a side of {side} pixels; leave out --image-size")
     calibration = draw(sample_images("calibration"), options.images, options.seed)
     evaluation = Batches.choose(sample_images("evaluation"))
     return Inputs(sample.NAME, sample.WEIGHTS, calibration, evaluation, sample.CLASSES, is_sample=True)

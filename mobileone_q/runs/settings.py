@@ -5,11 +5,13 @@ The command line makes its options from the fields, so nothing heavy is imported
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mobileone_q.engines.settings import BuildOptions
+from mobileone_q.errors import OptionError
 from mobileone_q.names import ActivationGrids, BackendName, ChannelOrder, InputKind, Precision, Target
 from mobileone_q.settings import setting
 
@@ -46,6 +48,7 @@ class CalibrationOptions:
         0.02,
         "With --grids both: a bundle takes no graph whose recorded KL(FP32‖INT8), in nats, is larger.",
         low=0,
+        needs="grids=both",
     )
     sensitivity: bool = setting(
         False,
@@ -56,7 +59,7 @@ class CalibrationOptions:
         "A backbone: the graphs also give the maps after these stages, such as 1,2,3, counted from 0.",
         metavar="STAGES",
     )
-    no_head: bool = setting(False, "With --features: end with the last of these stages.")
+    no_head: bool = setting(False, "With --features: end with the last of these stages.", needs="features")
     input: InputKind = setting(
         "float",
         "What the graphs take: normalized float32 (N, 3, H, W), or uint8 pixels (N, H, W, 3), which they "
@@ -95,7 +98,9 @@ class QatOptions:
     output: Path | None = setting(None, "Run folder, new or empty.", default_help="runs/RUN-qat, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")
     find_lr: bool = setting(
-        False, "Train nothing: try rising learning rates, and say at which the loss falls fastest."
+        False,
+        "Train nothing: try rising learning rates, and say at which the loss falls fastest.",
+        replaces=("output", "resume"),
     )
 
 
@@ -117,7 +122,9 @@ class TrainOptions:
     output: Path | None = setting(None, "Folder, new or empty.", default_help="runs/train-ARCH, numbered")
     resume: bool = setting(False, "Go on from the last checkpoint.")
     find_lr: bool = setting(
-        False, "Train nothing: try rising learning rates, and say at which the loss falls fastest."
+        False,
+        "Train nothing: try rising learning rates, and say at which the loss falls fastest.",
+        replaces=("output", "resume"),
     )
 
 
@@ -160,7 +167,11 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """Which engines `build-engine` builds, or that it writes a bundle."""
+    """Which engines `build-engine` builds, or the folder that it writes instead.
+
+    Raises:
+        OptionError: something is asked for that would have no effect beside the rest.
+    """
 
     int8: bool = setting(False, "INT8 beside its FP32 baseline.  [default]")
     fp16: bool = setting(
@@ -202,11 +213,36 @@ class EngineRequest:
         default_help="no reference",
     )
 
+    def __post_init__(self) -> None:
+        folders = [flag for flag in ("bundle", "triton", "deepstream") if getattr(self, flag) is not None]
+        if len(folders) > 1:
+            raise OptionError(f"{_flags(folders)} each write a folder of their own; run once for each")
+        if self.with_reference is not None and folders != ["bundle"]:
+            raise OptionError("--with-reference goes into a bundle; pass --bundle DIR too, or leave it out")
+        if self.keep_float and "int8" not in self.precisions:
+            raise OptionError("--keep-float is for the INT8 engine; pass --int8 too, or leave it out")
+        if folders and self.keep_float:
+            raise OptionError(
+                "such a folder has the graph of its run; calibrate again with --keep-float, then write it"
+            )
+        asked = [flag for flag in ("int8", "fp16", "fp32") if getattr(self, flag)]
+        if folders and len(asked) > 1:
+            raise OptionError(f"--{folders[0]} is for one precision; give one of {_flags(asked)}")
+        served = ("auto", "tensorrt", *(("onnxruntime",) if self.triton is not None else ()))
+        if folders and self.tune_seconds is None and self.backend not in served:
+            raise OptionError(f"--{folders[0]} is not for {self.backend}; leave --backend {self.backend} out")
+
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """What to build: FP32 always, then what was asked for; INT8 where nothing was."""
         wants_int8 = self.int8 or not (self.fp16 or self.fp32)
         return ("fp32", *(("fp16",) if self.fp16 else ()), *(("int8",) if wants_int8 else ()))
+
+
+def _flags(names: Sequence[str]) -> str:
+    """``--a, --b and --c``."""
+    flags = [f"--{name}" for name in names]
+    return " and ".join(filter(None, (", ".join(flags[:-1]), flags[-1])))
 
 
 def tuning_request(wanted: EngineRequest, build: BuildOptions) -> TuneOptions:
@@ -223,7 +259,11 @@ class ProfileOptions:
     runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
     batch: int = setting(1, "Images at once.", low=1)
     recorded: Path | None = setting(
-        None, "Report a profile recorded on a device instead.", flag="--from", default_help="time here"
+        None,
+        "Report a profile recorded on a device instead.",
+        flag="--from",
+        default_help="time here",
+        replaces=("backend", "runs", "batch", "threads", "run_path"),
     )
     threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
 
@@ -233,7 +273,12 @@ class PredictOptions:
     """Which engine `predict` asks, and what it shows."""
 
     run: Path | None = setting(None, "Run folder.", default_help="the newest under runs/")
-    engine: Path | None = setting(None, "Engine file in a run folder, instead of --run.", default_help="")
+    engine: Path | None = setting(
+        None,
+        "Engine file in a run folder, instead of --run.",
+        default_help="",
+        replaces=("run", "precision", "backend"),
+    )
     precision: Literal["int8", "fp32"] = setting("int8", "Which engine.")
     backend: BackendChoice = setting("onnxruntime", "Whose engine.")
     classes: Path | None = setting(None, "Class names, one a line.", default_help="the run's")
@@ -257,15 +302,18 @@ class EvaluateOptions:
     images: int | None = setting(
         None, "How many, drawn at random.", low=1, default_help=f"all; {COMPARED_IMAGES} with --parity"
     )
-    precision: Precision = setting("int8", "Which of RUN's engines.")
-    backend: BackendChoice = setting("onnxruntime", "Whose engine of RUN.")
+    precision: Precision | None = setting(None, "Which of RUN's engines.", default_help="int8")
+    backend: BackendChoice | None = setting(None, "Whose engine of RUN.", default_help="onnxruntime")
     parity: bool = setting(
-        False, "Compare the answers of all engines of RUN with PyTorch's instead; goes into the report."
+        False,
+        "Compare the answers of all engines of RUN with PyTorch's instead; goes into the report.",
+        replaces=("precision", "backend"),
     )
     exact: bool = setting(
         False,
         "With --parity, which it implies: also run the INT8 graph for target tensorrt in exact integers, "
         "with FP32 and FP16 between.",
+        replaces=("precision", "backend"),
     )
     threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
 
@@ -291,5 +339,5 @@ class InfoOptions:
 
     arch: str | None = setting(None, "", default_help="a table of s0 to s4")
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
-    runs: int = setting(10, "Timed runs in ONNX Runtime; 0 for none.", low=0)
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+    runs: int = setting(10, "Timed runs in ONNX Runtime; 0 for none.", low=0, needs="arch")
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, needs="arch")

@@ -68,12 +68,14 @@ class TrainingSettings:
     final_lr: float = setting(0.0, "Lowest learning rate, at the end.", low=0)
     warmup_steps: int = setting(20, "Steps in which the learning rate rises.", low=0)
     momentum: float = setting(0.9, "Momentum of SGD, or AdamW's first beta.", low=0, high=1)
-    nesterov: bool = setting(False, "Nesterov momentum, for SGD.")
+    nesterov: bool = setting(False, "Nesterov momentum, for SGD.", needs="optimizer=sgd")
     weight_decay: float = setting(0.0, "Weight decay at the start; it follows a cosine of its own.", low=0)
     final_weight_decay: float = setting(0.0, "Weight decay at the end.", low=0)
     bias_decay: bool = setting(False, "Let biases decay too, so that only batch norms do not.")
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0 for any.", low=0)
-    label_smoothing: float = setting(0.0, "Share of a label that is spread over all classes.", low=0, high=1)
+    label_smoothing: float = setting(
+        0.0, "Share of a label that is spread over all classes.", low=0, high=1, needs="labels"
+    )
     ema: float = setting(0.99, "Decay of the averaged weights, which are the ones kept.", low=0, high=1)
     precision: MixedPrecision = setting(
         "no", "Mixed precision; qat uses it for gradients only. fp16 needs a GPU."
@@ -198,7 +200,9 @@ class FineTuneSettings:
         low=0.1,
         high=1,
     )
-    bn_epochs: int = setting(0, "Epochs until batch statistics are frozen (--branches live).", low=0)
+    bn_epochs: int = setting(
+        0, "Epochs until batch statistics are frozen (--branches live).", low=0, needs="branches=live"
+    )
     compile: bool = setting(False, "Compile the step (torch.compile); the first takes a minute.")
     recompute: bool = setting(False, "Keep few activations and compute the rest again: less memory, slower.")
 

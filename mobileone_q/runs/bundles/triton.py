@@ -62,8 +62,8 @@ def write_triton(run: RunFolder, folder: Path, precision: Precision, options: Bu
         FileError: the folder cannot be written to.
     """
     manifest, arch = run.read_manifest(), run.load_fused().arch
-    is_ready = manifest.target == "onnxruntime" and precision != "fp16"
-    backend: BackendName = "onnxruntime" if is_ready else "tensorrt"
+    backend = served_by(run, precision)
+    is_ready = backend == "onnxruntime"
     with new_folder(folder, folder.name) as place:
         version = place.path / "1"
         if is_ready:
@@ -78,6 +78,12 @@ def write_triton(run: RunFolder, folder: Path, precision: Precision, options: Bu
         write_text(place.path / "config.pbtxt", config)
     first = "" if is_ready else f"on the server, {folder}/1/build.sh builds the engine; then "
     return f"{folder}: {first}put it into a model repository, and start tritonserver --model-repository"
+
+
+def served_by(run: RunFolder, precision: Precision) -> BackendName:
+    """The backend of Triton that a run's graph is for."""
+    is_ready = run.read_manifest().target == "onnxruntime" and precision != "fp16"
+    return "onnxruntime" if is_ready else "tensorrt"
 
 
 def copy_engine_files(

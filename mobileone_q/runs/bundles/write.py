@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mobileone_q.engines import BuildOptions
-from mobileone_q.errors import RunError
+from mobileone_q.errors import OptionError
 from mobileone_q.runs.bundles.bundle import write_bundle
 from mobileone_q.runs.bundles.deepstream import write_deepstream
-from mobileone_q.runs.bundles.triton import write_triton
+from mobileone_q.runs.bundles.triton import served_by, write_triton
 from mobileone_q.runs.settings import EngineRequest
 from mobileone_q.runs.storage.folder import RunFolder
 
@@ -26,22 +26,19 @@ def write_folder(run: RunFolder, wanted: EngineRequest, options: BuildOptions) -
     """Write the bundle, or the model folder of a server, that was asked for; None where none was.
 
     Raises:
-        RunError: an option that such a folder cannot have, or that is for a bundle alone.
-        EngineError, FileError: see :func:`mobileone_q.runs.bundles.bundle.write_bundle`.
+        OptionError: another backend than Triton would use is asked for.
+        RunError, EngineError, FileError: see :func:`mobileone_q.runs.bundles.bundle.write_bundle`.
     """
-    if wanted.keep_float and (wanted.bundle or wanted.triton or wanted.deepstream):
-        raise RunError(
-            "such a folder has the graph of its run; calibrate again with --keep-float, then write it"
-        )
     precision = wanted.precisions[-1]
     if wanted.bundle is not None:
         said = write_bundle(run, wanted.bundle, precision, options, wanted.with_reference)
         return Written("bundle", wanted.bundle, said)
     if wanted.triton is not None:
+        backend = served_by(run, precision)
+        if wanted.tune_seconds is None and wanted.backend not in ("auto", backend):
+            raise OptionError(f"Triton serves this graph by {backend}; leave --backend {wanted.backend} out")
         return Written("triton", wanted.triton, write_triton(run, wanted.triton, precision, options))
     if wanted.deepstream is not None:
         said = write_deepstream(run, wanted.deepstream, precision, options)
         return Written("deepstream", wanted.deepstream, said)
-    if wanted.with_reference is not None:
-        raise RunError("--with-reference goes into a bundle; pass --bundle DIR too")
     return None

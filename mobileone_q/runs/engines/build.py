@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from mobileone_q.engines import Backend, BuildOptions, EngineInfo
 from mobileone_q.errors import EngineError
-from mobileone_q.names import Precision
+from mobileone_q.names import CPU_BACKENDS, Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.engines.graphs import build_options, input_form, refuse_foreign_target, write_graph
 from mobileone_q.runs.storage.folder import RunFolder
@@ -47,8 +47,13 @@ def build_engines(
         raise EngineError(
             "--direct-input is for a bundle, whose scripts lay images out so; pass --bundle DIR"
         )
+    if options.dla_core is not None and set(precisions) == {"fp32"}:
+        raise EngineError("a DLA does not compute in FP32; pass --int8 or --fp16, or leave out --dla")
     if "int8" in precisions:
         refuse_foreign_target(run, backend.name, options.dla_core)
+    if backend.name in CPU_BACKENDS and (options.dla_core is not None or options.compute_capabilities):
+        wrong = "--compute-capability" if options.compute_capabilities else "--dla"
+        raise EngineError(f"{wrong} has no effect on {backend.name}, which runs on the CPU; leave it out")
     form = input_form(run, options)
     with progress_if(progress, f"building for {backend.runtime()}", PERCENT * len(precisions)) as advance:
         for precision in precisions:

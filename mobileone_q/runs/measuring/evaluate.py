@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobileone_q.engines import Engine
-from mobileone_q.errors import EngineError
+from mobileone_q.errors import EngineError, OptionError
 from mobileone_q.evaluation.metrics import MeasuredScore
 from mobileone_q.evaluation.streaming import ScoreSum, each_batch
 from mobileone_q.names import BackendName, Precision
@@ -22,27 +22,31 @@ def evaluate_engine(
     data: Path | None,
     count: int | None,
     *,
-    precision: Precision = "int8",
-    backend: BackendName = "onnxruntime",
+    precision: Precision | None = None,
+    backend: BackendName | None = None,
     threads: int = 1,
     progress: bool = False,
 ) -> MeasuredScore:
     """Measure one engine on ``count`` inputs of ``data``, or on all of them.
 
     ``path`` is an engine file in a run's folder ``engines``, or a run, of which ``precision`` and
-    ``backend`` choose the engine. An ONNX Runtime engine that is not there yet is built.
+    ``backend`` choose the engine, by default INT8 and ONNX Runtime. An ONNX Runtime engine that is not
+    there yet is built.
 
     Raises:
+        OptionError: ``precision`` or ``backend`` beside an engine file, which has its own.
         EngineError: the engine is missing or stale, cannot run here, or takes camera frames, or its network
             has no classes.
         RunError: there is no such run, or its graph has changed.
         DataError: the inputs do not fit the run, or have labels beyond its classes.
     """
     if path is not None and path.is_file():
+        if precision or backend:
+            raise OptionError(f"{path} is an engine already; leave out --precision and --backend")
         run, engine = load_engine_file(path, threads)
     else:
         run = find_run(path)
-        engine = ready_engine(run, precision, backend, threads)
+        engine = ready_engine(run, precision or "int8", backend or "onnxruntime", threads)
     with engine:
         return _evaluate(run, engine, data, count, progress)
 

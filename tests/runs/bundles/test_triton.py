@@ -56,6 +56,8 @@ def test_a_run_for_onnx_runtime_is_served_as_it_is(bundled, tmp_path):
     assert "build.sh" not in said
     assert json.loads(json.loads(config.rsplit("string_value: ", 1)[1].split(" }")[0]))["crop"] == 32
     assert "is not empty" in refused("build-engine", "--triton", folder, bundled[0])
+    message = refused("build-engine", "--triton", tmp_path / "a", "--backend", "tensorrt", bundled[0])
+    assert "Triton serves this graph by onnxruntime; leave --backend tensorrt out" in message
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp16"])

@@ -107,6 +107,10 @@ def test_options_that_do_not_fit(sample_run):
     for size in ("48", "0x64", "48x-64", "48x64x3", "15x15", "99999x99"):
         said = invoke("build-engine", "--input", "uint8", "--camera-size", size, run, code=2)
         assert "16 to 16384 pixels" in said
+    for words in (("--dla", 0), ("--compute-capability", 86)):
+        message = refused("build-engine", "--fp16", "--backend", "onnxruntime", *words, run)
+        assert f"{words[0]} has no effect on onnxruntime" in message
+    assert "a DLA does not compute in FP32" in refused("build-engine", "--fp32", "--dla", 0, run)
 
 
 def test_inputs_that_are_not_pixels():

@@ -80,3 +80,4 @@ def test_what_cannot_be_measured_is_refused(bundled, tmp_path):
     assert "no engine at" in refused("evaluate", bundled[0], "--backend", "tensorrt")
     engine = bundled[0] / "engines" / "int8.onnxruntime.onnx"
     assert "is not a finished run" in refused("evaluate", "--parity", engine)
+    assert "is an engine already; leave out --precision" in refused("evaluate", engine, "--precision", "fp32")
