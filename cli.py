@@ -19,11 +19,10 @@ from mobileone_q.commands import Group, wants_json
 from mobileone_q.data.settings import InputOptions
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import OptionError, RunError
-from mobileone_q.jetson_devices import DEVICE_NAMES, find_device
-from mobileone_q.names import ARCHITECTURES, RTX_WARNING, WRITABLE_LAYOUTS, Form, WritableLayout
+from mobileone_q.evaluation.settings import InfoOptions, RooflineOptions
+from mobileone_q.jetson_devices import find_device
+from mobileone_q.names import RTX_WARNING, Form
 from mobileone_q.options import (
-    ARCH,
-    BATCH,
     CONFIG,
     CONFIG_ARGUMENT,
     FILE,
@@ -31,23 +30,20 @@ from mobileone_q.options import (
     FORM,
     RUN,
     RUNS,
-    Choice,
     fetch_weights,
     takes,
 )
+from mobileone_q.runs.engines.settings import EngineRequest, PredictOptions
+from mobileone_q.runs.measuring.settings import BenchmarkOptions, EvaluateOptions, ProfileOptions
+from mobileone_q.runs.reports.settings import DoctorOptions, ReportOptions
 from mobileone_q.runs.settings import (
-    COMPARED_IMAGES,
-    BenchmarkOptions,
     CalibrationOptions,
-    EngineRequest,
-    EvaluateOptions,
-    InfoOptions,
-    PredictOptions,
-    ProfileOptions,
+    FuseOptions,
+    NetworkOptions,
     QatOptions,
     TrainOptions,
-    TuneOptions,
 )
+from mobileone_q.runs.tuning.settings import TuneOptions, tuning_request
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -60,7 +56,7 @@ from mobileone_q.training.settings import (
 )
 
 if TYPE_CHECKING:
-    from mobileone_q.names import WritableLayout
+    from mobileone_q.engines import Backend
     from mobileone_q.runs.storage.folder import RunFolder
     from mobileone_q.training.learning_rates import RangeTest
 
@@ -103,7 +99,7 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     recipe = replace(recipe, target=target, activation_grids=options.activation_grids)
     model, chosen = gather(options.arch, inputs)
     click.echo(f"{chosen.title}: {model.description}; target {recipe.target}")
-    if options.features or options.no_head:
+    if options.features:
         model = model.with_maps(stages_of(options.features), not options.no_head)
     result = calibrate_inputs(
         model, chosen, recipe, inputs.seed, options.max_drop_pts, options.plain_within,
@@ -137,34 +133,22 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     """
     from mobileone_q import engines
     from mobileone_q.runs.bundles.write import write_folder
-    from mobileone_q.runs.engines.build import build_engines
-    from mobileone_q.runs.run import resolve_backend
-    from mobileone_q.runs.settings import tuning_request
     from mobileone_q.runs.storage.folder import find_run
 
-    run, precisions = find_run(run_path), wanted.precisions
+    run = find_run(run_path)
     if wanted.tune_seconds is not None:
         run = _tuned(run, tuning_request(wanted, options), options)
-    if "int8" in precisions:
+    if "int8" in wanted.precisions:
         _say_plan(run)
     written = write_folder(run, wanted, options)
     if written is not None:
         click.echo(written.said)
         return {written.kind: str(written.path)}
-    backend = engines.backend(resolve_backend(wanted.backend))
-    if "int8" in precisions and backend.name == "tensorrt-rtx":
-        click.echo(f"warning: {RTX_WARNING}", err=True)
-    built = []
-    for path, info in build_engines(
-        run, backend, precisions, options, keep_float=wanted.keep_float, progress=True
-    ):
-        built.append(str(path))
-        click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
-        if info.warnings:
-            click.echo(f"      {info.warnings}")
-    if "int8" in precisions and backend.can_run():
+    backend = engines.backend(wanted.backend)
+    built = _build(run, backend, wanted, options)
+    if "int8" in wanted.precisions and backend.can_run():
         _show_latency(run, ProfileOptions(backend.name, threads=options.threads))
-    elif "int8" in precisions:
+    elif "int8" in wanted.precisions:
         click.echo(f"no latency: running a {backend.name} engine needs an NVIDIA GPU, and there is none here")
     return {"engines": built, **_facts(run)}
 
@@ -221,19 +205,9 @@ def profile(run_path: Path | None, options: ProfileOptions) -> Any:
 
 
 @main.command()
-@click.option(
-    "--with-images", is_flag=True,
-    help="Put thumbnails of the images whose class changed into report.html; they may be private.",
-)  # fmt: skip
-@click.option(
-    "--from", "scored", type=FILE, help="First add what the bundle's score.py measured, its score.json."
-)
-@click.option(
-    "--device", type=Choice(DEVICE_NAMES), metavar="MODULE[@MODE]",
-    help="Also show what a Jetson's published rates allow, and an estimate, beside what was measured.",
-)  # fmt: skip
+@takes(ReportOptions, "options")
 @RUN
-def report(run_path: Path | None, with_images: bool, scored: Path | None, device: str | None) -> Any:
+def report(run_path: Path | None, options: ReportOptions) -> Any:
     """Print the report of RUN again, and write its page, report.html, again.
 
     The page shows no image unless --with-images asks for it, and no device's bound without --device. The
@@ -250,11 +224,13 @@ def report(run_path: Path | None, with_images: bool, scored: Path | None, device
     from mobileone_q.runs.storage.folder import find_run
 
     run = find_run(run_path)
-    if scored is not None:
-        add_score(run, scored)
+    if options.scored is not None:
+        add_score(run, options.scored)
     made, manifest = run.read_report(), run.read_manifest()
-    expected = expected_on(find_device(device), run.load_fused().arch, made) if device else None
-    run.write_page(made, manifest, thumbnails(made, manifest) if with_images else {}, expected)
+    expected = (
+        expected_on(find_device(options.device), run.load_fused().arch, made) if options.device else None
+    )
+    run.write_page(made, manifest, thumbnails(made, manifest) if options.with_images else {}, expected)
     print_report(made)
     if expected:
         click.echo(hanging("expected        ", expected.describe()))
@@ -263,23 +239,10 @@ def report(run_path: Path | None, with_images: bool, scored: Path | None, device
 
 
 @main.command()
-@ARCH
-@click.option(
-    "--image-size", type=click.IntRange(min=32),
-    help="Side of the input that the certificate is measured on, pixels.  [default: the architecture's]",
-)  # fmt: skip
-@click.option(
-    "--data", type=FILE, help="Images, or an .npz, for the certificate.  [default: the bundled sample's]"
-)
-@click.option(
-    "--layout", type=Choice(WRITABLE_LAYOUTS), default="own", show_default=True,
-    help="Whose fused network is to load DST.",
-)  # fmt: skip
+@takes(FuseOptions, "options")
 @click.argument("src", type=FILE, callback=fetch_weights)
 @click.argument("dst", type=FILE)
-def fuse(
-    arch: str, image_size: int | None, data: Path | None, layout: WritableLayout, src: Path, dst: Path
-) -> Any:
+def fuse(options: FuseOptions, src: Path, dst: Path) -> Any:
     """Fold SRC's training branches into plain convolutions and write DST.
 
     DST is a safetensors file that also holds the certificate: how little the folding changed. With
@@ -290,7 +253,7 @@ def fuse(
     """
     from mobileone_q.runs.fuse import fuse_file
 
-    state, certificate, parameters = fuse_file(src, dst, arch, image_size, data, layout)
+    state, certificate, parameters = fuse_file(src, dst, options)
     click.echo(f"{dst}: {state}, {parameters:,} parameters")
     click.echo(f"largest relative change, in float64: {certificate.worst:.1e}")
     return {"file": str(dst), "parameters": parameters, "certificate": certificate.to_dict()}
@@ -380,24 +343,10 @@ def train(
 
 @main.command()
 @CONFIG
-@takes(
-    CalibrationOptions,
-    "options",
-    without=(
-        "max_drop_pts",
-        "sensitivity",
-        "grids",
-        "max_kl",
-        "features",
-        "no_head",
-        "input",
-        "channel_order",
-        "output",
-    ),
-)
+@takes(NetworkOptions, "options")
 @takes(InputOptions, "inputs")
 @takes(Recipe, "recipe")
-def sensitivity(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe) -> Any:
+def sensitivity(options: NetworkOptions, inputs: InputOptions, recipe: Recipe) -> Any:
     """Rank blocks by what quantizing each alone costs, inputs and weights apart.
 
     \b
@@ -449,14 +398,13 @@ def predict(options: PredictOptions, images: tuple[Path, ...]) -> None:
     """
     from mobileone_q.data.pictures import pictures
     from mobileone_q.runs.engines.predict import lines, load_predictor, predictor_of_engine
-    from mobileone_q.runs.run import resolve_backend
     from mobileone_q.runs.storage.folder import find_run
 
     if options.engine:
         predictor = predictor_of_engine(options.engine, options.classes)
     else:
-        backend = resolve_backend(options.backend)
-        predictor = load_predictor(find_run(options.run), options.precision, backend, options.classes)
+        run = find_run(options.run)
+        predictor = load_predictor(run, options.precision, options.backend, options.classes)
     with predictor:
         found = pictures(images, options.every, options.frames)
         results = (predictor(picture, options.top, title) for title, picture in found)
@@ -479,26 +427,15 @@ def evaluate(path: Path | None, options: EvaluateOptions) -> Any:
     from mobileone_q.report.terminal import print_evaluation, print_parity
     from mobileone_q.runs.measuring.evaluate import evaluate_engine
     from mobileone_q.runs.measuring.parity import compare_engines
-    from mobileone_q.runs.run import resolve_backend
     from mobileone_q.runs.storage.folder import find_run
 
-    if not (options.parity or options.exact):
-        evaluation = evaluate_engine(
-            path, options.data, options.images, precision=options.precision,
-            backend=resolve_backend(options.backend) if options.backend else None,
-            threads=options.threads, progress=True,
-        )  # fmt: skip
-        print_evaluation(evaluation)
-        return asdict(evaluation)
-    run = find_run(path)
-    run.read_report()  # a damaged one is refused before the work, not after it
-    parity = compare_engines(
-        run, options.data, options.images or COMPARED_IMAGES, options.threads,
-        exact=options.exact, progress=True,
-    )  # fmt: skip
-    run.add_to_report(parity=parity)
-    print_parity(parity)
-    return asdict(parity)
+    if options.parity or options.exact:
+        parity = compare_engines(find_run(path), options, progress=True)
+        print_parity(parity)
+        return asdict(parity)
+    evaluation = evaluate_engine(path, options, progress=True)
+    print_evaluation(evaluation)
+    return asdict(evaluation)
 
 
 @main.command()
@@ -625,20 +562,8 @@ def clean(folder: Path, yes: bool, checkpoints: bool) -> Any:
 
 
 @main.command()
-@click.option(
-    "--device", type=Choice(DEVICE_NAMES), required=True, metavar="MODULE[@MODE]",
-    help="Jetson module in a power mode, such as agx-orin@30w; the highest where none is named.",
-)  # fmt: skip
-@click.option("--arch", type=Choice(ARCHITECTURES), required=True, help="MobileOne variant.")
-@click.option("--image-size", type=click.IntRange(min=32), default=224, show_default=True, help="Pixels.")
-@click.option(
-    "--fit",
-    "recorded",
-    type=FILE,
-    help="Fit the estimate to a recording of this device (as for profile --from).",
-)
-@BATCH
-def roofline(device: str, arch: str, image_size: int, recorded: Path | None, batch: int) -> Any:
+@takes(RooflineOptions, "options")
+def roofline(options: RooflineOptions) -> Any:
     """Show the least time that a Jetson's published rates allow each block, and an estimate beside it.
 
     The least time is a bound, and the estimate is fitted to published times of another network. Neither
@@ -652,23 +577,19 @@ def roofline(device: str, arch: str, image_size: int, recorded: Path | None, bat
     from mobileone_q.evaluation.roofline import block_bounds, to_dict
     from mobileone_q.report.network import print_estimate, print_roofline
 
-    chain, module = build_variant(arch, image_size=image_size), find_device(device)
-    bounds = block_bounds(chain, module, batch)
-    fitted = recorded_fit(recorded, module) if recorded else published_fit()
-    expected = estimate(chain, module, batch, fitted)
-    print_roofline(chain, module, batch, bounds)
+    chain, module = build_variant(options.arch, image_size=options.image_size), find_device(options.device)
+    bounds = block_bounds(chain, module, options.batch)
+    fitted = recorded_fit(options.recorded, module) if options.recorded else published_fit()
+    expected = estimate(chain, module, options.batch, fitted)
+    print_roofline(chain, module, options.batch, bounds)
     print_estimate(expected)
-    return to_dict(chain, module, batch, bounds) | {"estimate": expected}
+    return to_dict(chain, module, options.batch, bounds) | {"estimate": expected}
 
 
 @main.command()
-@click.option(
-    "--report", "archive", type=FILE,
-    help="Also write a .zip for an issue report: these checks, and the logs of RUN, without names or paths.",
-)  # fmt: skip
-@click.option("--from", "scored", type=FILE, help="With --report: the score.json of a bundle, to go with it.")
+@takes(DoctorOptions, "options")
 @RUN
-def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> Any:
+def doctor(run_path: Path | None, options: DoctorOptions) -> Any:
     """Say what is installed, what will work, and how to mend the rest.
 
     \b
@@ -677,15 +598,15 @@ def doctor(archive: Path | None, scored: Path | None, run_path: Path | None) -> 
     from mobileone_q.doctor import gather, judge, to_dict
     from mobileone_q.report.lines import hanging
 
-    if archive is None and (run_path or scored):
+    if options.archive is None and (run_path or options.scored):
         raise OptionError("RUN and --from are for the archive of --report; pass that too, or leave them out")
     facts = gather()
     checks = judge(facts)
-    if archive is not None:
+    if options.archive is not None:
         from mobileone_q.runs.reports.issue_report import write_issue_report
 
-        names = write_issue_report(archive, to_dict(facts, checks), run_path, scored)
-        said = f"wrote {archive}: {', '.join(names)}; look through it before you attach it"
+        names = write_issue_report(options.archive, to_dict(facts, checks), run_path, options.scored)
+        said = f"wrote {options.archive}: {', '.join(names)}; look through it before you attach it"
         click.echo(said, err=wants_json())
     for check in checks:
         click.echo(hanging(f"{check.status:8} {check.name:12} ", check.finding))
@@ -705,6 +626,23 @@ def _tuned(run: RunFolder, options: TuneOptions, build: BuildOptions | None = No
     print_accuracy(made)
     print_tuning(made)
     return tuned
+
+
+def _build(run: RunFolder, backend: Backend, wanted: EngineRequest, options: BuildOptions) -> list[str]:
+    """Build a run's engines and say which; gives their paths."""
+    from mobileone_q.runs.engines.build import build_engines
+
+    precisions, built = wanted.precisions, []
+    if "int8" in precisions and backend.name == "tensorrt-rtx":
+        click.echo(f"warning: {RTX_WARNING}", err=True)
+    for path, info in build_engines(
+        run, backend, precisions, options, keep_float=wanted.keep_float, progress=True
+    ):
+        built.append(str(path))
+        click.echo(f"built {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        if info.warnings:
+            click.echo(f"      {info.warnings}")
+    return built
 
 
 def _show_latency(run: RunFolder, options: ProfileOptions) -> None:

@@ -30,6 +30,7 @@ SECTIONS = {
     "BenchmarkOptions": "What to measure",
     "EvaluateOptions": "What to measure",
     "CalibrationOptions": "What to make",
+    "NetworkOptions": "What to make",
     "InputOptions": "Weights and images",
     "Recipe": "Quantization",
     "EngineRequest": "What to build",

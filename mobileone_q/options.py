@@ -297,9 +297,6 @@ RUNS = click.argument("run_paths", type=FILE, nargs=-1, metavar="[RUN]...")
 FORM = click.option(
     "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="How to print it."
 )
-BATCH = click.option(
-    "--batch", type=click.IntRange(min=1), default=1, show_default=True, help="Images at once."
-)
 CONFIG = click.option(
     "--config", cls=ConfigOption, type=FILE, is_eager=True, expose_value=False, callback=load_config,
     help="YAML file of options, or a bundled one's name, such as jetson; the command line wins.",
@@ -307,17 +304,15 @@ CONFIG = click.option(
 CONFIG_ARGUMENT = click.argument(
     "config", cls=ConfigArgument, type=FILE, is_eager=True, expose_value=False, callback=load_config
 )
-ARCH = click.option("--arch", type=ArchitectureParameter(), required=True, help=ARCH_HELP)
 
 
-def takes(cls: type, name: str, *, defaults: Any = None, without: tuple[str, ...] = ()) -> Decorator:
+def takes(cls: type, name: str, *, defaults: Any = None) -> Decorator:
     """A decorator that adds the options of a settings class and passes one instance as ``name``.
 
-    ``defaults`` is an instance whose values stand in for the class's defaults; ``without`` names
-    fields that this command does not offer. Two classes of one command may share an option: both
-    get its value.
+    ``defaults`` is an instance whose values stand in for the class's defaults. Two classes of one command may
+    share an option: both get its value.
     """
-    offered = {key: option for key, option in options_of(cls).items() if key not in without}
+    offered = options_of(cls)
     hints = hints_of(cls)
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -375,8 +370,8 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
 
 
 def _click_type(key: str, hint: Any, option: Option) -> Any:
-    if get_origin(hint) is Literal:
-        return Choice(get_args(hint))
+    if get_origin(hint) is Literal or option.choices:
+        return Choice(option.choices or get_args(hint))
     if key == "arch":
         return ArchitectureParameter()
     if hint is Path:

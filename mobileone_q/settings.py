@@ -19,7 +19,8 @@ class Option:
     """How a field looks on the command line.
 
     ``flag`` is its name there, such as ``--range-method``; empty for the field's own name.
-    ``low`` and ``high`` are inclusive bounds of a number. ``metavar`` names the value in the help.
+    ``low`` and ``high`` are inclusive bounds of a number, ``choices`` the words that a text may be.
+    ``metavar`` names the value in the help.
     ``default_help`` says in words what happens without the option, where the default is None.
     ``is_required`` means that a value must be given.
     ``replaces`` names parameters of a command that have no effect beside this option, and ``needs`` the one
@@ -34,6 +35,7 @@ class Option:
     metavar: str | None = None
     default_help: str = ""
     is_required: bool = False
+    choices: tuple[str, ...] = ()
     replaces: tuple[str, ...] = ()
     needs: str = ""
 

@@ -7,7 +7,7 @@ import importlib
 from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, MissingDependency
-from mobileone_q.names import BackendName
+from mobileone_q.names import BackendChoice, BackendName
 
 __all__ = ["Backend", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "backend", "best_backend"]
 
@@ -19,12 +19,14 @@ _CLASSES: dict[BackendName, tuple[str, str]] = {
 }
 
 
-def backend(name: BackendName) -> Backend:
-    """The backend of that name; its library is imported when it is first used.
+def backend(name: BackendChoice) -> Backend:
+    """The backend of that name, or for ``auto`` the best one; its library is imported when it is first used.
 
     Raises:
         EngineError: there is no backend of that name.
     """
+    if name == "auto":
+        return backend(best_backend())
     if name not in _CLASSES:
         raise EngineError(f"there is no backend {name!r}; choose from {', '.join(_CLASSES)}")
     module, attribute = _CLASSES[name]

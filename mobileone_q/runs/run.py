@@ -14,7 +14,7 @@ from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.errors import EngineError, TrainingError
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.metrics import MeasuredAccuracy
-from mobileone_q.names import BackendName, Precision
+from mobileone_q.names import BackendChoice, Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.bundles.bundle import write_bundle
 from mobileone_q.runs.engines.build import build_engines
@@ -23,7 +23,6 @@ from mobileone_q.runs.engines.predict import Prediction, load_predictor
 from mobileone_q.runs.inputs import prepared
 from mobileone_q.runs.measuring.measure import measure_accuracy, measure_latency
 from mobileone_q.runs.qat import fine_tune_run
-from mobileone_q.runs.settings import BackendChoice
 from mobileone_q.runs.storage.folder import RunFolder, find_run
 from mobileone_q.training.settings import (
     FINE_TUNING,
@@ -64,7 +63,7 @@ class Run(RunFolder):
             EngineError: the backend must not run this run's graph, refuses it, or cannot run here.
             MissingDependency: the backend's library is not installed.
         """
-        chosen = engines.backend(resolve_backend(backend))
+        chosen = engines.backend(backend)
         wanted = BuildOptions(precision=precision, **_known(BuildOptions, options))
         for _ in build_engines(self, chosen, [precision], wanted, progress=progress):
             pass
@@ -109,7 +108,7 @@ class Run(RunFolder):
                 self,
                 self.load_fused().arch,
                 self.read_manifest().target,
-                resolve_backend(backend),
+                engines.backend(backend).name,
                 threads=threads,
                 runs=runs,
                 batch=batch,
@@ -135,7 +134,7 @@ class Run(RunFolder):
         """
         if isinstance(images, str | Path | Image.Image):
             images = [images]
-        with load_predictor(self, precision, resolve_backend(backend)) as predictor:
+        with load_predictor(self, precision, backend) as predictor:
             return [predictor(image, top) for image in images]
 
     def qat(self, images: str | Path | None = None, path: str | Path | None = None, **settings: Any) -> Run:
@@ -200,11 +199,6 @@ def open_run(path: str | Path | None = None) -> Run:
     run.read_manifest()
     run.read_report()
     return run
-
-
-def resolve_backend(name: BackendChoice) -> BackendName:
-    """The backend that ``auto`` stands for here; any other name as it is."""
-    return engines.best_backend() if name == "auto" else name
 
 
 def _known(cls: type, options: dict[str, Any]) -> dict[str, Any]:

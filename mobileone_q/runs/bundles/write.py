@@ -10,7 +10,7 @@ from mobileone_q.errors import OptionError
 from mobileone_q.runs.bundles.bundle import write_bundle
 from mobileone_q.runs.bundles.deepstream import write_deepstream
 from mobileone_q.runs.bundles.triton import served_by, write_triton
-from mobileone_q.runs.settings import EngineRequest
+from mobileone_q.runs.engines.settings import EngineRequest
 from mobileone_q.runs.storage.folder import RunFolder
 
 

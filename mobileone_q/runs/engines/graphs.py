@@ -19,6 +19,7 @@ from mobileone_q.names import (
     CPU_BACKENDS,
     DLA_TARGETS,
     ActivationGrids,
+    BackendChoice,
     BackendName,
     FloatPrecision,
     Precision,
@@ -187,32 +188,32 @@ def planned_for_dla(run: RunFolder) -> DlaPlan | None:
     return dla_plan(run.verified("int8.onnx"), cache)
 
 
-def load_engine(run: RunFolder, precision: Precision, backend_name: BackendName, threads: int = 1) -> Engine:
+def load_engine(run: RunFolder, precision: Precision, backend: BackendChoice, threads: int = 1) -> Engine:
     """A run's built engine, checked against the graph it says it was built from.
 
     Raises:
         EngineError: missing, stale or edited, or of another version, device or graph.
         RunError: the graph has changed.
     """
-    backend = engines.backend(backend_name)
-    path = run.engine(precision, backend_name, backend.suffix)
+    chosen = engines.backend(backend)
+    path = run.engine(precision, chosen.name, chosen.suffix)
     info = EngineInfo.load(path)
-    return backend.load(path, run.verified(info.onnx), threads)
+    return chosen.load(path, run.verified(info.onnx), threads)
 
 
-def ready_engine(run: RunFolder, precision: Precision, backend_name: BackendName, threads: int = 1) -> Engine:
+def ready_engine(run: RunFolder, precision: Precision, backend: BackendChoice, threads: int = 1) -> Engine:
     """As :func:`load_engine`; an ONNX Runtime engine is built first where it is not there yet.
 
     Raises:
         EngineError, RunError: see :func:`load_engine`.
     """
-    backend = engines.backend(backend_name)
-    path = run.engine(precision, backend_name, backend.suffix)
-    if backend_name == "onnxruntime" and not path.is_file():
+    chosen = engines.backend(backend)
+    path = run.engine(precision, chosen.name, chosen.suffix)
+    if chosen.name == "onnxruntime" and not path.is_file():
         options = BuildOptions(precision, threads=threads)
-        typed = backend.is_typed_by_graph()
-        backend.build(write_graph(run, precision, "fp32", backend_name, typed), path, options)
-    return load_engine(run, precision, backend_name, threads)
+        typed = chosen.is_typed_by_graph()
+        chosen.build(write_graph(run, precision, "fp32", chosen.name, typed), path, options)
+    return load_engine(run, precision, chosen.name, threads)
 
 
 def load_engine_file(path: Path, threads: int = 1) -> tuple[RunFolder, Engine]:

@@ -17,7 +17,7 @@ from mobileone_q.engines import Engine
 from mobileone_q.engines.base import Closing
 from mobileone_q.errors import DataError, printable
 from mobileone_q.evaluation.metrics import softmax
-from mobileone_q.names import BackendName, Precision
+from mobileone_q.names import BackendChoice, Precision
 from mobileone_q.runs.engines.engine_inputs import engine_input
 from mobileone_q.runs.engines.graphs import load_engine_file, ready_engine
 from mobileone_q.runs.storage.folder import RunFolder
@@ -117,7 +117,7 @@ class Predictor(Closing):
 def load_predictor(
     run: RunFolder,
     precision: Precision,
-    backend_name: BackendName,
+    backend: BackendChoice,
     classes: Path | None = None,
     threads: int = 1,
 ) -> Predictor:
@@ -128,7 +128,7 @@ def load_predictor(
         RunError: its graph has changed.
         DataError: the run takes no images, or the file of class names cannot be read.
     """
-    return _predictor(run, ready_engine(run, precision, backend_name, threads), classes)
+    return _predictor(run, ready_engine(run, precision, backend, threads), classes)
 
 
 def predictor_of_engine(path: Path, classes: Path | None = None, threads: int = 1) -> Predictor:

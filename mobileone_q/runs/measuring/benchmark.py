@@ -23,7 +23,7 @@ from mobileone_q.report.tables import LIKENESS, Column, Row
 from mobileone_q.runs.engines.engine_inputs import PixelReader, random_input
 from mobileone_q.runs.inputs import comparison_inputs
 from mobileone_q.runs.measuring.parity import engines_at_hand
-from mobileone_q.runs.settings import BenchmarkOptions
+from mobileone_q.runs.measuring.settings import BenchmarkOptions
 from mobileone_q.runs.storage.catalog import MEGABYTE
 from mobileone_q.runs.storage.folder import RunFolder
 

@@ -8,47 +8,38 @@ from mobileone_q.engines import Engine
 from mobileone_q.errors import EngineError, OptionError
 from mobileone_q.evaluation.metrics import MeasuredScore
 from mobileone_q.evaluation.streaming import ScoreSum, each_batch
-from mobileone_q.names import BackendName, Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.engines.engine_inputs import for_normalized
 from mobileone_q.runs.engines.graphs import load_engine_file, ready_engine
 from mobileone_q.runs.inputs import comparison_inputs
 from mobileone_q.runs.measuring.measure import accuracy_note
+from mobileone_q.runs.measuring.settings import EvaluateOptions
 from mobileone_q.runs.storage.folder import RunFolder, find_run
 
 
-def evaluate_engine(
-    path: Path | None,
-    data: Path | None,
-    count: int | None,
-    *,
-    precision: Precision | None = None,
-    backend: BackendName | None = None,
-    threads: int = 1,
-    progress: bool = False,
-) -> MeasuredScore:
-    """Measure one engine on ``count`` inputs of ``data``, or on all of them.
+def evaluate_engine(path: Path | None, options: EvaluateOptions, *, progress: bool = False) -> MeasuredScore:
+    """Measure one engine, as `evaluate` asks for.
 
-    ``path`` is an engine file in a run's folder ``engines``, or a run, of which ``precision`` and
-    ``backend`` choose the engine, by default INT8 and ONNX Runtime. An ONNX Runtime engine that is not
-    there yet is built.
+    ``path`` is an engine file in a run's folder ``engines``, or a run, of which ``options`` choose the
+    engine, by default INT8 and ONNX Runtime. An ONNX Runtime engine that is not there yet is built.
 
     Raises:
-        OptionError: ``precision`` or ``backend`` beside an engine file, which has its own.
+        OptionError: a precision or backend beside an engine file, which has its own.
         EngineError: the engine is missing or stale, cannot run here, or takes camera frames, or its network
             has no classes.
         RunError: there is no such run, or its graph has changed.
         DataError: the inputs do not fit the run, or have labels beyond its classes.
     """
     if path is not None and path.is_file():
-        if precision or backend:
+        if options.precision or options.backend:
             raise OptionError(f"{path} is an engine already; leave out --precision and --backend")
-        run, engine = load_engine_file(path, threads)
+        run, engine = load_engine_file(path, options.threads)
     else:
         run = find_run(path)
-        engine = ready_engine(run, precision or "int8", backend or "onnxruntime", threads)
+        precision, backend = options.precision or "int8", options.backend or "onnxruntime"
+        engine = ready_engine(run, precision, backend, options.threads)
     with engine:
-        return _evaluate(run, engine, data, count, progress)
+        return _evaluate(run, engine, options.data, options.images, progress)
 
 
 def _evaluate(

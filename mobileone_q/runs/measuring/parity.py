@@ -22,6 +22,7 @@ from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.engines.engine_inputs import for_normalized
 from mobileone_q.runs.engines.graphs import load_engine
 from mobileone_q.runs.inputs import comparison_inputs
+from mobileone_q.runs.measuring.settings import COMPARED_IMAGES, EvaluateOptions
 from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import PLAIN_GRAPH
 
@@ -120,20 +121,17 @@ def measure_parity(
     return Parity(count, rows, unusable)
 
 
-def compare_engines(
-    run: RunFolder,
-    data: Path | None,
-    images: int,
-    threads: int = 1,
-    *,
-    exact: bool = False,
-    progress: bool = False,
-) -> Parity:
-    """As :func:`measure_parity`, on at most ``images`` inputs of ``data``, or of the bundled sample.
+def compare_engines(run: RunFolder, options: EvaluateOptions, *, progress: bool = False) -> Parity:
+    """As :func:`measure_parity`, on the images that `evaluate` asks for; the report gets the comparison.
 
     Raises:
-        DataError: there are none, or they do not fit the run.
+        DataError: there are no images, or they do not fit the run.
+        FileError, RunError: the report is damaged or of other graphs.
     """
-    chosen = comparison_inputs(run, run.load_fused().arch, data, images)
+    run.read_report()  # a damaged one is refused before the work, not after it
+    count = options.images or COMPARED_IMAGES
+    chosen = comparison_inputs(run, run.load_fused().arch, options.data, count)
     with progress_if(progress, "comparing", len(chosen)) as advance:
-        return measure_parity(run, chosen, threads, advance, exact)
+        parity = measure_parity(run, chosen, options.threads, advance, options.exact)
+    run.add_to_report(parity=parity)
+    return parity

@@ -28,9 +28,9 @@ from mobileone_q.names import DLA_TARGETS, ActivationGrids
 from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.engines.graphs import refuse_foreign_target
 from mobileone_q.runs.inputs import inputs_of
-from mobileone_q.runs.settings import TuneOptions
 from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.tuning.bench import BlockTimes
+from mobileone_q.runs.tuning.settings import TuneOptions
 
 BUDGET_IMAGES = 100  # that KL is measured on, of those for calibration
 RANKING_IMAGES = 32

@@ -29,8 +29,7 @@ from mobileone_q.report.schema import FloatBlocks, Report, Seconds, installed_ve
 from mobileone_q.report.tuning import TunedGraph, Tuning
 from mobileone_q.runs.engines.graphs import input_form
 from mobileone_q.runs.publish import image_counts, images_record, publish
-from mobileone_q.runs.run import Run, resolve_backend
-from mobileone_q.runs.settings import TuneOptions
+from mobileone_q.runs.run import Run
 from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import FUSED, TRIALS, TUNED
 from mobileone_q.runs.storage.staging import discard, publish_folder, resumable, stage
@@ -38,6 +37,7 @@ from mobileone_q.runs.tuning.bench import EngineBench
 from mobileone_q.runs.tuning.config import write_config
 from mobileone_q.runs.tuning.job import TuningJob, expectations, refuse_backend, refuse_budgets
 from mobileone_q.runs.tuning.log import RecordedRaces, TuningLog, candidate_of, trial_facts
+from mobileone_q.runs.tuning.settings import TuneOptions
 
 SEARCH_SHARE = 0.85  # of the time; the rest is for the last race
 START_ROUNDS = 30
@@ -63,7 +63,7 @@ def tune_run(
         DataError: the run's images are not there, or have no labels for ``options.max_drop_pts``.
     """
     refuse_budgets(options)
-    backend = engines.backend(resolve_backend(options.backend))
+    backend = engines.backend(options.backend)
     refuse_backend(run, backend)
     name = f"{run.path.resolve().name}-tuned"
     staged = resumable(options.output, name, Path(TRIALS)) if options.resume else stage(options.output, name)
