@@ -186,7 +186,7 @@ def profile(run_path: Path | None, options: ProfileOptions) -> Any:
     from mobileone_q.evaluation.device_score import read_score
     from mobileone_q.evaluation.recorded_profile import engine_from, latency_from
     from mobileone_q.report.device import print_engine, print_score
-    from mobileone_q.report.terminal import print_latency
+    from mobileone_q.report.latency import print_latency
     from mobileone_q.runs.storage.folder import find_run
 
     if options.recorded is not None:

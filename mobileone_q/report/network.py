@@ -9,7 +9,7 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.evaluation.cost import NetworkCost, OperatorCost, VariantCost
 from mobileone_q.evaluation.roofline import BOUND, BlockBound, Least, cached, reading
 from mobileone_q.jetson_devices import JetsonDevice
-from mobileone_q.report.terminal import console, is_narrow, make_table
+from mobileone_q.report.console import console, is_narrow, make_table
 
 COLUMNS = ("GFLOP", "read MB", "written MB", "parameter MB")
 DECIMALS = (6, 4, 4, 4)

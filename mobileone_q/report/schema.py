@@ -12,44 +12,33 @@ Both are checked when they are loaded and before they are written. ``report.sche
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from mobileone_q import __version__
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.errors import FileError
 from mobileone_q.evaluation.block_signal import Signals
 from mobileone_q.evaluation.changes import Changes
 from mobileone_q.evaluation.device_score import DeviceScore
 from mobileone_q.evaluation.latency import Latency
 from mobileone_q.evaluation.maps import MapSimilarity
 from mobileone_q.evaluation.metrics import Accuracy, MeasuredAccuracy, Parity, SimulationFidelity
-from mobileone_q.files import DIGEST, is_sealed, read_json, sealed, write_json, write_text
+from mobileone_q.files import DIGEST, write_text
 from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.models.changes import CodeChanges
 from mobileone_q.names import Target, Task
+from mobileone_q.report.document import Document
 from mobileone_q.report.tuning import Tuning
 
-SCHEMA: Literal[3] = 3
-REMEDY = "make the run again with `mobileone-q calibrate`"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 DIGEST_MEANING = "SHA-256 of the other fields, as JSON with sorted keys and without spaces."
-PROGRAMS = ("mobileone-q", "cli.py")
-VERSIONED = ("torch", "onnx", "onnxruntime", "numpy", "pillow")
 
 # A setting that a user chose, recorded so that the run can be made again.
 Setting = bool | int | float | str | tuple[int | float | str, ...] | None
 Settings = Mapping[str, Setting | Mapping[str, Setting]]
-
-Self = TypeVar("Self", bound="Document")
 
 
 @dataclass(frozen=True)
@@ -168,57 +157,6 @@ class ImagesRecord:
     sha256: str
 
 
-class Document(BaseModel):
-    """A file with a schema number, frozen, with no other fields than those declared.
-
-    Numbers are finite: NaN and infinity are refused. On disk the fields are sealed with a digest, so
-    that an edited file is refused.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
-
-    schema_number: Literal[3] = Field(default=SCHEMA, alias="schema")
-
-    @classmethod
-    def load(cls: type[Self], path: Path) -> Self:
-        """Read and check a file.
-
-        Raises:
-            FileError: it is missing, it is not JSON, it has another schema number, a field in it is
-                missing, unknown or wrong, or it was edited.
-        """
-        value = read_json(path, REMEDY)
-        if not isinstance(value, dict) or "schema" not in value:
-            raise FileError(f"{path} is damaged: it has no field schema; {REMEDY}")
-        number = value["schema"]
-        if number != SCHEMA:
-            raise FileError(f"{path} has schema {number!r}, and this version reads {SCHEMA}; {REMEDY}")
-        fields = {key: inner for key, inner in value.items() if key != DIGEST}
-        document = cls._checked(fields, f"{path} is damaged", REMEDY)
-        if not is_sealed(value):
-            raise FileError(f"{path} has changed since it was written (its digest does not fit); {REMEDY}")
-        return document
-
-    def save(self, path: Path) -> None:
-        """Check once more and write the file, whole or not at all.
-
-        Raises:
-            FileError: a number in it is not finite, or the folder cannot be written to.
-        """
-        value = self.model_dump(by_alias=True)
-        self._checked(value, f"cannot write {path}", "check the weights and the settings for such values")
-        write_json(path, sealed(value))
-
-    @classmethod
-    def _checked(cls: type[Self], value: Any, problem: str, remedy: str) -> Self:
-        try:
-            return cls.model_validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "the file"
-            raise FileError(f"{problem}: {field}: {first['msg']}; {remedy}") from None
-
-
 class Report(Document):
     """What a run cost and won: ``report.json``."""
 
@@ -303,28 +241,6 @@ class Manifest(Document):
     artefacts: Mapping[str, str] = Field(
         default={}, description="SHA-256 of the files that were made with the run, by name."
     )
-
-
-def utc_now() -> str:
-    """The time of a manifest: UTC, ISO 8601, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def typed_command() -> str | None:
-    """The command line of this process, such as ``mobileone-q calibrate --arch s0``; None in a script."""
-    program = Path(sys.argv[0]).name if sys.argv else ""
-    return shlex.join(["mobileone-q", *sys.argv[1:]]) if program in PROGRAMS else None
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of this project and of the packages that determine its results."""
-    versions = {"mobileone-q": __version__}
-    for package in VERSIONED:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def json_schemas() -> dict[str, str]:

@@ -34,6 +34,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import DLA_TARGETS, ChannelOrder, InputKind, Target
 from mobileone_q.progress import progress as show_progress
 from mobileone_q.progress import progress_if
+from mobileone_q.report.provenance import installed_versions, typed_command, utc_now
 from mobileone_q.report.schema import (
     BlockCost,
     ChosenBlock,
@@ -44,9 +45,6 @@ from mobileone_q.report.schema import (
     Seconds,
     Sensitivity,
     WeightsRecord,
-    installed_versions,
-    typed_command,
-    utc_now,
 )
 from mobileone_q.runs.model import Model
 from mobileone_q.runs.publish import image_counts, images_record, publish

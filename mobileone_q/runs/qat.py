@@ -14,7 +14,8 @@ from mobileone_q.models.changes import CodeChanges, compare_codes
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.models.quantized import QuantizedModel
-from mobileone_q.report.schema import FineTuning, Report, Seconds, installed_versions, typed_command, utc_now
+from mobileone_q.report.provenance import installed_versions, typed_command, utc_now
+from mobileone_q.report.schema import FineTuning, Report, Seconds
 from mobileone_q.runs.inputs import tuning_inputs
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.storage.folder import RunFolder

@@ -12,7 +12,7 @@ import pytest
 from mobileone_q.engines.inspection import Inspection, LayerTypes, read_inspection, type_name
 from mobileone_q.engines.layer_map import block_types, is_reformat
 from mobileone_q.evaluation.latency import LayerRecords, compare_blocks
-from mobileone_q.report.terminal import print_latency
+from mobileone_q.report.latency import print_latency
 from tests.helpers.cli import invoke
 from tests.helpers.records import LATENCY
 from tests.helpers.shared import SHARED

@@ -9,7 +9,7 @@ from mobileone_q.engines.inspection import Inspection
 from mobileone_q.engines.layer_map import assign_blocks
 from mobileone_q.evaluation.latency import LayerRecords, block_times, compare_blocks, profile_engines
 from mobileone_q.report.html import write_html
-from mobileone_q.report.terminal import print_latency
+from mobileone_q.report.latency import print_latency
 from tests.helpers.records import LATENCY, make_report
 
 BLOCKS = ["stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "head"]

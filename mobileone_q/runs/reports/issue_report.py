@@ -21,7 +21,7 @@ from mobileone_q.engines.base import sidecar
 from mobileone_q.errors import FileError, MobileOneQError, RunError, printable
 from mobileone_q.evaluation.device_score import read_score
 from mobileone_q.files import read_json, write_bytes
-from mobileone_q.report.schema import installed_versions
+from mobileone_q.report.provenance import installed_versions
 from mobileone_q.runs.storage.folder import find_run
 from mobileone_q.runs.storage.integrity import engine_files
 

@@ -8,7 +8,7 @@ from typing import Any
 from mobileone_q.files import write_text
 from mobileone_q.input_form import InputForm
 from mobileone_q.names import BackendName, Target
-from mobileone_q.report.schema import installed_versions
+from mobileone_q.report.provenance import installed_versions
 from mobileone_q.report.tuning import Tuning, answer
 
 HEADING = """\

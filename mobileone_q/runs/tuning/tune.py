@@ -25,7 +25,8 @@ from mobileone_q.files import scratch_folder, sha256, write_atomically
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import pairing
 from mobileone_q.progress import Advance, progress_if
-from mobileone_q.report.schema import FloatBlocks, Report, Seconds, installed_versions, typed_command, utc_now
+from mobileone_q.report.provenance import installed_versions, typed_command, utc_now
+from mobileone_q.report.schema import FloatBlocks, Report, Seconds
 from mobileone_q.report.tuning import TunedGraph, Tuning
 from mobileone_q.runs.engines.graphs import input_form
 from mobileone_q.runs.publish import image_counts, images_record, publish

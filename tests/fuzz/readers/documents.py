@@ -12,8 +12,9 @@ from mobileone_q.evaluation.device_score import read_score
 from mobileone_q.evaluation.recorded_profile import latency_from
 from mobileone_q.files import read_json
 from mobileone_q.report.html import write_html
+from mobileone_q.report.latency import print_latency
 from mobileone_q.report.schema import Manifest, Report
-from mobileone_q.report.terminal import print_latency, print_parity, print_report
+from mobileone_q.report.terminal import print_parity, print_report
 from mobileone_q.runs.bundles.bundle import input_facts, labels
 from mobileone_q.runs.reports.issue_report import write_issue_report
 from mobileone_q.runs.tuning.log import RecordedRaces, TuningLog, candidate_of
