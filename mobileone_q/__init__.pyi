@@ -12,11 +12,11 @@ from .evaluation.metrics import Accuracy as Accuracy
 from .report.schema import Manifest as Manifest
 from .report.schema import Report as Report
 from .runs.calibration import Recipe as Recipe
-from .runs.calibration import Result as Result
 from .runs.calibration import calibrate as calibrate
 from .runs.engines.predict import Prediction as Prediction
 from .runs.model import Model as Model
 from .runs.model import load as load
+from .runs.result import Result as Result
 from .runs.run import Run as Run
 from .runs.run import open_run as open_run
 
