@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mobileone_q.evaluation.device_score import DeviceScore
+from mobileone_q.evaluation.device_state import DeviceState, PowerDraw
 from mobileone_q.evaluation.latency import BlockTiming, Latency, Timing
 from mobileone_q.evaluation.metrics import EngineParity, MeasuredAccuracy, Parity, SimulationFidelity, TopK
 from mobileone_q.report.schema import (
@@ -48,6 +50,32 @@ LATENCY = Latency(
     reformat_ms={"fp32": 0.0, "fp16": 0.125, "int8": 0.25},
     graph={"fp32": Timing(3.5, 4.0), "fp16": Timing(1.75, 2.0), "int8": Timing(0.875, 1.0)},
     note="a note",
+)
+
+SCORE = DeviceScore(
+    verdict="kept",
+    reason="top-1 is 74.00 %, and 74.50 % was promised",
+    grids="saturating",
+    precision="int8",
+    graph_sha256="3" * 64,
+    engine_sha256="4" * 64,
+    runtime="tensorrt 10.3.0",
+    images=100,
+    skipped=2,
+    labelled=100,
+    compared=0,
+    top1=0.74,
+    promised_top1=0.745,
+    agreement=None,
+    kl=None,
+    expected=None,
+    device="a module",
+    state=DeviceState(
+        power_mode="MAXN",
+        clocks_mhz={"gpu": 918.0, "gpu limit": 1020.0},
+        power_w={"VDD_IN": PowerDraw(9.25, 11.5), "VDD_SOC": PowerDraw(2.0, 3.0)},
+        samples=29,
+    ),
 )
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from mobileone_q.evaluation.device_state import DeviceState
 from mobileone_q.evaluation.metrics import Cosine, MeasuredAccuracy
 from mobileone_q.report.html import write_html
 from tests.helpers.html_page import read_page
-from tests.helpers.records import ACCURACY, LATENCY, make_report
+from tests.helpers.records import ACCURACY, LATENCY, SCORE, make_report
 
 SECTIONS = ("accuracy", "simulation", "latency", "qat", "fusion", "float_blocks")
 
@@ -63,6 +64,27 @@ def test_latency_without_fp16_graph_or_end_to_end_times(tmp_path):
     assert "FP16 ms" not in html
     assert "end to end</td>" not in html
     assert "recorded runs" in html
+
+
+def test_the_state_of_the_device_is_shown(tmp_path):
+    html = page(make_report(device=SCORE), tmp_path)
+    for words in (
+        "<h2>a module while its engine was timed</h2>",
+        "Power mode <b>MAXN</b>, gpu <b>918 MHz</b>, gpu limit <b>1020 MHz</b>.",
+        "2 images could not be read there.",
+        "29 samples of tegrastats",
+    ):
+        assert words in html
+    rails = re.findall(r"<tr><td>(VDD_\w+)</td>(.*?)</tr>", html)
+    assert [(rail, re.findall(r">([\d.]+)<", cells)) for rail, cells in rails] == [
+        ("VDD_IN", ["9.25", "11.50"]),
+        ("VDD_SOC", ["2.00", "3.00"]),
+    ]
+    unknown = replace(SCORE, state=DeviceState(None, {}, {}, 0))
+    html = page(make_report(device=unknown), tmp_path)
+    assert "Power mode <b>not known</b>." in html
+    assert "tegrastats" not in html
+    assert "while its engine was timed" not in page(make_report(device=replace(SCORE, state=None)), tmp_path)
 
 
 def test_text_is_escaped(tmp_path):
