@@ -199,7 +199,7 @@ def labelled(data: Path | str, split: str, image_size: int | None, allow_http: b
     images, 224 by default.
 
     Raises:
-        DataError: there are none, or some have no label.
+        DataError: there are none, or some have no label; or they come in another size than ``image_size``.
     """
     source: Source
     path = Path(data)
@@ -213,6 +213,8 @@ def labelled(data: Path | str, split: str, image_size: int | None, allow_http: b
         source = read_split(path, split)
     else:
         source = ImageFolder(path, Preprocessing.for_size(image_size or 224))
+    if image_size is not None and _size_of(source) != (image_size, image_size):
+        raise DataError(f"{path} has inputs of size {_size_of(source)}, all alike; leave out --image-size")
     chosen = Batches.choose(source)
     if not chosen.is_labelled:
         raise DataError(f"{path} has inputs without a label; give one folder per class, or y in an .npz")
@@ -242,12 +244,18 @@ def _fitting(source: Arrays, arch: Architecture) -> Arrays:
     return source
 
 
-def _of_size(source: Source, arch: Architecture) -> Source:
+def _size_of(source: Source) -> Pair:
+    """(height, width) of the inputs, in pixels; of a signal, its length and 1."""
     transform = source.preprocessing
-    size = (transform.crop, transform.crop) if transform else source.read(0).shape[1:]
+    height, width = (transform.crop, transform.crop) if transform else source.read(0).shape[1:]
+    return height, width
+
+
+def _of_size(source: Source, arch: Architecture) -> Source:
+    size = _size_of(source)
     if size != arch.image_size:
         raise DataError(
-            f"{source.name} has inputs of size {tuple(size)}, and {arch.name} takes {arch.image_size}; "
+            f"{source.name} has inputs of size {size}, and {arch.name} takes {arch.image_size}; "
             "pass image_size where the weights are loaded, or inputs of that size"
         )
     return source

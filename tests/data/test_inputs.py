@@ -214,6 +214,10 @@ def test_labelled_inputs_are_read_whatever_they_are(folder, tmp_path):
     assert labelled(folder, "train", None).source.preprocessing == Preprocessing()
     signals = labelled(write_signals(tmp_path, 30), "train", None)
     assert (len(signals), signals.num_classes()) == (30, 3)
+    with pytest.raises(
+        DataError, match=r"has inputs of size \(\d+, \d+\), all alike; leave out --image-size"
+    ):
+        labelled(write_signals(tmp_path, 30), "train", 32)
 
 
 def test_labels_must_be_there(tmp_path):
