@@ -259,11 +259,11 @@ def load_reference(folder: Path, grids: str, classes: int) -> dict:
             found = {name: file[name] for name in ("names", "labels", "logits")}
             found.update({name: file[f"{grids}_{name}"] for name in ("agrees", "kl")})
         count = len(found["names"])
-        is_sound = found["logits"].shape == (count, classes) and found["names"].dtype.kind == "U"
-        for name in ("labels", "agrees", "kl"):
-            is_sound = is_sound and found[name].shape == (count,)
-        for name in ("labels", "agrees", "kl", "logits"):
-            is_sound = is_sound and bool(np.isfinite(found[name]).all())
+        kinds = {"names": "U", "labels": "iu", "agrees": "b", "kl": "f", "logits": "f"}
+        is_sound = all(found[name].dtype.kind in kind for name, kind in kinds.items())
+        is_sound = is_sound and found["logits"].shape == (count, classes)
+        is_sound = is_sound and all(found[name].shape == (count,) for name in ("labels", "agrees", "kl"))
+        is_sound = is_sound and bool(np.isfinite(found["logits"]).all() and np.isfinite(found["kl"]).all())
     except Exception as error:  # a damaged file can make NumPy raise anything
         sys.exit(f"cannot read {path}: {' '.join(str(error).split())}; copy the bundle again")
     if not is_sound:
@@ -280,7 +280,7 @@ def read_promise(folder: Path, engine: Path) -> tuple:
         grids = choice.read_text().strip() if choice.is_file() else next(iter(promises["graphs"]))
         promise = promises["graphs"][grids]
         shares = [promise["top1"]] if promise["top1"] is not None else []
-        is_sound = all(0 <= share <= 1 for share in shares) and promise["images"] >= bool(shares)
+        is_sound = all(0 <= share <= 1 for share in shares) and bool(shares) <= promise["images"] < 10**12
         needed = (promises["arch"], promises["precision"], promise["graph_sha256"])
         is_sound = is_sound and all(isinstance(word, str) for word in needed) and "keep_float" in promises
     except (OSError, ValueError, LookupError, TypeError, AttributeError, StopIteration) as error:

@@ -108,6 +108,11 @@ def test_columns_are_seen_through_groups():
     assert torch.allclose(column_strength(block, dead), torch.tensor([0.5, 1.0, 4.0, 1.0]).double())
 
 
+def test_a_row_that_reads_dead_channels_alone_has_no_say():
+    alive = torch.tensor([True, False])
+    assert column_strength(layer([[0.0, 9.0], [1.0, 0.5]]), alive).tolist() == [1.0, 0.5]
+
+
 def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
     """Trained networks read channels that are never alive with weights hundreds of times the usual."""
     model = fuse_branches(random_model(small()))
