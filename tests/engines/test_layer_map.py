@@ -6,7 +6,7 @@ import pytest
 
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.inspection import Inspection, read_inspection
-from mobileone_q.engines.layer_map import assign_blocks, is_reformat
+from mobileone_q.engines.layer_map import BlockLayers, assign_blocks, is_reformat
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
 from tests.helpers.cli import invoke, refused
@@ -156,3 +156,9 @@ def test_a_layer_without_a_name_counts_to_the_first_block_of_a_fused_one():
 
 def test_the_longest_name_that_fits_is_the_block():
     assert assign_blocks(["stage1.0"], ["stage1", "stage1.0"]) == {"stage1.0": ("stage1.0",)}
+
+
+def test_a_block_of_which_nothing_is_said():
+    unknown = BlockLayers()
+    assert (unknown.types, unknown.reformats, unknown.takes_int8) == (None, 0, False)
+    assert len({unknown, BlockLayers(None, 0)}) == 1
