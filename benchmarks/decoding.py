@@ -7,13 +7,21 @@ are built for it. Images are decoded and resized in turn with the engine, by thr
 `evaluate` does), and by processes ahead of it. A process hands over uint8 pixels, which is the least that
 it can; the time that processes take to start is not counted. The ways take turns, --rounds times, and the
 median is printed. Give a folder with a few hundred images; none is read twice in a round.
+
+With --command there is another table, of the whole of `evaluate` in a process of its own. Its start is taken
+out: the command runs on --few images and on --images, and what the latter took more is shared out among them.
+Processor time is that of all threads, so that decoding counts in full, which by the clock happens beside the
+engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,8 +35,8 @@ from mobileone_q.data import batches as batches_module
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.sources import ImageFolder
-from mobileone_q.engines import BuildOptions, Engine
-from mobileone_q.runs.storage.folder import find_run
+from mobileone_q.engines import Backend, BuildOptions, Engine
+from mobileone_q.runs.storage.folder import RunFolder, find_run
 
 _source: ImageFolder | None = None
 
@@ -67,6 +75,47 @@ def timed(engine: Engine, batches: Iterator[np.ndarray]) -> float:
     return time.perf_counter() - started
 
 
+def command_seconds(run: Path, data: Path, precision: str, images: int) -> np.ndarray:
+    """(processor seconds, seconds by the clock) of one `evaluate`, its start included."""
+    words = [sys.executable, "-m", "cli", "evaluate", run, "--data", data, "--precision", precision]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([*words, "--images", str(images)], check=True, capture_output=True)
+    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return np.array([used, seconds])
+
+
+def engine_seconds(engine: Engine, batches: list[np.ndarray]) -> np.ndarray:
+    """(processor seconds, seconds by the clock) of an engine alone on batches in memory."""
+    before, started = time.process_time(), time.perf_counter()
+    for x in batches:
+        engine.run(x)
+    return np.array([time.process_time() - before, time.perf_counter() - started])
+
+
+def print_command(options: argparse.Namespace, backend: Backend, run: RunFolder, batches: list) -> None:
+    """Print the second table: milliseconds an image of the engine and of the whole command."""
+    print("\n| graph | what | processor, ms an image | clock, ms an image |\n|---|---|---|---|")
+    few, many = options.few, min(options.images, sum(map(len, batches)))
+    for precision in ("fp32", "int8"):
+        graph = run.graph(precision)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{precision}{backend.suffix}"
+            backend.build(graph, path, BuildOptions(precision))
+            command_seconds(options.run, options.data, precision, few)  # builds the run's engine
+            alone, whole = [], []
+            with backend.load(path, graph, 1) as engine:
+                for _ in range(options.rounds):
+                    alone.append(engine_seconds(engine, batches) / many)
+                    on_few, on_many = (
+                        command_seconds(options.run, options.data, precision, n) for n in (few, many)
+                    )
+                    whole.append((on_many - on_few) / (many - few))
+        for name, times in (("engine alone", alone), ("`evaluate`", whole)):
+            processor, clock = 1000 * np.median(times, axis=0)
+            print(f"| `{precision}.onnx` | {name} | {processor:.1f} | {clock:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
@@ -75,6 +124,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--workers", type=int, nargs="+", help="from 2 on", default=[2, 3])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--command", action="store_true", help="print the table of the whole command alone")
+    parser.add_argument("--few", type=int, default=20)
     options = parser.parse_args()
     run = find_run(options.run)
     preprocessing = run.read_manifest().preprocessing
@@ -89,6 +140,9 @@ def main() -> None:
         return (x for x, _ in Batches(fresh, range(count), options.batch))
 
     backend = engines.backend("onnxruntime")
+    if options.command:
+        print_command(options, backend, run, in_memory)
+        return
     print(f"{count} images, batches of {options.batch}, median of {options.rounds} rounds\n")
     print("| graph | images from | images/s | of the engine alone |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:

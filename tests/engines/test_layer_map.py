@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mobileone_q.architecture.variants import build_variant
-from mobileone_q.engines.inspection import Inspection, read_inspection
-from mobileone_q.engines.layer_map import BlockLayers, assign_blocks, is_reformat
+from mobileone_q.engines.inspection import Inspection, LayerTypes, read_inspection
+from mobileone_q.engines.layer_map import BlockLayers, assign_blocks, block_types, is_reformat
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
 from tests.helpers.cli import invoke, refused
@@ -162,3 +162,17 @@ def test_a_block_of_which_nothing_is_said():
     unknown = BlockLayers()
     assert (unknown.types, unknown.reformats, unknown.takes_int8) == (None, 0, False)
     assert len({unknown, BlockLayers(None, 0)}) == 1
+
+
+def test_a_kernel_that_only_moves_values_computes_no_block():
+    """Else its types would be taken for those of the block that it moves values to."""
+    name = "Reformatting CopyNode for Input Tensor 0 to stem"
+    types = {name: LayerTypes(inputs=("FP32",), outputs=("INT8",))}
+    found = block_types([name], ["stem"], Inspection(types=types))
+    assert found == {"stem": BlockLayers(None, 1)}
+
+
+@pytest.mark.parametrize(("read", "written"), [(None, "INT8"), ("INT8", None), (None, None)])
+def test_a_type_that_is_not_named_leaves_the_block_s_types_unknown(read, written):
+    types = {"stem": LayerTypes(inputs=(read,), outputs=(written,), multiplies=True)}
+    assert block_types(["stem"], ["stem"], Inspection(types=types))["stem"].types is None
