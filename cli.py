@@ -94,7 +94,10 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     from mobileone_q.report.terminal import print_accuracy, print_verdict
     from mobileone_q.runs.calibration import calibrate_inputs, settled_target
     from mobileone_q.runs.model import gather, stages_of
+    from mobileone_q.runs.storage.staging import final_place
 
+    if options.output is not None:
+        final_place(options.output, "")  # refused now, and not after all the work
     target = settled_target(options.target)
     recipe = replace(recipe, target=target, activation_grids=options.activation_grids)
     model, chosen = gather(options.arch, inputs)

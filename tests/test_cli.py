@@ -253,7 +253,7 @@ def test_errors_name_file_and_remedy(images, weights, tmp_path):
     assert "pass --arch s0" in calibrate(arch="s3")
     assert "no images under" in calibrate(data=tmp_path / "empty")
     assert "12 images, fewer than the 13 asked for" in calibrate(images=13)
-    assert "is not empty" in calibrate(output=tmp_path / "full")
+    assert "is not empty" in calibrate(output=tmp_path / "full", weights=tmp_path / "none.pth")  # said first
     assert "cannot write to" in calibrate(output=tmp_path / "full" / "precious" / "run")
     assert "cannot write to" in calibrate(output="/proc/run")
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ import pytest
 
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.engines.inspection import Inspection, LayerTypes, read_inspection
-from mobileone_q.engines.layer_map import BlockLayers, assign_blocks, block_types, is_reformat
+from mobileone_q.engines.layer_map import BlockLayers, assign_blocks, block_types, blocks_in, is_reformat
 from mobileone_q.errors import EngineError, FileError
 from mobileone_q.evaluation.recorded_profile import latency_from
 from tests.helpers.cli import invoke, refused
@@ -176,3 +176,8 @@ def test_a_kernel_that_only_moves_values_computes_no_block():
 def test_a_type_that_is_not_named_leaves_the_block_s_types_unknown(read, written):
     types = {"stem": LayerTypes(inputs=(read,), outputs=(written,), multiplies=True)}
     assert block_types(["stem"], ["stem"], Inspection(types=types))["stem"].types is None
+
+
+def test_a_longer_word_is_no_block_s_name():
+    assert blocks_in("stem2/relu + stem", ["stem"]) == ("stem",)
+    assert blocks_in("stem2/relu", ["stem"]) == blocks_in("stem22", ["stem"]) == ()

@@ -23,7 +23,7 @@ from mobileone_q.deploy import run_image
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.tensorrt.calibration_cache import read_cache
 from mobileone_q.engines.tensorrt.trtexec import STRONG_SINCE
-from mobileone_q.errors import EngineError, FileError
+from mobileone_q.errors import EngineError, FileError, printable
 from mobileone_q.files import write_json, write_text
 from mobileone_q.input_form import InputForm
 from mobileone_q.names import ActivationGrids, Precision
@@ -143,10 +143,10 @@ def input_facts(manifest: Manifest, arch: Architecture, form: InputForm | None =
 
 
 def labels(manifest: Manifest, count: int) -> list[str]:
-    """A name for each of ``count`` outputs; numbers where the run has no names for them."""
+    """A name for each of ``count`` outputs, each of one line; numbers where the run has no names for them."""
     names = manifest.classes
     if names is not None and len(names) == count:
-        return list(names)
+        return [printable(name) for name in names]
     return [f"class {index}" for index in range(count)]
 
 

@@ -24,7 +24,7 @@ from mobileone_q.errors import EngineError, RunError
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.input_form import InputForm
 from mobileone_q.models.fuse import fuse_branches
-from mobileone_q.runs.bundles.bundle import dla_input_scale, write_bundle
+from mobileone_q.runs.bundles.bundle import dla_input_scale, labels, write_bundle
 from mobileone_q.runs.bundles.triton import write_triton
 from mobileone_q.runs.engines.build import build_engines
 from mobileone_q.runs.storage.folder import RunFolder
@@ -239,6 +239,13 @@ def test_the_readme_names_files_that_are_there(runs, tmp_path, precision):
     assert ("still compute a layer in floating point" in text) == (precision == "int8")
     assert not re.search(r"[{}]|None|nan", text)
     assert "cd 's0 bundle'\n" in text
+
+
+def test_a_class_name_is_one_line_whatever_it_holds():
+    """A run folder of a stranger may name a class `a, newline, b`: all classes after it would move."""
+    manifest = make_manifest(classes=("a\nb", "c\u2028d", "\x1b[2J"))
+    assert labels(manifest, 3) == ["a\\nb", "c\\u2028d", "\\x1b[2J"]
+    assert labels(manifest, 2) == ["class 0", "class 1"]
 
 
 def test_without_trtexec_the_script_says_so(runs, tmp_path):
