@@ -181,3 +181,5 @@ def test_a_type_that_is_not_named_leaves_the_block_s_types_unknown(read, written
 def test_a_longer_word_is_no_block_s_name():
     assert blocks_in("stem2/relu + stem", ["stem"]) == ("stem",)
     assert blocks_in("stem2/relu", ["stem"]) == blocks_in("stem22", ["stem"]) == ()
+    assert blocks_in("xstem", ["stem"]) == ()
+    assert blocks_in("a stem", ["stem"]) == ("stem",)
