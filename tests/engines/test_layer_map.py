@@ -183,3 +183,9 @@ def test_a_longer_word_is_no_block_s_name():
     assert blocks_in("stem2/relu", ["stem"]) == blocks_in("stem22", ["stem"]) == ()
     assert blocks_in("xstem", ["stem"]) == ()
     assert blocks_in("a stem", ["stem"]) == ("stem",)
+
+
+def test_a_region_names_all_blocks_from_its_first_to_its_last():
+    names = ("stem", "stage1.0.dw")
+    assert blocks_in("{ForeignNode[stem...stage1.0.dw]}", BLOCKS) == names
+    assert blocks_in("{ForeignNode[stage1.0.dw...stem]}", BLOCKS) == names
