@@ -34,7 +34,7 @@ from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.runs.storage.folder import RunFolder
-from mobileone_q.training.finetune import fine_tune
+from mobileone_q.training.finetune import fine_tune, fine_tuning
 from mobileone_q.training.settings import FINE_TUNING, FineTuneSettings
 
 Row = dict[str, Any]
@@ -87,8 +87,10 @@ def tuned(run: RunFolder, source: ImageFolder, key: Row) -> tuple[QuantizedModel
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         made = fine_tune(
-            run.load_fused(), run.load_quantized(), batches,
-            folder=Path(folder), tuning=tuning, settings=settings,
+            fine_tuning(
+                run.load_fused(), run.load_quantized(), batches,
+                folder=Path(folder), tuning=tuning, settings=settings,
+            )
         )  # fmt: skip
     if made is None:
         raise SystemExit("start one process only")

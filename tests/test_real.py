@@ -61,8 +61,9 @@ def test_latency_on_one_thread(run):
 
 
 def test_distillation_on_the_calibration_images(run, tmp_path):
-    """A quarter of the default's steps: for ``tensorrt`` too few to win anything, and none to lose much."""
-    invoke("qat", run[1], "--epochs", 12, "--output", tmp_path / "tuned", "--device", "cpu")
+    """A few steps, with the settings that the bounds were measured with; ``tensorrt`` wins nothing in them."""
+    settings = ("--epochs", 12, "--lr", 0.005, "--view", 1)
+    invoke("qat", run[1], *settings, "--output", tmp_path / "tuned", "--device", "cpu")
     before, after = report_of(run)["accuracy"], report_of((run[0], tmp_path / "tuned"))["accuracy"]
     assert after["kl"] < {"tensorrt": 1.08, "onnxruntime": 0.94}[run[0]] * before["kl"]
     assert after["agreement"] >= 0.945

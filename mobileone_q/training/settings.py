@@ -171,7 +171,7 @@ class FineTuneSettings:
 
     ``labels`` is the labels' share of the loss; the rest is the KL divergence from the FP32 network.
     Training sees images at the share ``view`` of the network's resolution, where a step costs half as much
-    and teaches as much (docs/results.md).
+    and, in short trials, teaches as much (docs/results.md).
     The share ``held_out`` of the inputs chooses which weights are kept; where it is 0 the last ones are.
 
     Raises:
@@ -256,7 +256,7 @@ class EpochSettings:
 
 
 # Each command's defaults, where they differ from those of the fields.
-FINE_TUNING = TrainingSettings(lr=0.005)
+FINE_TUNING = TrainingSettings(lr=0.02)
 FINE_TUNING_AUGMENTATION = Augmentation(crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
 TRAINING = TrainingSettings(epochs=30, optimizer="sgd", lr=0.1, ema=0.999, clip_norm=5.0)
 TRAINING_AUGMENTATION = Augmentation()

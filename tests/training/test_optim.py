@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from mobileone_q.training.optim import cosine, make_optimizer, parameter_groups, set_rates
-from mobileone_q.training.settings import TrainingSettings
+from mobileone_q.training.settings import FINE_TUNING, TrainingSettings
 
 
 def test_rates_rise_and_fall_along_cosines():
@@ -22,6 +24,20 @@ def test_rates_rise_and_fall_along_cosines():
     assert rates[100] == pytest.approx(0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(0.02), 0.0]
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("share", "moves"), [(1, True), (0.25, False)])
+def test_at_the_default_rate_of_fine_tuning_a_weight_can_leave_its_code(share, moves):
+    """Latent weights start on codes. In 150 steps one that all gradients push must get half a code away."""
+    settings, steps = replace(FINE_TUNING, lr=share * FINE_TUNING.lr), 150
+    latent = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(latent.weight)
+    optimizer = make_optimizer(latent, settings)
+    for step in range(steps):
+        set_rates(optimizer, settings, step, steps)
+        latent.weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    assert bool(latent.weight.detach().round()) == moves
 
 
 def test_only_kernels_decay_unless_the_model_says_otherwise():
