@@ -61,7 +61,7 @@ def test_latency_on_one_thread(run):
 
 
 def test_distillation_on_the_calibration_images(run, tmp_path):
-    """A few steps, with the settings that the bounds were measured with; ``tensorrt`` wins nothing in them."""
+    """A few steps, with the settings that the bounds were measured with. ``tensorrt`` wins nothing so."""
     settings = ("--epochs", 12, "--lr", 0.005, "--view", 1)
     invoke("qat", run[1], *settings, "--output", tmp_path / "tuned", "--device", "cpu")
     before, after = report_of(run)["accuracy"], report_of((run[0], tmp_path / "tuned"))["accuracy"]
