@@ -7,6 +7,7 @@ floating point. Layer names come from the ONNX graph, and OpenVINO says what eac
 
 from __future__ import annotations
 
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,7 +50,7 @@ class OpenVINO(CpuBackend):
         target: Target | None,
         advance: Advance,
     ) -> str:
-        core = _import().Core()
+        core = _core()
         try:
             model = core.read_model(str(onnx_path))
             compiled = core.compile_model(model, DEVICE, {**EXACT, "INFERENCE_NUM_THREADS": options.threads})
@@ -149,10 +150,24 @@ def _import() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """The one core of this process, which is never destroyed.
+
+    On Linux, each core's CPU plugin gives the thread a signal stack of its own, and puts the one before it
+    back when it goes. If two cores go in the order in which they came, that one is already unmapped, and the
+    next signal with a handler in Python, such as a child's end, is a segmentation fault (seen in 2026.4.1).
+
+    Raises:
+        MissingDependency: openvino is not installed.
+    """
+    return _import().Core()
+
+
 def _load(path: Path, threads: int, **extra: Any) -> Any:
     settings = {**EXACT, "INFERENCE_NUM_THREADS": threads, **extra}
     try:
-        compiled = _import().Core().import_model(BytesIO(path.read_bytes()), DEVICE, settings)
+        compiled = _core().import_model(BytesIO(path.read_bytes()), DEVICE, settings)
     except RuntimeError as error:
         raise EngineError(f"OpenVINO cannot load {path}: {_reason(error)}; build it again") from error
     names = [each.get_any_name() for each in compiled.inputs]

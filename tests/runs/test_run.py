@@ -29,7 +29,7 @@ def test_an_engine_gives_logits_and_closes(run):
         run.build(spede=2)
 
 
-@pytest.mark.long  # see tests/engines/test_openvino.py
+@pytest.mark.long
 def test_a_program_answers_as_the_engine_does(run):
     pytest.importorskip("torchao", reason="needs the extra [torchao]")
     x = next(iter(mq.Batches.choose(mq.sample_images("evaluation"), 50, batch_size=50)))[0]
