@@ -13,9 +13,16 @@ from mobileone_q.runs.tuning.log import TuningLog
 @pytest.fixture
 def log(tmp_path):
     log = TuningLog(tmp_path / "tuning" / "trials.jsonl")
-    log.add("start", start_ms=2.0, start_costs={"saturating": 0.01}, sensitivities={"stem": 3.0, "head": 1.0})
-    for kept, ms in (((), 2.0), (("stem",), 1.5), (("stem", "head"), 3.0)):
-        log.add("candidate", keep_float=kept, latency_ms=ms)
+    log.add(
+        "start", settings={}, start_ms=2.0, start_costs={"saturating": 0.01},
+        sensitivities={"stem": 3.0, "head": 1.0}, block_ms={"stem": (1.0, 1.0), "head": (1.0, 1.0)},
+    )  # fmt: skip
+    grids = {"activation_grids": "saturating"}
+    for kept, ratio in (((), 1.0), (("stem",), 0.75), (("stem", "head"), 1.5)):
+        log.add(
+            "candidate", keep_float=kept, **grids, against={"keep_float": (), **grids}, ratio=ratio,
+            latency_ms=2 * ratio, deviation=0.01, seconds=1.0,
+        )  # fmt: skip
     return TuningLog(tmp_path / "tuning" / "trials.jsonl")
 
 
