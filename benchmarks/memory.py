@@ -110,6 +110,12 @@ def main() -> None:
         for count in (50, 200, 1000, 4000):
             words = calibrate("s0", args.weights, linked(folder, files, count), count, f"s0-{count}")
             row("calibrate S0, 224×224", count, words)
+        for more in ((), ("--no-widen",)):
+            data = linked(folder, files, 200)
+            words = calibrate(
+                "s0", args.weights, data, 200, f"s0-tensorrt{len(more)}", "--target", "tensorrt", *more
+            )
+            row(" ".join(("calibrate S0, target tensorrt", *more)), 200, words)
         for count in (1000, 50_000):
             words = calibrate(small, weights, linked(folder, noise, count, "noise"), count, f"small-{count}")
             row("calibrate, small network", count, words)
