@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calibrate.bias_correction import mean_error
 from calibrate.images import first_images, images_held
+from calibrate.memory import return_freed
 from calibrate.recipe import Recipe
 from calibrate.rounding import clipped_scales, round_weights
 from mobileone_q.models.divergence import kl_divergence
@@ -188,7 +189,11 @@ class Outputs:
 
     def settled(self) -> list[Tensor]:
         """What the steps make of the codes, in place of the codes."""
-        _replace_each(self._maps, self._taken)
+        for i in range(len(self._maps)):
+            self._maps[i] = self._taken(self._maps[i])
+            if not self._is_held:
+                # The new codes can lie in what the maps between left free, and the next maps would not fit.
+                return_freed()
         return self._maps
 
     def _taken(self, x: Tensor) -> Tensor:
