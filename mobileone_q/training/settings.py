@@ -256,7 +256,7 @@ class EpochSettings:
 
 
 # Each command's defaults, where they differ from those of the fields.
-FINE_TUNING = TrainingSettings(lr=0.02)
+FINE_TUNING = TrainingSettings(lr=0.005)
 FINE_TUNING_AUGMENTATION = Augmentation(crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
 TRAINING = TrainingSettings(epochs=30, optimizer="sgd", lr=0.1, ema=0.999, clip_norm=5.0)
 TRAINING_AUGMENTATION = Augmentation()

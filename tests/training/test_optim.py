@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import nn
 
 from mobileone_q.training.optim import cosine, make_optimizer, parameter_groups, set_rates
-from mobileone_q.training.settings import FINE_TUNING, TrainingSettings
+from mobileone_q.training.settings import FINE_TUNING, STEPS, TrainingSettings
 
 
 def test_rates_rise_and_fall_along_cosines():
@@ -26,10 +24,10 @@ def test_rates_rise_and_fall_along_cosines():
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.05)
 
 
-@pytest.mark.parametrize(("share", "moves"), [(1, True), (0.25, False)])
-def test_at_the_default_rate_of_fine_tuning_a_weight_can_leave_its_code(share, moves):
-    """Latent weights start on codes. In 150 steps one that all gradients push must get half a code away."""
-    settings, steps = replace(FINE_TUNING, lr=share * FINE_TUNING.lr), 150
+@pytest.mark.parametrize(("steps", "moves"), [(STEPS, True), (150, False)])
+def test_at_the_default_rate_and_steps_of_fine_tuning_a_weight_can_leave_its_code(steps, moves):
+    """Latent weights start on codes. One that all gradients push must get half a code away."""
+    settings = FINE_TUNING
     latent = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(latent.weight)
     optimizer = make_optimizer(latent, settings)
