@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from calibrate.channel_widening import can_copy, uses_every_channel, widen
+from calibrate.channel_widening import copyable, uses_every_channel, widen
 from calibrate.fisher import input_fisher
 from calibrate.images import first_images
 from calibrate.ranges import channel_ranges
@@ -80,14 +80,11 @@ def _places(
 
     A channel is dead if it is zero ahead of the depthwise block or after it: the reader gets a constant.
     """
-    chain = [block for _, block in model.blocks()]
-    for producer, block, reader in zip(chain, chain[1:], chain[2:]):
-        # A map that is an output keeps its channels: a head may want those that this network ignores.
-        if producer.spec.name not in model.arch.maps and can_copy(producer, block, reader):
-            before, after = (statistics.histograms[b.spec.name].maximum for b in (block, reader))
-            dead = (before == 0) | (after == 0)
-            if dead.any():
-                yield producer, block, reader, dead
+    for producer, block, reader in copyable(model):
+        before, after = (statistics.histograms[b.spec.name].maximum for b in (block, reader))
+        dead = (before == 0) | (after == 0)
+        if dead.any():
+            yield producer, block, reader, dead
 
 
 def _copies(cost: Tensor, free: int) -> Tensor:

@@ -9,6 +9,7 @@ rounding costs most.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -44,10 +45,9 @@ def _wide_blocks(model: FusedModel) -> tuple[BlockSpec, ...]:
     """The blocks of ``model`` with whole groups of channels wherever these can be copies."""
     chain = [block for _, block in model.blocks()]
     width = {block.spec.name: block.spec.out_channels for block in chain}
-    for producer, block, reader in zip(chain, chain[1:], chain[2:]):
-        if producer.spec.name not in model.arch.maps and can_copy(producer, block, reader):
-            full = -(-block.spec.out_channels // GROUP) * GROUP
-            width[producer.spec.name] = width[block.spec.name] = full
+    for producer, block, _ in copyable(model):
+        full = -(-block.spec.out_channels // GROUP) * GROUP
+        width[producer.spec.name] = width[block.spec.name] = full
     specs = [replace(chain[0].spec, out_channels=width[chain[0].spec.name])]
     for before, block in pairwise(chain):
         spec, inputs = block.spec, width[before.spec.name]
@@ -56,7 +56,18 @@ def _wide_blocks(model: FusedModel) -> tuple[BlockSpec, ...]:
     return tuple(specs)
 
 
-def can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
+def copyable(model: FusedModel) -> Iterator[tuple[FusedBlock, FusedBlock, FusedBlock]]:
+    """(producer, depthwise block, reader) wherever the channels between them can be copied.
+
+    A map that is an output keeps its channels: a head may want those that this network ignores.
+    """
+    chain = [block for _, block in model.blocks()]
+    for producer, block, reader in zip(chain, chain[1:], chain[2:]):
+        if producer.spec.name not in model.arch.maps and _can_copy(producer, block, reader):
+            yield producer, block, reader
+
+
+def _can_copy(producer: FusedBlock, block: FusedBlock, reader: FusedBlock) -> bool:
     """Whether ``block`` is depthwise, between blocks that can produce and read a channel twice.
 
     An SE gate would read the copies too. A padded reader sees zeros instead of the constant at a border.
