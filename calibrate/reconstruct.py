@@ -192,7 +192,8 @@ class Outputs:
         for i in range(len(self._maps)):
             self._maps[i] = self._taken(self._maps[i])
             if not self._is_held:
-                # The new codes can lie in what the maps between left free, and the next maps would not fit.
+                # The new codes can lie where this chunk's maps were, and the next chunk's maps then find no
+                # room there. So what is free is given back.
                 return_freed()
         return self._maps
 

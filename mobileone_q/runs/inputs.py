@@ -55,8 +55,9 @@ def tuning_inputs(
 ) -> Inputs:
     """The inputs to fine-tune a run on, by default its own, and those to evaluate it on.
 
-    Of ``data`` all are taken, at most :data:`MOST_TUNED`, unless ``images`` says how many. The run is
-    evaluated on the inputs that it was evaluated on before, where they are still there.
+    ``images`` says how many of ``data`` to take; without it all are taken, up to :data:`MOST_TUNED`. Without
+    ``eval_data`` the inputs to evaluate on are those of the run's last evaluation. Where these are gone,
+    they are what was not taken of ``data``.
 
     Raises:
         DataError: there are no inputs, or too few.
