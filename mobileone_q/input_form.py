@@ -77,7 +77,7 @@ class InputForm:
             height, width = facts.get("camera_size") or (0, 0)
             size = (int(height), int(width)) if height and width else None
             form = cls(kinds[facts["dtype"]], orders[facts.get("channels", "RGB")], size)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise ValueError(f"unknown form of input {facts!r}") from error
         if form.to_dict() != dict(facts):
             raise ValueError(f"unknown form of input {facts!r}")

@@ -140,7 +140,7 @@ def read_settings(path: Path) -> dict:
             frame = settings.get("camera_size", [1, 1])
             is_sound = is_sound and len(frame) == 2 and all(map(_is_side, frame))
             is_sound = is_sound and 0 < float(settings.get("dla_scale", 1)) < float("inf")
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         sys.exit(f"cannot read {path}: {error!r}; copy the bundle again")
     if not is_sound:
         sys.exit(f"{path} has values that cannot be; copy the bundle again")

@@ -86,7 +86,8 @@ def certify(
     shape = (2, model.arch.in_channels, *model.arch.image_size)
     random = torch.randn(shape, generator=generator, dtype=torch.float64)
     original = copy.deepcopy(model).double().eval()
-    exact, stored = fuse_branches(model, torch.float64), fuse_branches(model).double()
+    exact = fuse_branches(original, torch.float64)
+    stored = fuse_branches(exact).double()  # rounded to float32 as it is stored
     return Certificate(
         _errors(original, exact, stored, random),
         None if images is None else _errors(original, exact, stored, torch.from_numpy(images).double()),

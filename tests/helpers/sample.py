@@ -6,7 +6,7 @@ from unittest import mock
 
 from mobileone_q.data import sample
 
-EVALUATED = 400  # of 2,000, which take two thirds of a command's time
+EVALUATED = 100  # of 2,000, which take two thirds of a command's time
 _all_images = sample.images
 
 

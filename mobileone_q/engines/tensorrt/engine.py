@@ -173,7 +173,7 @@ class TensorRTEngine(Engine):
         self._require_open()
         try:
             return read_inspection(self.layer_information())
-        except (ValueError, LookupError, TypeError, AttributeError, EngineError):
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EngineError):
             return Inspection()  # an unknown schema loses the origin of renamed layers, not the profile
 
     def layer_information(self) -> Any:
