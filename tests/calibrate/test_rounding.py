@@ -48,6 +48,33 @@ def test_rows_make_up_for_each_other():
     assert loss(together) < 0.8 * loss(alone)
 
 
+def one_column_after_another(W, scale, H):
+    """The method as its paper states it: each error moves all columns that are left, at once."""
+    order = H.diagonal().argsort(descending=True, stable=True)
+    damped = H + 0.01 * H.diagonal().mean() * torch.eye(len(H)).double()
+    U = torch.linalg.cholesky(torch.linalg.inv(damped[order][:, order]), upper=True)
+    left, codes = W[:, order].clone(), torch.empty_like(W)
+    for k in range(len(H)):
+        codes[:, order[k]] = (left[:, k] / scale).round().clamp(-127, 127)
+        error = (left[:, k] - codes[:, order[k]] * scale) / U[k, k]
+        left[:, k:] -= error[:, None] * U[k, k:]
+    return codes.to(torch.int8)
+
+
+def test_columns_may_be_rounded_in_chunks():
+    """150 columns are two chunks and a part of one."""
+    x = correlated(channels=150)
+    H, weight = x.T @ x / len(x), torch.randn(5, 150, generator=torch.Generator().manual_seed(4)).double()
+    scale = weight_scales(weight).double() * 8
+    assert torch.equal(round_compensated(weight, scale, H), one_column_after_another(weight, scale, H))
+
+
+def test_the_unit_of_the_inputs_does_not_matter():
+    x, weight = correlated(), torch.randn(16, 24, generator=torch.Generator().manual_seed(5)).double()
+    H, scale = x.T @ x / len(x), weight_scales(weight) * 8
+    assert torch.equal(round_compensated(weight, scale, H), round_compensated(weight, scale, H * 2.0**-40))
+
+
 def test_independent_rows_are_rounded_each_on_its_own():
     x, weight = correlated(), torch.randn(40, 24).double()
     scale, covariance = weight_scales(weight), x.T @ x / len(x)
