@@ -134,8 +134,8 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     \b
     mobileone-q build-engine --int8 --fp16 runs/s0
     """
-    from mobileone_q import engines
     from mobileone_q.runs.bundles.write import write_folder
+    from mobileone_q.runs.engines.choice import choose_backend
     from mobileone_q.runs.storage.folder import find_run
 
     run = find_run(run_path)
@@ -147,7 +147,12 @@ def build_engine(run_path: Path | None, wanted: EngineRequest, options: BuildOpt
     if written is not None:
         click.echo(written.said)
         return {written.kind: str(written.path)}
-    backend = engines.backend(wanted.backend)
+    choice = choose_backend(
+        run, wanted.backend, wanted.precisions, options, keep_float=wanted.keep_float, progress=True
+    )
+    if choice.median_ms:
+        click.echo(choice.describe())
+    backend = choice.backend
     built = _build(run, backend, wanted, options)
     if "int8" in wanted.precisions and backend.can_run():
         _show_latency(run, ProfileOptions(backend.name, threads=options.threads))

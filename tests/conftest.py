@@ -34,6 +34,14 @@ def quick_evaluation():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_cpu_backend():
+    """``auto`` is ONNX Runtime, whichever backend is faster on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mobileone_q.runs.engines.choice.CPU_BACKENDS", ("onnxruntime",))
+        yield
+
+
 @pytest.fixture(scope="session")
 def once(request, tmp_path_factory):
     """A function of (name, make): the folder that ``make`` filled, once for all processes; read it only."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from mobileone_q import engines
 from mobileone_q.engines import BuildOptions, Engine
 from mobileone_q.errors import EngineError, TrainingError
 from mobileone_q.evaluation.latency import Latency
@@ -18,7 +17,8 @@ from mobileone_q.names import BackendChoice, Precision
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.bundles.bundle import write_bundle
 from mobileone_q.runs.engines.build import build_engines
-from mobileone_q.runs.engines.graphs import load_engine
+from mobileone_q.runs.engines.choice import choose_backend
+from mobileone_q.runs.engines.loading import built_backend, load_engine
 from mobileone_q.runs.engines.predict import Prediction, load_predictor
 from mobileone_q.runs.inputs import prepared
 from mobileone_q.runs.measuring.measure import measure_accuracy, measure_latency
@@ -55,7 +55,8 @@ class Run(RunFolder):
 
         Args:
             precision: ``int8``, ``fp16`` or ``fp32``.
-            backend: ``auto`` is TensorRT where it and a GPU are, else ONNX Runtime.
+            backend: ``auto`` is TensorRT where it and a GPU are, else the CPU backend that runs the graph
+                fastest here, which is measured where several are installed.
             progress: whether to show progress on standard error.
             options: fields of :class:`BuildOptions`, such as ``batch=(1, 1, 8)``.
 
@@ -63,8 +64,8 @@ class Run(RunFolder):
             EngineError: the backend must not run this run's graph, refuses it, or cannot run here.
             MissingDependency: the backend's library is not installed.
         """
-        chosen = engines.backend(backend)
         wanted = BuildOptions(precision=precision, **_known(BuildOptions, options))
+        chosen = choose_backend(self, backend, [precision], wanted, progress=progress).backend
         for _ in build_engines(self, chosen, [precision], wanted, progress=progress):
             pass
         return load_engine(self, precision, chosen.name, wanted.threads)
@@ -108,7 +109,7 @@ class Run(RunFolder):
                 self,
                 self.load_fused().arch,
                 self.read_manifest().target,
-                engines.backend(backend).name,
+                built_backend(self, backend, "int8").name,
                 threads=threads,
                 runs=runs,
                 batch=batch,

@@ -15,7 +15,8 @@ from mobileone_q.settings import setting
 
 TargetChoice = Literal["auto", Target]
 MOST_TUNED = 16_000  # images of a folder that `qat` takes by itself, as many as its steps would see
-BACKEND_HELP = "Runtime; auto takes TensorRT where it and a GPU are, else ONNX Runtime."
+BACKEND_HELP = "Runtime; auto takes TensorRT where it and a GPU are, else whichever runs faster on this CPU."
+BUILT_HELP = "Whose engines; auto takes TensorRT's where it and a GPU are, else those built last."
 
 
 @dataclass(frozen=True)

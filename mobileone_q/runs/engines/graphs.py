@@ -1,4 +1,4 @@
-"""Which graph of a run an engine is built from, and what it is loaded against."""
+"""Which graph of a run an engine is built from, and with which options."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from mobileone_q import engines
-from mobileone_q.engines import BuildOptions, Engine, EngineInfo
+from mobileone_q.engines import BuildOptions
 from mobileone_q.errors import EngineError
 from mobileone_q.export.dla_plan import DlaPlan, dla_plan
 from mobileone_q.export.graph import export_onnx
@@ -19,7 +18,6 @@ from mobileone_q.names import (
     CPU_BACKENDS,
     DLA_TARGETS,
     ActivationGrids,
-    BackendChoice,
     BackendName,
     FloatPrecision,
     Precision,
@@ -186,45 +184,3 @@ def planned_for_dla(run: RunFolder) -> DlaPlan | None:
         return None
     cache = run.verified(CALIBRATION_CACHE) if target == "dla" else None
     return dla_plan(run.verified("int8.onnx"), cache)
-
-
-def load_engine(run: RunFolder, precision: Precision, backend: BackendChoice, threads: int = 1) -> Engine:
-    """A run's built engine, checked against the graph it says it was built from.
-
-    Raises:
-        EngineError: missing, stale or edited, or of another version, device or graph.
-        RunError: the graph has changed.
-    """
-    chosen = engines.backend(backend)
-    path = run.engine(precision, chosen.name, chosen.suffix)
-    info = EngineInfo.load(path)
-    return chosen.load(path, run.verified(info.onnx), threads)
-
-
-def ready_engine(run: RunFolder, precision: Precision, backend: BackendChoice, threads: int = 1) -> Engine:
-    """As :func:`load_engine`; an ONNX Runtime engine is built first where it is not there yet.
-
-    Raises:
-        EngineError, RunError: see :func:`load_engine`.
-    """
-    chosen = engines.backend(backend)
-    path = run.engine(precision, chosen.name, chosen.suffix)
-    if chosen.name == "onnxruntime" and not path.is_file():
-        options = BuildOptions(precision, threads=threads)
-        typed = chosen.is_typed_by_graph()
-        chosen.build(write_graph(run, precision, "fp32", chosen.name, typed), path, options)
-    return load_engine(run, precision, chosen.name, threads)
-
-
-def load_engine_file(path: Path, threads: int = 1) -> tuple[RunFolder, Engine]:
-    """The run of an engine file, in whose folder ``engines`` it stands, and the engine, checked.
-
-    Raises:
-        EngineError: it is in no run folder; or see :func:`load_engine`.
-        RunError: the graph has changed.
-    """
-    info = EngineInfo.load(path)
-    run = RunFolder(path.resolve().parent.parent)
-    if not run.manifest.is_file():
-        raise EngineError(f"{path} is not in a run folder, which says how to prepare images; name the run")
-    return run, engines.backend(info.backend).load(path, run.verified(info.onnx), threads)

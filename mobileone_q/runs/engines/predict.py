@@ -19,7 +19,7 @@ from mobileone_q.errors import DataError, printable
 from mobileone_q.evaluation.metrics import softmax
 from mobileone_q.names import BackendChoice, Precision
 from mobileone_q.runs.engines.engine_inputs import engine_input
-from mobileone_q.runs.engines.graphs import load_engine_file, ready_engine
+from mobileone_q.runs.engines.loading import load_engine_file, ready_engine
 from mobileone_q.runs.storage.folder import RunFolder
 
 

@@ -10,7 +10,7 @@ from mobileone_q.evaluation.metrics import MeasuredScore
 from mobileone_q.evaluation.streaming import ScoreSum, each_batch
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.engines.engine_inputs import for_normalized
-from mobileone_q.runs.engines.graphs import load_engine_file, ready_engine
+from mobileone_q.runs.engines.loading import load_engine_file, ready_engine
 from mobileone_q.runs.inputs import comparison_inputs
 from mobileone_q.runs.measuring.measure import accuracy_note
 from mobileone_q.runs.measuring.settings import EvaluateOptions

@@ -35,7 +35,7 @@ from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import CPU_BACKENDS, BackendName, Precision, Target, pairing
 from mobileone_q.progress import Advance, silent
 from mobileone_q.runs.engines.engine_inputs import for_normalized, pixels_of, random_input
-from mobileone_q.runs.engines.graphs import load_engine
+from mobileone_q.runs.engines.loading import load_engine
 from mobileone_q.runs.storage.folder import RunFolder
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")

@@ -20,7 +20,7 @@ from mobileone_q.evaluation.streaming import ParitySum, each_batch
 from mobileone_q.names import BACKENDS, CPU_BACKENDS, FLOAT_PRECISIONS, PRECISIONS, FloatPrecision
 from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.engines.engine_inputs import for_normalized
-from mobileone_q.runs.engines.graphs import load_engine
+from mobileone_q.runs.engines.loading import load_engine
 from mobileone_q.runs.inputs import comparison_inputs
 from mobileone_q.runs.measuring.settings import COMPARED_IMAGES, EvaluateOptions
 from mobileone_q.runs.storage.folder import RunFolder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mobileone_q.names import BackendChoice, Precision
-from mobileone_q.runs.settings import BACKEND_HELP
+from mobileone_q.runs.settings import BUILT_HELP
 from mobileone_q.settings import setting
 
 COMPARED_IMAGES = 200  # of `evaluate --parity` and `benchmark`, which run several engines
@@ -16,7 +16,7 @@ COMPARED_IMAGES = 200  # of `evaluate --parity` and `benchmark`, which run sever
 class ProfileOptions:
     """What `profile` times."""
 
-    backend: BackendChoice = setting("auto", BACKEND_HELP)
+    backend: BackendChoice = setting("auto", BUILT_HELP)
     runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
     batch: int = setting(1, "Images at once.", low=1)
     recorded: Path | None = setting(

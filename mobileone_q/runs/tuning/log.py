@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from calibrate.precision_search import Candidate, Ratio, Trial
 from mobileone_q.errors import FileError, RunError
 from mobileone_q.files import read_plain
-from mobileone_q.names import ActivationGrids
+from mobileone_q.names import BACKENDS, ActivationGrids, BackendName
 
 LARGEST = 64 << 20  # bytes; a search of a night writes less than one
 REMEDY = "leave out --resume"
@@ -84,6 +84,12 @@ class TuningLog:
     def settings(self) -> dict[str, Any] | None:
         """What the search began with; None in a new log."""
         return self.found("start")
+
+    @property
+    def backend(self) -> BackendName | None:
+        """The backend that the search was begun in; None in a new log."""
+        runtime = str((self.settings or {}).get("settings", {}).get("runtime", ""))
+        return next((name for name in BACKENDS if runtime.split(" ")[0] == name), None)
 
     @property
     def trials(self) -> list[dict[str, Any]]:

@@ -18,7 +18,6 @@ from typing import Any
 
 from calibrate.chain_model import fastest_within
 from calibrate.precision_search import EQUAL, Candidate, Problem, Search, Trial
-from mobileone_q import engines
 from mobileone_q.engines import Backend, BuildOptions
 from mobileone_q.evaluation.latency import Timing
 from mobileone_q.files import scratch_folder, sha256, write_atomically
@@ -28,6 +27,7 @@ from mobileone_q.progress import Advance, progress_if
 from mobileone_q.report.provenance import installed_versions, typed_command, utc_now
 from mobileone_q.report.schema import FloatBlocks, Report, Seconds
 from mobileone_q.report.tuning import TunedGraph, Tuning
+from mobileone_q.runs.engines.choice import choose_backend
 from mobileone_q.runs.engines.graphs import input_form
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.run import Run
@@ -64,17 +64,28 @@ def tune_run(
         DataError: the run's images are not there, or have no labels for ``options.max_drop_pts``.
     """
     refuse_budgets(options)
-    backend = engines.backend(options.backend)
-    refuse_backend(run, backend)
+    sizes = (options.batch,) * 3
+    build = BuildOptions(**{**vars(build or BuildOptions()), "threads": options.threads, "batch": sizes})
     name = f"{run.path.resolve().name}-tuned"
     staged = resumable(options.output, name, Path(TRIALS)) if options.resume else stage(options.output, name)
     try:
+        backend = _backend(run, options, build, TuningLog(staged / TRIALS), progress)
         with scratch_folder() as scratch:
             job = TuningJob(run, options, scratch)
-            _tune(job, run, RunFolder(staged), backend, options, build or BuildOptions(), scratch, progress)
+            _tune(job, run, RunFolder(staged), backend, options, build, scratch, progress)
         return Run(publish_folder(staged, options.output, name))
     finally:
         discard(staged)
+
+
+def _backend(
+    run: RunFolder, options: TuneOptions, build: BuildOptions, log: TuningLog, progress: bool
+) -> Backend:
+    """The backend to search in: for ``auto``, the one that the log was begun with, else the fastest here."""
+    asked = log.backend if log.backend and options.backend == "auto" else options.backend
+    backend = choose_backend(run, asked, ["int8"], build, progress=progress).backend
+    refuse_backend(run, backend)
+    return backend
 
 
 def _tune(
@@ -87,8 +98,6 @@ def _tune(
     scratch: Path,
     progress: bool,
 ) -> None:
-    sizes = (options.batch,) * 3
-    build = BuildOptions(**{**vars(build), "threads": options.threads, "batch": sizes})
     log = TuningLog(made.path / TRIALS)
     form, preprocessing = input_form(run, build), run.read_manifest().preprocessing
     bench = EngineBench(job.fused, job.networks, form, preprocessing, backend, build, options.batch, scratch)

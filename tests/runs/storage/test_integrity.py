@@ -19,7 +19,8 @@ from mobileone_q import files
 from mobileone_q.engines import EngineInfo
 from mobileone_q.engines.base import sidecar
 from mobileone_q.errors import MobileOneQError
-from mobileone_q.runs.engines.graphs import load_engine, write_graph
+from mobileone_q.runs.engines.graphs import write_graph
+from mobileone_q.runs.engines.loading import load_engine
 from mobileone_q.runs.storage import integrity
 from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import source_of

@@ -1,0 +1,132 @@
+"""Which backend ``auto`` stands for where engines are to be built: the fastest for the graph, here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from mobileone_q import engines
+from mobileone_q.engines import Backend, BuildOptions, Engine
+from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.evaluation.latency import time_interleaved
+from mobileone_q.files import scratch_folder
+from mobileone_q.names import CPU_BACKENDS, BackendChoice, BackendName, Precision, pairing
+from mobileone_q.progress import Advance, progress_if
+from mobileone_q.runs.engines.engine_inputs import random_input
+from mobileone_q.runs.engines.graphs import build_options, input_form, write_graph
+from mobileone_q.runs.storage.folder import RunFolder
+
+ROUNDS = 50  # of interleaved runs; the medians of two engines then stand apart by what is theirs
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend, and what the choice rests on: each backend's median latency, in milliseconds."""
+
+    backend: Backend
+    median_ms: Mapping[BackendName, float] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """One line for a user; empty where nothing had to be measured."""
+        if not self.median_ms:
+            return ""
+        in_order = sorted(self.median_ms, key=lambda name: self.median_ms[name])
+        each = ", ".join(f"{name} {self.median_ms[name]:.2f} ms" for name in in_order)
+        return f"backend         {self.backend.name}, the fastest here ({each})"
+
+
+class _Wanted(NamedTuple):
+    """The graph that is timed, and how it is built."""
+
+    run: RunFolder
+    precision: Precision
+    options: BuildOptions
+    keep_float: Collection[str]
+
+
+def choose_backend(
+    run: RunFolder,
+    asked: BackendChoice,
+    precisions: Sequence[Precision],
+    options: BuildOptions,
+    *,
+    keep_float: Collection[str] = (),
+    progress: bool = False,
+) -> Choice:
+    """The backend to build a run's engines with.
+
+    ``auto`` is TensorRT where it and a GPU are. Else it is the CPU backend that runs the graph fastest
+    here. Where several are installed, each builds the graph, and their runs are timed in turns: the INT8
+    graph, or that of the last of ``precisions``. A backend that refuses the graph is left out.
+
+    Raises:
+        RunError: the graph, or the weights that it is made from, have changed.
+        ExportError: the network cannot take its input as the options ask.
+    """
+    if asked != "auto":
+        return Choice(engines.backend(asked))
+    best = engines.best_backend()
+    precision: Precision = "int8" if "int8" in precisions else precisions[-1]
+    names = _usable(run, precision) if best in CPU_BACKENDS and options.dla_core is None else []
+    if len(names) < 2:
+        return Choice(engines.backend(names[0] if names else best))
+    wanted = _Wanted(run, precision, options, keep_float)
+    with progress_if(progress, f"comparing {' and '.join(names)}", ROUNDS) as advance:
+        medians = _medians(wanted, names, advance)
+    fastest = min(medians, key=lambda name: medians[name], default=best)
+    return Choice(engines.backend(fastest), medians)
+
+
+def _usable(run: RunFolder, precision: Precision) -> list[BackendName]:
+    """The CPU backends that are installed and may run the run's graph."""
+    target = run.read_manifest().target
+    allowed = [name for name in CPU_BACKENDS if precision != "int8" or not pairing(target, name).is_refused]
+    return [name for name in allowed if _is_installed(name)]
+
+
+def _is_installed(name: BackendName) -> bool:
+    try:
+        engines.backend(name).runtime()
+    except MissingDependency:
+        return False
+    return True
+
+
+def _medians(wanted: _Wanted, names: Sequence[BackendName], advance: Advance) -> dict[BackendName, float]:
+    """Milliseconds of each backend that takes the graph, from interleaved runs on random input."""
+    run, form = wanted.run, input_form(wanted.run, wanted.options)
+    x = random_input(form, run.load_fused().arch, wanted.options.batch[1])
+    # On one thread the processor's time is the latency of a quiet machine, on a busy one too.
+    clock = time.process_time if wanted.options.threads == 1 else time.perf_counter
+    with scratch_folder() as folder, ExitStack() as stack:
+        built: dict[BackendName, Engine] = {}
+        for name in names:
+            try:
+                built[name] = stack.enter_context(_engine(wanted, engines.backend(name), folder))
+            except EngineError:
+                continue
+        actions = [partial(engine.run, x) for engine in built.values()]
+        timings = time_interleaved(actions, ROUNDS, advance, clock)
+        return {name: timing.median_ms for name, timing in zip(built, timings)}
+
+
+def _engine(wanted: _Wanted, backend: Backend, folder: Path) -> Engine:
+    """An engine of the graph in a folder that nobody keeps."""
+    run, precision, options = wanted.run, wanted.precision, wanted.options
+    graph = write_graph(
+        run,
+        precision,
+        options.float_precision,
+        backend.name,
+        backend.is_typed_by_graph(),
+        keep_float=wanted.keep_float,
+        form=input_form(run, options),
+    )
+    path = folder / f"{precision}.{backend.name}{backend.suffix}"
+    backend.build(graph, path, build_options(run, precision, options))
+    return backend.load(path, graph, options.threads)
