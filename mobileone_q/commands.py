@@ -147,6 +147,11 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed: in Python and NumPy, or in torch, which raises a RuntimeError."""
+    return isinstance(error, MemoryError) or "not enough memory" in str(error)
+
+
 class Group(click.Group):
     """Turns the project's errors into one line and exit code 1, and Ctrl-C into exit code 130."""
 
@@ -170,6 +175,14 @@ class Group(click.Group):
             if ctx.meta.get(f"{META}verbose"):
                 traceback.print_exc()
             click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
+                raise
+            click.echo(
+                "error: there is not enough memory for this; ask for fewer or smaller inputs at once",
+                err=True,
+            )
             sys.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)

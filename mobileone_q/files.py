@@ -346,8 +346,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    except (OSError, MemoryError) as error:  # a file larger than the address space cannot be mapped
+        why = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"cannot read {path}: {why}; check the path") from error
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is damaged or not a safetensors file ({error}); fetch it again"

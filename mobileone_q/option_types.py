@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from mobileone_q.names import ARCHITECTURES, FACE_FORMS
+from mobileone_q.settings import MOST, MOST_BATCH
 from mobileone_q.suggestions import did_you_mean
 
 LEAST_SIDE, MOST_SIDE = 16, 16384  # of a camera's frame, pixels
 YAML_SUFFIXES = (".yaml", ".yml")
 FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
+
+
+class Place(click.Path):
+    """A path, which no null character can be part of."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "\0" in os.fsdecode(value):
+            self.fail(f"{value!r} holds a null character", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Sized:
+    """Refuses NaN, and numbers that are too large for libraries in C."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)  # type: ignore[misc]
+        if not abs(number) <= MOST:
+            self.fail(f"{str(value)[:40]} is not a number up to {MOST:,}.", param, ctx)  # type: ignore[attr-defined]
+        return number
+
+
+class Whole(_Sized, type(click.INT)):  # type: ignore[misc]
+    """A whole number."""
+
+
+class WholeRange(_Sized, click.IntRange):
+    """A whole number within bounds."""
+
+
+class Real(_Sized, type(click.FLOAT)):  # type: ignore[misc]
+    """A number."""
+
+
+class RealRange(_Sized, click.FloatRange):
+    """A number within bounds."""
 
 
 class Choice(click.Choice):
@@ -65,8 +102,12 @@ class BatchRange(click.ParamType):
         except ValueError:
             sizes = []
         least, typical, most = sizes * 3 if len(sizes) == 1 else sizes if len(sizes) == 3 else (0, 0, 0)
-        if not 1 <= least <= typical <= most:
-            self.fail(f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX", param, ctx)
+        if not 1 <= least <= typical <= most <= MOST_BATCH:
+            self.fail(
+                f"{value!r} is neither N nor MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX <= {MOST_BATCH}",
+                param,
+                ctx,
+            )
         return least, typical, most
 
 
@@ -81,7 +122,10 @@ class FrameSize(click.ParamType):
         if isinstance(value, tuple):
             return value
         height, _, width = value.partition("x")
-        sides = [int(side) if side.isascii() and side.isdigit() else 0 for side in (height, width)]
+        sides = [
+            int(side) if side.isascii() and side.isdigit() and len(side) < 6 else 0
+            for side in (height, width)
+        ]
         if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
             self.fail(f"{value!r} is not HxW with sides of {LEAST_SIDE} to {MOST_SIDE} pixels", param, ctx)
         return sides[0], sides[1]

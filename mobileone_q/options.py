@@ -27,11 +27,16 @@ from mobileone_q.option_types import (
     Choice,
     EpochSchedule,
     FrameSize,
+    Place,
+    Real,
+    RealRange,
+    Whole,
+    WholeRange,
 )
 from mobileone_q.settings import Option, default_of, hints_of, options_of
 from mobileone_q.suggestions import did_you_mean
 
-FILE = click.Path(path_type=Path)
+FILE = Place(path_type=Path)
 TYPED_ARCH = "mobileone_q.typed_arch"  # where click's context keeps it
 _HERE = Path(__file__).parent
 # A wheel installs configs/ inside this package; in a checkout, and an editable install, it is beside it.
@@ -200,7 +205,7 @@ def fetch_weights(_: click.Context, __: click.Parameter, weights: Path | None) -
 
 RUN = click.argument("run_path", type=FILE, required=False, metavar="[RUN]")
 FOLDER = click.argument(
-    "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("runs"), metavar="[FOLDER]"
+    "folder", type=Place(path_type=Path, file_okay=False), default=Path("runs"), metavar="[FOLDER]"
 )
 RUNS = click.argument("run_paths", type=FILE, nargs=-1, metavar="[RUN]...")
 FORM = click.option(
@@ -285,8 +290,10 @@ def _click_type(key: str, hint: Any, option: Option) -> Any:
         return ArchitectureParameter()
     if hint is Path:
         return FILE
-    if hint in (int, float) and (option.low is not None or option.high is not None):
-        kind = click.IntRange if hint is int else click.FloatRange
+    if hint in (int, float) and option.low is None and option.high is None:
+        return Whole() if hint is int else Real()
+    if hint in (int, float):
+        kind = WholeRange if hint is int else RealRange
         low = None if option.low is None else hint(option.low)
         high = None if option.high is None else hint(option.high)
         return kind(low, high)

@@ -13,13 +13,19 @@ import types
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+MOST = 2**31 - 1  # of a number without a bound of its own: libraries in C take no larger ones
+MOST_THREADS = 1024
+MOST_BATCH = 4096
+MOST_RUNS = 100_000  # timed runs, each of which is kept until the median is taken
+
 
 @dataclass(frozen=True)
 class Option:
     """How a field looks on the command line.
 
     ``flag`` is its name there, such as ``--range-method``; empty for the field's own name.
-    ``low`` and ``high`` are inclusive bounds of a number, ``choices`` the words that a text may be.
+    ``low`` and ``high`` are inclusive bounds of a number, at most :data:`MOST`. ``choices`` are the words
+    that a text may be.
     ``metavar`` names the value in the help.
     ``default_help`` says in words what happens without the option, where the default is None.
     ``is_required`` means that a value must be given.
@@ -80,6 +86,8 @@ def mistakes(settings: Any) -> list[str]:
                 found.append(f"{name} {value} (at least {option.low:g})")
             elif option and option.high is not None and value > option.high:
                 found.append(f"{name} {value} (at most {option.high:g})")
+            elif abs(value) > MOST:
+                found.append(f"{name} {value} (at most {MOST:,})")
     return found
 
 

@@ -22,6 +22,8 @@ class Settings:
     names: tuple[str, ...] = setting((), "Who.", flag="--name")
     batch: tuple[int, int, int] = setting((1, 2, 3), "How many.")
     place: Path | None = setting(None, "Where.")
+    whole: int = setting(0, "Any whole number.")
+    real: float = setting(0.0, "Any number.")
     inner: int = 5
 
 
@@ -74,6 +76,12 @@ def test_bounds_and_choices_are_the_fields(words):
     assert words[0] in run(*words, code=2)
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "1e400", "-inf", "99999999999999999999", "9" * 5000])
+@pytest.mark.parametrize("flag", ["--rate", "--size", "--whole", "--real"])
+def test_no_number_is_endless(flag, number):
+    assert flag in run(f"{flag}={number}", code=2)
+
+
 def test_the_help_says_what_the_fields_say():
     text = " ".join(run("--help").split())
     for option in options_of(Settings).values():
@@ -85,5 +93,6 @@ def test_the_help_says_what_the_fields_say():
 def test_mistakes_are_named_all_at_once():
     wrong = mistakes(Settings(size=0, rate=float("nan"), kind="c"))
     assert wrong == ["size 0 (at least 1)", "rate nan (a number)", "kind 'c' (choose one of a, b)"]
+    assert mistakes(Settings(whole=10**10)) == ["whole 10000000000 (at most 2,147,483,647)"]
     assert mistakes(Settings()) == []
     assert default_of(Settings, "size") == 3

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import tarfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from mobileone_q.architecture.registry import resolve_architecture
 from mobileone_q.architecture.spec import MOST_WEIGHTS, Architecture, Pair
 from mobileone_q.architecture.variants import VARIANTS, build_variant
 from mobileone_q.checkpoints.key_maps import KEY_MAPS
-from mobileone_q.checkpoints.safe_pickle import UnsafePickle, check_claims, module_state, read_zip
+from mobileone_q.checkpoints.safe_pickle import UnsafePickle, check_claims, is_tar, module_state, read_zip
 from mobileone_q.errors import ArchitectureError, CheckpointError
 from mobileone_q.files import read_safetensors, save_pickled, save_tensors, write_safetensors
 from mobileone_q.models.chain import Chain
@@ -280,7 +279,7 @@ def _read_pickled(path: Path) -> tuple[Any, str | None]:
     try:
         if zipfile.is_zipfile(path):
             return _unwrap(read_zip(path))
-        if tarfile.is_tarfile(path):
+        if is_tar(path):
             raise CheckpointError(
                 f"{path} is a tar archive of torch before 0.4; save it again with a newer torch"
             )

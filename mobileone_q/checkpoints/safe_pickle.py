@@ -13,6 +13,7 @@ import io
 import math
 import pickle
 import pickletools
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -118,6 +119,18 @@ def check_claims(path: Path) -> None:
     reader.load()
     if reader.claimed > size:
         raise ValueError(f"it claims {reader.claimed:,} bytes of numbers and has {size:,}")
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a file is a plain tar archive, or zeros, which are an empty one.
+
+    ``tarfile.is_tarfile`` also tries every compression, and reads a long file of zeros to its end.
+    """
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
 
 
 def _is_old(head: io.BytesIO) -> bool:

@@ -14,7 +14,7 @@ from mobileone_q.data.sources import SUFFIXES
 from mobileone_q.errors import DataError, MissingDependency
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
-CAMERA = re.compile(r"camera:(\d+)")
+CAMERA = re.compile(r"camera:([0-9]{1,4})")
 
 Picture = tuple[str, Path | Image.Image]  # a title, and a file or a frame
 

@@ -41,4 +41,4 @@ class InputOptions:
         low=32,
         default_help="the checkpoint's, or else the architecture's",
     )
-    seed: int = setting(0, "Decides which calibration images are drawn.")
+    seed: int = setting(0, "Decides which calibration images are drawn.", low=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mobileone_q.names import ChannelOrder, FloatPrecision, InputKind, Precision
-from mobileone_q.settings import setting
+from mobileone_q.settings import MOST_THREADS, setting
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BuildOptions:
     static_profile: bool = setting(
         True, "Beside a range of --batch from 1 on, a profile for exactly one image (TensorRT 10 and later)."
     )
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, high=MOST_THREADS)
     compute_capabilities: tuple[int, ...] = setting(
         (),
         "GPU generation to build for with no GPU at hand, such as 86; repeatable (tensorrt-rtx).",

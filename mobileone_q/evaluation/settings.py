@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mobileone_q.jetson_devices import DEVICE_NAMES
 from mobileone_q.names import ArchitectureName
-from mobileone_q.settings import setting
+from mobileone_q.settings import MOST_BATCH, MOST_RUNS, MOST_THREADS, setting
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,8 @@ class InfoOptions:
 
     arch: str | None = setting(None, "", default_help="a table of s0 to s4")
     image_size: int | None = setting(None, "Side of the input, pixels.", low=32, default_help="224")
-    runs: int = setting(10, "Timed runs in ONNX Runtime; 0 for none.", low=0, needs="arch")
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, needs="arch")
+    runs: int = setting(10, "Timed runs in ONNX Runtime; 0 for none.", low=0, high=MOST_RUNS, needs="arch")
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, high=MOST_THREADS, needs="arch")
 
 
 @dataclass(frozen=True)
@@ -36,4 +36,4 @@ class RooflineOptions:
     recorded: Path | None = setting(
         None, "Fit the estimate to a recording of this device (as for profile --from).", flag="--fit"
     )
-    batch: int = setting(1, "Images at once.", low=1)
+    batch: int = setting(1, "Images at once.", low=1, high=MOST_BATCH)

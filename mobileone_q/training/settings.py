@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeVar
 
 from mobileone_q.errors import TrainingError
-from mobileone_q.settings import mistakes, setting
+from mobileone_q.settings import MOST_THREADS, mistakes, setting
 
 OptimizerName = Literal["adamw", "sgd"]
 MixedPrecision = Literal["no", "bf16", "fp16"]
@@ -88,8 +88,8 @@ class TrainingSettings:
     trackers: tuple[TrackerName, ...] = setting(
         (), "Where to send metrics beside TensorBoard's files; repeatable.", flag="--tracker"
     )
-    workers: int = setting(0, "Processes that load data, beside each that trains.", low=0)
-    seed: int = setting(0, "Seed of the order, the augmentation and the first weights.")
+    workers: int = setting(0, "Processes that load data, beside each that trains.", low=0, high=MOST_THREADS)
+    seed: int = setting(0, "Seed of the order, the augmentation and the first weights.", low=0)
     device: DeviceChoice = setting("auto", "GPU where there is one, or the CPU.")
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mobileone_q.names import BackendChoice, Precision
 from mobileone_q.runs.settings import BUILT_HELP
-from mobileone_q.settings import setting
+from mobileone_q.settings import MOST_BATCH, MOST_RUNS, MOST_THREADS, setting
 
 COMPARED_IMAGES = 200  # of `evaluate --parity` and `benchmark`, which run several engines
 
@@ -17,8 +17,8 @@ class ProfileOptions:
     """What `profile` times."""
 
     backend: BackendChoice = setting("auto", BUILT_HELP)
-    runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
-    batch: int = setting(1, "Images at once.", low=1)
+    runs: int = setting(50, "Interleaved runs to take medians of.", low=1, high=MOST_RUNS)
+    batch: int = setting(1, "Images at once.", low=1, high=MOST_BATCH)
     recorded: Path | None = setting(
         None,
         "Report a profile recorded on a device instead.",
@@ -26,7 +26,7 @@ class ProfileOptions:
         default_help="time here",
         replaces=("backend", "runs", "batch", "threads", "run_path"),
     )
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, high=MOST_THREADS)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class EvaluateOptions:
         "with FP32 and FP16 between.",
         replaces=("precision", "backend"),
     )
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, high=MOST_THREADS)
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ class BenchmarkOptions:
         default_help="the bundled sample's, for its run",
     )
     images: int = setting(COMPARED_IMAGES, "How many, drawn at random.", low=1)
-    runs: int = setting(50, "Interleaved runs to take medians of.", low=1)
-    batch: int = setting(1, "Images at once, for the times.", low=1)
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
+    runs: int = setting(50, "Interleaved runs to take medians of.", low=1, high=MOST_RUNS)
+    batch: int = setting(1, "Images at once, for the times.", low=1, high=MOST_BATCH)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, high=MOST_THREADS)

@@ -165,13 +165,26 @@ class UnfinishedRun(RunFolder):
         return self.path / name
 
 
+def refuse_undecodable(path: Path) -> None:
+    """Check that the path of a run can be written as UTF-8, which ONNX Runtime and JSON need.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise RunError(f"{path} is not a name in UTF-8; choose another folder for the run") from None
+
+
 def find_run(path: Path | None) -> RunFolder:
     """The run at ``path``, or the newest one under ``runs/``.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or its path is not UTF-8.
     """
     if path is not None:
+        refuse_undecodable(path)
         run = RunFolder(path)
         if not run.manifest.is_file():
             raise RunError(

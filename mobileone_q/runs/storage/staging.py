@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mobileone_q.errors import FileError, RunError
 from mobileone_q.files import Unfinished, partial_name, remove_abandoned, unfinished
-from mobileone_q.runs.storage.folder import RUNS
+from mobileone_q.runs.storage.folder import RUNS, refuse_undecodable
 from mobileone_q.runs.storage.integrity import TRIALS
 from mobileone_q.training.checkpoint import NAME
 
@@ -75,11 +75,12 @@ def final_place(output: Path | None, name: str) -> Path:
     """Where a run will be: ``output``, which must hold nothing yet, or the first free place under runs/.
 
     Raises:
-        RunError: ``output`` already holds something.
+        RunError: ``output`` already holds something, or its path is not UTF-8.
     """
     if output is None:
         names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
         return next(path for path in map(RUNS.joinpath, names) if not path.exists())
+    refuse_undecodable(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RunError(f"{output} is not empty; choose another folder, so that nothing in it is lost")
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,19 @@ PROFILED_ROUNDS = 20
 OPEN_ENGINES = 3  # the start, the best, and the one that is raced against it
 
 CLOCKS: dict[Clock, Callable[[], float]] = {"processor": time.process_time, "wall": time.perf_counter}
+
+LEAST_STEPS = 10  # of a fine clock in a thousand readings, which take less than a millisecond
+
+
+@functools.cache
+def has_fine_processor_time() -> bool:
+    """Whether processor time is counted finely here.
+
+    Where a process has a limit or a timer of processor time, Linux counts in ticks of milliseconds, and a
+    short run takes 0.
+    """
+    return len({time.process_time() for _ in range(1000)}) >= LEAST_STEPS
+
 
 BlockTimes = dict[str, tuple[float, float]]  # name -> milliseconds in floating point and in INT8
 
@@ -70,13 +84,13 @@ class EngineBench:
 
     @property
     def clock(self) -> Clock:
-        """``processor`` where one CPU thread does all the work; else ``wall``.
+        """``processor`` where one CPU thread does all the work and its time is counted finely; else ``wall``.
 
         Processor time is what a quiet machine takes. It leaves out the time in which other processes run,
         which on a busy machine is longer than the work itself.
         """
         is_alone = self._backend.name in CPU_BACKENDS and self._options.threads == 1
-        return "processor" if is_alone else "wall"
+        return "processor" if is_alone and has_fine_processor_time() else "wall"
 
     def ratio(self, candidate: Candidate, against: Candidate) -> Ratio:
         """Latency over that of another candidate, from as many interleaved rounds as decide the race."""

@@ -10,7 +10,7 @@ from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.names import BackendChoice
 from mobileone_q.runs.engines.settings import EngineRequest
 from mobileone_q.runs.settings import BACKEND_HELP
-from mobileone_q.settings import setting
+from mobileone_q.settings import MOST_BATCH, MOST_THREADS, setting
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class TuneOptions:
         low=0,
         default_help="a limit of KL",
     )
-    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1)
-    batch: int = setting(1, "Images at once.", low=1)
+    threads: int = setting(1, "CPU threads (onnxruntime, openvino).", low=1, high=MOST_THREADS)
+    batch: int = setting(1, "Images at once.", low=1, high=MOST_BATCH)
     data: Path | None = setting(
         None, "Calibration images, as for calibrate.", default_help="those of the run"
     )
