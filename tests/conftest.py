@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers.once import folder_of_session, made_once
-from tests.helpers.sample import smaller_sample, whole_sample
+from tests.helpers.sample import calibrated_sample, smaller_sample, whole_sample
 from tests.helpers.shared import SHARED
 
 os.environ.setdefault("COLUMNS", "120")
@@ -72,14 +72,11 @@ def bundled(once, tmp_path_factory):
 
 @pytest.fixture
 def sample_run(once, tmp_path):
-    """A function of (target, images): a fresh copy of the sample's run, calibrated once for all tests."""
+    """A function of the target: a fresh copy of the sample's run, calibrated once for all tests."""
 
-    from tests.helpers.cli import invoke
-
-    def copy_of_run(target: str = "tensorrt", images: int = 32) -> Path:
-        words = ("calibrate", "--arch", "s0", "--target", target, "--images", images)
-        made = once(f"sample-{target}-{images}", lambda folder: invoke(*words, "--output", folder / "run"))
+    def copy_of_run(target: str = "tensorrt") -> Path:
         number = len(list(tmp_path.glob("sample-run*")))
-        return Path(shutil.copytree(made / "run", tmp_path / f"sample-run{number or ''}"))
+        made = calibrated_sample(once, target) / "run"
+        return Path(shutil.copytree(made, tmp_path / f"sample-run{number or ''}"))
 
     return copy_of_run

@@ -17,7 +17,7 @@ from mobileone_q.models.fused import FusedModel
 from tests.helpers.cli import BLOCKS, invoke, refused
 from tests.helpers.html_page import read_page
 from tests.helpers.networks import random_model, small
-from tests.helpers.sample import whole_sample
+from tests.helpers.sample import calibrated_sample, whole_sample
 
 
 def test_the_sample_is_what_it_says():
@@ -145,10 +145,10 @@ def test_engines_are_compared_on_the_same_images(bundled):
     assert rows["int8 onnxruntime"]["kl"] > rows["fp32 onnxruntime"]["kl"]
 
 
-def test_a_run_for_dla(tmp_path):
+def test_a_run_for_dla(once, sample_run):
     """INT8 accuracy is the simulation's: the graph alone would show FP32's and call it INT8's."""
-    run = tmp_path / "run"
-    output = invoke("calibrate", "--arch", "s0", "--images", 20, "--target", "dla", "--output", run)
+    run = sample_run("dla")
+    output = (calibrated_sample(once, "dla") / "said.txt").read_text(encoding="utf-8")
     assert "simulation (DLA runs on the device alone)" in " ".join(output.split())
     assert (run / "int8.calib").read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
     report = json.loads((run / "report.json").read_text())

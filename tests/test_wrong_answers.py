@@ -8,9 +8,9 @@ import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,9 @@ import pytest
 from PIL import Image
 
 from tests.helpers.cli import invoke, refused
+from tests.helpers.sample import calibrated_sample
+from tests.helpers.tiny import calibration
+from tests.helpers.training import environment
 
 SIGNAL = """
 model_name: signal
@@ -38,11 +41,9 @@ def runs(once, tmp_path_factory):
 
     @functools.cache
     def run_for(target):
-        def make(folder):
-            with working_in(folder):
-                invoke("calibrate", "--arch", "s0", "--target", target, "--images", 32)
-
-        return shutil.copytree(once(f"only-{target}", make), tmp_path_factory.mktemp("only") / target)
+        folder = tmp_path_factory.mktemp(f"only-{target}")
+        shutil.copytree(calibrated_sample(once, target) / "run", folder / "runs" / "s0")
+        return folder
 
     return run_for
 
@@ -189,28 +190,39 @@ def write_pets_recipe(folder):
 
 def test_a_failed_calibration_leaves_nothing(monkeypatch, tmp_path):
     """That the same command then works is held by the test of a killed one."""
-    monkeypatch.chdir(tmp_path)
+    words = calibration(tmp_path / "tiny")
+    work = enter_empty(monkeypatch, tmp_path)
     monkeypatch.setattr("onnx.checker.check_model", fail)
-    invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine", code=130)
-    assert not list(tmp_path.iterdir())
+    invoke(*words, "--output", "mine", code=130)
+    assert not list(work.iterdir())
+
+
+def enter_empty(monkeypatch, tmp_path):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
 
 
 def fail(*_, **__):
     raise KeyboardInterrupt
 
 
+KILLED = """
+import os, signal, onnx.checker
+onnx.checker.check_model = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+from cli import main
+main()
+"""
+
+
 def test_what_a_killed_calibration_left_is_gone_after_the_next(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    command = [sys.executable, "-m", "cli", "calibrate", "--arch", "s0", "--images", "64", "--output", "mine"]
-    root = Path(__file__).resolve().parents[1]
-    killed = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.rglob("fused.safetensors")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    killed.kill()
-    killed.wait()
-    assert not (tmp_path / "mine").exists()
-    invoke("calibrate", "--arch", "s0", "--images", 16, "--output", "mine")
-    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    """It is killed when it has written weights and comes to the graphs."""
+    words = calibration(tmp_path / "tiny")
+    work = enter_empty(monkeypatch, tmp_path)
+    command = [sys.executable, "-c", KILLED, *map(str, words), "--output", "mine"]
+    killed = subprocess.run(command, cwd=work, env=environment(), check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (work / "mine").exists()
+    assert list(work.rglob("fused.safetensors"))
+    invoke(*words, "--output", "mine")
+    assert [path.name for path in work.iterdir()] == ["mine"]

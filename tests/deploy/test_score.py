@@ -17,6 +17,7 @@ from mobileone_q.data import sample
 from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.runs.storage.folder import RunFolder
 from tests.helpers.cli import invoke, refused
+from tests.helpers.sample import calibrated_sample
 
 IMAGES = 60
 # The "engine" is a table: the SHA-256 of an input's bytes, and the logits for it.
@@ -71,10 +72,8 @@ def device(once, tmp_path_factory):
     """A bundle with a reference, the images, and stand-ins for TensorRT and the CUDA runtime."""
     if not shutil.which("cc"):
         pytest.skip("needs a C compiler for the stand-in of the CUDA runtime")
-    words = ("calibrate", "--arch", "s0", "--target", "tensorrt", "--images", 32)
-    run = once("sample-tensorrt-32", lambda folder: invoke(*words, "--output", folder / "run")) / "run"
     folder = tmp_path_factory.mktemp("device")
-    shutil.copytree(run, folder / "run")
+    shutil.copytree(calibrated_sample(once, "tensorrt") / "run", folder / "run")
     images, bundle = write_images(folder / "images"), folder / "bundle"
     asked = ("--int8", "--bundle", bundle, "--with-reference", images)
     invoke("build-engine", folder / "run", *asked)

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.checkpoints.load import save_model
+from tests.helpers.networks import random_model
+
 ARCHITECTURE = """
 model_name: tiny
 input_channels: 1
@@ -42,6 +46,20 @@ def write_tiny(folder: Path) -> Path:
     write_signals(folder)
     write_signals(folder, 30, "test.npz", seed=1)
     return folder
+
+
+def write_weights(folder: Path) -> Path:
+    """Random weights of the architecture in the folder, as a checkpoint with branches."""
+    arch = resolve_architecture(str(folder / "tiny.yaml"))
+    save_model(random_model(arch), folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def calibration(folder: Path) -> tuple[object, ...]:
+    """The command that calibrates random weights of the network, in a folder that it fills."""
+    folder.mkdir(exist_ok=True)
+    words = ("calibrate", "--arch", write_tiny(folder) / "tiny.yaml", "--weights", write_weights(folder))
+    return (*words, "--data", folder / "signals.npz")
 
 
 def recipe(folder):

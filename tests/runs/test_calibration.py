@@ -5,8 +5,12 @@ import pytest
 from PIL import Image
 
 import mobileone_q as mq
+from mobileone_q.architecture.registry import resolve_architecture
+from mobileone_q.checkpoints.load import save_model
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import ArchitectureError, CalibrationError, CheckpointError, DataError, RunError
+from tests.helpers.networks import random_model
+from tests.helpers.sample import CALIBRATED, calibrated_sample
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +20,20 @@ def model():
 
 @pytest.fixture(scope="module")
 def result(model):
-    return mq.calibrate(model, mq.sample_images("calibration"), target="tensorrt", count=16)
+    return mq.calibrate(model, mq.sample_images("calibration"), target="tensorrt", count=CALIBRATED)
+
+
+@pytest.fixture(scope="module")
+def narrow_model(tmp_path_factory):
+    """A network of two blocks that takes the sample's images."""
+    folder = tmp_path_factory.mktemp("narrow")
+    (folder / "narrow.yaml").write_text(
+        "model_name: narrow\ninput_size: 32\nnum_classes: 10\ninput_filters: 8\n"
+        "blocks:\n  - {filters: 8, padding: 1}\n"
+    )
+    arch = str(folder / "narrow.yaml")
+    save_model(random_model(resolve_architecture(arch)), folder / "weights.safetensors")
+    return mq.load(folder / "weights.safetensors", arch)
 
 
 def pictures(count):
@@ -44,7 +61,7 @@ def test_the_result_has_all_that_was_made(result, model):
     assert result.recipe == mq.Recipe(target="tensorrt")
 
 
-def test_images_may_come_in_every_form(model, tmp_path):
+def test_images_may_come_in_every_form(narrow_model, tmp_path):
     """The same images give the same codes, whatever they come in."""
     images, labels = pictures(12)
     transform = mq.sample.PREPROCESSING
@@ -54,26 +71,26 @@ def test_images_may_come_in_every_form(model, tmp_path):
         image.save(tmp_path / f"{number:02}.png")
     recipe = mq.Recipe.bare(equalization=True)
     made = [
-        mq.calibrate(model, given, recipe=recipe, preprocessing=None if given is arrays else transform)
+        mq.calibrate(narrow_model, given, recipe=recipe, preprocessing=None if given is arrays else transform)
         for given in (images, str(tmp_path), tmp_path, arrays, tmp_path / "x.npz")
     ]
     scales = [one.quantized.block("stage1.0.pw").input_scale.item() for one in made]
     assert scales == pytest.approx([scales[0]] * len(scales), rel=1e-6)
     assert made[3].preprocessing is None
     with pytest.raises(DataError, match="cannot take"):
-        mq.calibrate(model, 5)
+        mq.calibrate(narrow_model, 5)
     with pytest.raises(DataError, match="takes"):
-        mq.calibrate(model, images, preprocessing=Preprocessing())
+        mq.calibrate(narrow_model, images, preprocessing=Preprocessing())
 
 
-def test_the_target_is_the_recipe_s_unless_one_is_named(model):
+def test_the_target_is_the_recipe_s_unless_one_is_named(narrow_model):
     images = mq.sample_images("calibration")
     quick = mq.Recipe(target="dla", rounding="nearest", equalization=False)
-    assert mq.calibrate(model, images, recipe=quick, count=4).quantized.target == "dla"
-    named = mq.calibrate(model, images, recipe=quick, target="onnxruntime", count=4)
+    assert mq.calibrate(narrow_model, images, recipe=quick, count=4).quantized.target == "dla"
+    named = mq.calibrate(narrow_model, images, recipe=quick, target="onnxruntime", count=4)
     assert named.quantized.target == "onnxruntime"
     with pytest.raises(CalibrationError, match="target 'tpu'"):
-        mq.calibrate(model, images, target="tpu", count=4)
+        mq.calibrate(narrow_model, images, target="tpu", count=4)
 
 
 def test_without_evaluation_images_no_accuracy_is_claimed(result, tmp_path):
@@ -82,21 +99,18 @@ def test_without_evaluation_images_no_accuracy_is_claimed(result, tmp_path):
     assert report.accuracy is None
     assert report.images.evaluated_on is None
     assert report.images.evaluation == 0
-    assert report.images.calibration == 16
+    assert report.images.calibration == CALIBRATED
     assert "no accuracy was measured" in run.html.read_text()
     with pytest.raises(RunError, match="is not empty"):
         result.save(tmp_path / "run")
 
 
-def test_a_run_is_the_one_that_the_command_writes(result, tmp_path):
+def test_a_run_is_the_one_that_the_command_writes(result, once, tmp_path):
     """The face and the command share their code: the same images give the same bytes."""
-    from tests.helpers.cli import invoke
-
-    invoke(
-        "calibrate", "--arch", "s0", "--target", "tensorrt", "--images", 16, "--output", tmp_path / "command"
-    )
+    command = calibrated_sample(once, "tensorrt") / "run"
     run = result.save(tmp_path / "face", evaluate_on=mq.sample_images("evaluation"))
     for name in ("fused.safetensors", "quantized.safetensors", "fp32.onnx", "int8.onnx"):
-        assert (run.path / name).read_bytes() == (tmp_path / "command" / name).read_bytes(), name
-    by_command = mq.open_run(tmp_path / "command").read_report()
+        assert (run.path / name).read_bytes() == (command / name).read_bytes(), name
+    assert mq.open_run(run.path) == run
+    by_command = mq.open_run(command).read_report()
     assert run.read_report().accuracy == by_command.accuracy

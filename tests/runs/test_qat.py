@@ -19,17 +19,16 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.runs.storage.folder import RunFolder
 from tests.helpers.cli import invoke, refused
-from tests.helpers.sample import EVALUATED
+from tests.helpers.sample import EVALUATED, calibrated_sample
 
 QUICK = ("--images", 64, "--epochs", 2, "--batch", 16, "--device", "cpu", "--log-every", 1)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(once, tmp_path_factory):
     """A calibrated run of the sample."""
-    path = tmp_path_factory.mktemp("finetune") / "s0"
-    invoke("calibrate", "--arch", "s0", "--target", "tensorrt", "--images", 32, "--output", path)
-    return path
+    made = calibrated_sample(once, "tensorrt") / "run"
+    return shutil.copytree(made, tmp_path_factory.mktemp("finetune") / "s0")
 
 
 @pytest.mark.slow

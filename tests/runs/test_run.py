@@ -1,5 +1,7 @@
 """What can be done with a run from Python."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,13 +10,14 @@ from PIL import Image
 import mobileone_q as mq
 from mobileone_q.errors import DataError, EngineError, FileError, RunError, TrainingError
 from mobileone_q.evaluation.metrics import kl_divergence
+from tests.helpers.sample import CALIBRATED, calibrated_sample
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    model = mq.load(mq.sample.WEIGHTS, arch="s0", image_size=32)
-    result = mq.calibrate(model, mq.sample_images("calibration"), target="onnxruntime", count=16)
-    return result.save(tmp_path_factory.mktemp("face") / "run")
+def run(once, tmp_path_factory):
+    """The sample's run; that `save` gives the same is held by tests/runs/test_calibration.py."""
+    made = calibrated_sample(once, "onnxruntime") / "run"
+    return mq.open_run(shutil.copytree(made, tmp_path_factory.mktemp("face") / "run"))
 
 
 def test_an_engine_gives_logits_and_closes(run):
@@ -81,4 +84,4 @@ def test_fine_tuning_gives_a_run(run, tmp_path):
         run.qat(epoch=1)
     tuned = run.qat(path=tmp_path / "tuned", epochs=1, batch=8, device="cpu")
     assert tuned.read_manifest().tuned_from == str(run.path)
-    assert tuned.read_report().qat.steps == 2
+    assert tuned.read_report().qat.steps == CALIBRATED // 8

@@ -13,6 +13,7 @@ from mobileone_q.models.grids import INT8, UINT8, input_grids
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import narrow, small
+from tests.helpers.sample import calibrated_sample
 
 TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 # Builds nothing: writes the files that it is told to, and says the time that its environment gives.
@@ -32,8 +33,7 @@ echo "[I] GPU Compute Time: min = 0.1 ms, max = 9 ms, mean = 1 ms, median = $MS 
 @pytest.fixture(scope="module")
 def both(once):
     """A run of the sample with two graphs; read it only."""
-    words = ("calibrate", "--arch", "s0", "--target", "tensorrt", "--images", 32, "--grids", "both")
-    return once("both-grids", lambda folder: invoke(*words, "--output", folder / "run")) / "run"
+    return calibrated_sample(once, "tensorrt", "--grids", "both") / "run"
 
 
 def relus(path):
@@ -77,11 +77,18 @@ def test_exact_integers_of_both_graphs_each_beside_its_own_simulation(both, tmp_
     assert plain["kl"] > 1.05 * saturating["kl"]  # so it is not the first graph once more
 
 
-@pytest.fixture
-def bundle(both, tmp_path):
-    """The bundle, with the stand-in in the place of trtexec."""
-    folder = tmp_path / "bundle"
+@pytest.fixture(scope="module")
+def written(both, tmp_path_factory):
+    """The bundle as it is written; only read it."""
+    folder = tmp_path_factory.mktemp("written") / "bundle"
     invoke("build-engine", both, "--int8", "--bundle", folder)
+    return folder
+
+
+@pytest.fixture
+def bundle(written, tmp_path):
+    """The bundle, with the stand-in in the place of trtexec."""
+    folder = shutil.copytree(written, tmp_path / "bundle")
     stand_in = tmp_path / "trtexec"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(stand_in.stat().st_mode | stat.S_IXUSR)

@@ -27,6 +27,8 @@ from mobileone_q.runs.storage.integrity import source_of
 from tests.helpers.cli import invoke, refused
 from tests.helpers.damage import copy_of, flip
 from tests.helpers.graphs import mark
+from tests.helpers.sample import calibrated_sample
+from tests.helpers.tiny import calibration
 
 TRAINING = ("--images", 64, "--epochs", 1, "--batch", 16, "--device", "cpu")
 CALIBRATE = r"make the run again with `mobileone-q calibrate --arch s0`"
@@ -39,8 +41,7 @@ def whole(once):
     """The sample's run with its engines; only read it."""
 
     def make(folder):
-        words = ("calibrate", "--arch", "s0", "--target", "onnxruntime", "--images", 32)
-        invoke(*words, "--output", folder / "run")
+        shutil.copytree(calibrated_sample(once, "onnxruntime") / "run", folder / "run")
         invoke("build-engine", "--int8", "--backend", "onnxruntime", folder / "run")
 
     return once("integrity", make) / "run"
@@ -168,18 +169,13 @@ def test_edited_preprocessing_is_refused(run, image, command):
     assert f"{run / 'manifest.json'} has changed since it was written" in refused(command, *words)
 
 
-def test_live_branches_are_those_that_the_run_was_made_from(whole, tmp_path):
+def test_live_branches_are_those_that_the_run_was_made_from(tmp_path):
     """The weights are changed after calibration: their branches no longer belong to the run's codes."""
-    weights = tmp_path / "weights.safetensors"
-    shutil.copyfile(mq.sample.WEIGHTS, weights)
-    pixels, _ = mq.sample.images("calibration")
-    (tmp_path / "images").mkdir()
-    for number, pixel in enumerate(pixels[:64]):
-        Image.fromarray(pixel).save(tmp_path / "images" / f"{number}.png")
-    data = ("--data", tmp_path / "images")
-    words = ("--weights", weights, *data, "--image-size", 32, "--images", 32, "--output", tmp_path / "run")
-    invoke("calibrate", "--arch", "s0", *words)
+    folder = tmp_path / "tiny"
+    weights = folder / "weights.safetensors"
+    invoke(*calibration(folder), "--images", 32, "--output", tmp_path / "run")
     flip(weights, -3, 5)
+    data = ("--data", folder / "signals.npz")
     live = ("qat", tmp_path / "run", *data, "--branches", "live", *TRAINING[2:], "--images", 32)
     line = refused(*live, "--output", tmp_path / "tuned")
     assert f"{weights} has changed since the run was made from it; put the old file back" in line

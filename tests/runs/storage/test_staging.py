@@ -5,14 +5,11 @@ import os
 
 import pytest
 
-from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.checkpoints.load import save_model
 from mobileone_q.errors import FileError, RunError
 from mobileone_q.runs.storage.staging import CHECKPOINT, new_folder, resumable, stage
 from tests.helpers.cli import invoke
-from tests.helpers.networks import random_model
 from tests.helpers.processes import at_once, dead_pid
-from tests.helpers.tiny import write_tiny
+from tests.helpers.tiny import calibration
 
 
 def test_a_filled_folder_appears_at_the_end(tmp_path):
@@ -95,13 +92,6 @@ def test_a_file_in_the_way_is_refused(tmp_path):
         stage(tmp_path / "file" / "run", "s0")
 
 
-def weights(folder):
-    """Random weights of the tiny architecture, as a checkpoint."""
-    arch = resolve_architecture(str(folder / "tiny.yaml"))
-    save_model(random_model(arch), folder / "weights.safetensors")
-    return folder / "weights.safetensors"
-
-
 def test_what_a_killed_process_left_goes_with_the_next_run(tmp_path):
     abandoned = tmp_path / f".run.partial-{dead_pid()}-abc"
     working = tmp_path / f".run.partial-{os.getpid()}-abc"
@@ -131,10 +121,7 @@ def test_the_newest_unfinished_training_is_resumed(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_processes_on_one_output_one_works_and_the_other_is_told(tmp_path):
-    (tmp_path / "tiny").mkdir()
-    folder = write_tiny(tmp_path / "tiny")
-    words = ("calibrate", "--arch", folder / "tiny.yaml", "--weights", weights(folder))
-    words += ("--data", folder / "signals.npz", "--output", "run")
+    words = (*calibration(tmp_path / "tiny"), "--output", "run")
     results = at_once(tmp_path, (*words, "--seed", 1), (*words, "--seed", 2))
     codes = sorted(code for code, _ in results)
     assert codes == [0, 1], results
