@@ -76,10 +76,10 @@ def spoilt(tmp_path_factory):
     weight[:, 0] = 1000 * weight.abs().amax(1)
     weight[:, 1] = -weight[:, 0]
     fused.save(folder / "w.safetensors")
-    images = Batches.choose(sample_images("evaluation"), 200)
+    images = Batches.choose(sample_images("calibration"), 100)
     x = np.concatenate([pixels for pixels, _ in images])
     y = fused(torch.from_numpy(x)).argmax(1).numpy()
-    for name, part in (("calibration", slice(100)), ("evaluation", slice(100, None))):
+    for name, part in (("calibration", slice(40)), ("evaluation", slice(40, None))):
         np.savez(folder / f"{name}.npz", x=x[part], y=y[part])
     return folder
 

@@ -10,7 +10,7 @@ from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse_branches
-from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.networks import random_images, random_model, shallow
 
 SWITCHES = [field.name for field in fields(Recipe) if isinstance(field.default, bool)]
 
@@ -48,7 +48,7 @@ def network():
 
     Some channels are dead, one position is massive, and one stem weight reads an input that never varies.
     """
-    fused = fuse_branches(random_model(small()))
+    fused = fuse_branches(random_model(shallow()))
     fused.block("stem").bias[[3, 17]] = -100
     for name in ("stem", "stage1.0.pw"):
         fused.block(name).weight[8] *= 10

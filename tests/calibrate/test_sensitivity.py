@@ -11,6 +11,7 @@ from cli import main
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import BLOCKS, invoke
 from tests.helpers.networks import random_images, random_model, small
+from tests.helpers.tiny import calibration
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +67,19 @@ def test_the_loudest_branch_is_named():
 
 
 def test_from_the_command_line():
-    words = ["sensitivity", "--arch", "s0", "--target", "tensorrt", "--images", "32"]
-    ranking = json.loads(CliRunner().invoke(main, [*words, "--json"]).stdout)
+    """On the sample, which nothing but its architecture names."""
+    ranking = ranked("--arch", "s0", "--target", "tensorrt", "--images", "8")
     assert sorted(row["name"] for row in ranking) == sorted(BLOCKS)
     assert {len(row["branches"]) for row in ranking} == {0, 3}  # the stem has no block before it
-    assert ranking[0]["name"] in invoke(*words)
+
+
+def test_the_table_begins_with_the_costliest(tmp_path):
+    _, *words = calibration(tmp_path)
+    first, *others = ranked(*words)
+    table = [line for line in invoke("sensitivity", *words).splitlines() if line.strip()]
+    places = [next(k for k, line in enumerate(table) if row["name"] in line) for row in (first, *others)]
+    assert places == sorted(places)
+
+
+def ranked(*words):
+    return json.loads(CliRunner().invoke(main, ["sensitivity", *map(str, words), "--json"]).stdout)

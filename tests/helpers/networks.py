@@ -74,6 +74,21 @@ def narrow(name: str = "s4") -> Architecture:
     return Architecture(f"narrow-{name}", tuple(blocks), (32, 32))
 
 
+def shallow(se_depth: int = 0) -> Architecture:
+    """Ten blocks at 32×32, the last pairs of stages with SE if asked: for what depth does not change.
+
+    It is wide enough that every step of calibration has work: rows are rounded 32 at a time.
+    """
+    stages = [(48, 1), (48, 2), (64, 1)]
+    blocks = [
+        {"filters": width, "depth": depth, "strides": 2, "padding": 1, "se_depth": se_depth}
+        for width, depth in stages
+    ]
+    fields = {"model_name": "shallow", "input_size": 32, "num_classes": 10, "input_filters": 24}
+    fields |= {"input_strides": 2, "input_padding": 1}
+    return ArchitectureConfig.model_validate(fields | {"blocks": blocks}).build()
+
+
 def relu6_network() -> FusedModel:
     """A fused network with ReLU6 in every block, and biases such that many values are cut at 6."""
     blocks = [{"filters": 24, "depth": 3, "padding": 1, "activation": "relu6"}]

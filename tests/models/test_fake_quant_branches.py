@@ -37,6 +37,13 @@ def bundled():
     return model, fuse_branches(model), Batches(sample_images("calibration"), range(48))
 
 
+@pytest.fixture(scope="module")
+def quantized(bundled):
+    """The sample, calibrated for TensorRT; only read it."""
+    _, fused, images = bundled
+    return calibrate(fused, images, Recipe(target="tensorrt"))
+
+
 def trained(quantized, fused, model, branches, images):
     """A trainable model after one step of distillation on each batch."""
     trainable = FakeQuantModel(quantized) if branches == "fused" else with_branches(quantized, model)
@@ -66,13 +73,12 @@ def test_it_starts_at_the_quantized_model_and_ships_what_it_trains(arch, target)
         assert not torch.equal(after[-1], quantized(x))
 
 
-def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled):
+def test_a_change_of_the_branches_is_that_of_the_folded_kernel(bundled, quantized):
     """The biases, which are not rounded, change exactly as those of the folded network do."""
-    model, fused, images = bundled
+    model, fused, _ = bundled
     changed = copy.deepcopy(model)
     for norm in batch_norms(changed):
         norm.bias.data += 0.01
-    quantized = calibrate(fused, images, Recipe())
     live = with_branches(quantized, model)
     for norm in batch_norms(live):
         norm.bias.data += 0.01
@@ -105,16 +111,14 @@ def test_what_calibration_moved_is_recorded(bundled, recipe):
             assert torch.allclose(ours, block.weight, rtol=1e-4, atol=1e-9), name
 
 
-def test_a_fused_checkpoint_has_no_branches(bundled):
-    _, fused, images = bundled
-    quantized = calibrate(fused, images, Recipe())
+def test_a_fused_checkpoint_has_no_branches(bundled, quantized):
     with pytest.raises(TrainingError, match="no branches"):
-        with_branches(quantized, fused)
+        with_branches(quantized, bundled[1])
 
 
-def test_batch_statistics_move_until_they_are_frozen(bundled):
-    model, fused, images = bundled
-    live = with_branches(calibrate(fused, images, Recipe()), model).train()
+def test_batch_statistics_move_until_they_are_frozen(bundled, quantized):
+    model, _, images = bundled
+    live = with_branches(quantized, model).train()
     x = next(tensors(images))
     for wanted in (False, True, False):
         update_statistics(live, wanted)
@@ -134,13 +138,14 @@ def test_batch_statistics_move_until_they_are_frozen(bundled):
         pytest.param("onnxruntime", "live", marks=pytest.mark.long),
     ],
 )
-def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, target, branches):
+def test_the_exported_graph_gives_the_codes_that_were_trained(bundled, quantized, target, branches):
     """Each trained block, fed the engine's codes, gives the engine's next codes.
 
     They are at most 1 apart, on at most 0.1 % of activations.
     """
     model, fused, images = bundled
-    quantized = calibrate(fused, images, Recipe(target=target))
+    if target != "tensorrt":
+        quantized = calibrate(fused, images, Recipe(target=target))
     trainable = trained(quantized, fused, model, branches, images)
     shipped = trainable.to_quantized()
     assert any(not torch.equal(a.weight, quantized.block(name).weight) for name, a in shipped.blocks())
