@@ -18,6 +18,7 @@ from tests.helpers.cli import BLOCKS, invoke, refused
 from tests.helpers.html_page import read_page
 from tests.helpers.networks import random_model, small
 from tests.helpers.sample import calibrated_sample, whole_sample
+from tests.helpers.tiny import image_network
 
 
 def test_the_sample_is_what_it_says():
@@ -188,7 +189,7 @@ def test_own_weights_and_images(images, weights, tmp_path):
     assert (kinds.count("Conv"), kinds.count("Gemm"), kinds.count("QuantizeLinear")) == (44, 0, 44)
 
 
-def test_a_folder_with_class_names_and_an_unreadable_image(images, weights, tmp_path):
+def test_a_folder_with_class_names_and_an_unreadable_image(images, tmp_path):
     """The bundle has the run's class names; the run says what it could not read and what it was judged on."""
     root = tmp_path / "named"
     shutil.copytree(images, root)
@@ -196,10 +197,8 @@ def test_a_folder_with_class_names_and_an_unreadable_image(images, weights, tmp_
     names = [f"name of class {number}" for number in range(10)]
     (root / "classes.txt").write_text("".join(f"{number} {name}\n" for number, name in enumerate(names)))
     run, bundle = tmp_path / "run", tmp_path / "bundle"
-    output = invoke(
-        "calibrate", "--arch", "s0", "--weights", weights, "--data", root, "--image-size", 32,
-        "--target", "tensorrt", "--output", run,
-    )  # fmt: skip
+    words = (*image_network(tmp_path), "--data", root, "--target", "tensorrt")
+    output = invoke("calibrate", *words, "--output", run)
     assert "1 unreadable images, first 0/bad.jpg" in output
     assert "evaluated on the calibration images themselves" in output
     invoke("build-engine", "--int8", "--bundle", bundle, run)
@@ -235,14 +234,10 @@ def test_weights_need_images(weights):
 
 
 def test_errors_name_file_and_remedy(images, weights, tmp_path):
+    _, arch, _, narrow = image_network(tmp_path)
+
     def calibrate(**changes):
-        options = {
-            "arch": "s0",
-            "weights": weights,
-            "data": images,
-            "image-size": 32,
-            "output": tmp_path / "run",
-        }
+        options = {"arch": arch, "weights": narrow, "data": images, "output": tmp_path / "run"}
         options |= changes
         return refused("calibrate", *(word for k, v in options.items() for word in (f"--{k}", v)))
 
@@ -250,7 +245,7 @@ def test_errors_name_file_and_remedy(images, weights, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
     assert "none.pth; check --weights" in calibrate(weights=tmp_path / "none.pth")
-    assert "pass --arch s0" in calibrate(arch="s3")
+    assert "pass --arch s0" in calibrate(arch="s3", weights=weights)
     assert "no images under" in calibrate(data=tmp_path / "empty")
     assert "12 images, fewer than the 13 asked for" in calibrate(images=13)
     assert "is not empty" in calibrate(output=tmp_path / "full", weights=tmp_path / "none.pth")  # said first

@@ -136,20 +136,26 @@ def test_on_this_machine():
         assert check.finding in output
 
 
-@pytest.mark.parametrize("package", ["torch", "onnx", "onnxruntime"])
+ABSENT = {
+    "missing": ("ModuleNotFoundError('No module named {0}', name='{0}')", "not installed", ""),
+    "broken": (
+        "ImportError('lib{0}.so: cannot open it\\nsecond line')",
+        "cannot be imported (lib{0}.so: cannot open it)",
+        "--force-reinstall ",
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("error", "finding", "option"),
+    ("how", "package"),
     [
-        ("ModuleNotFoundError('No module named {0}', name='{0}')", "not installed", ""),
-        (
-            "ImportError('lib{0}.so: cannot open it\\nsecond line')",
-            "cannot be imported (lib{0}.so: cannot open it)",
-            "--force-reinstall ",
-        ),
+        ("missing", "torch"), ("missing", "onnx"), ("missing", "onnxruntime"), ("broken", "torch"),
+        pytest.param("broken", "onnx", marks=pytest.mark.long),
+        pytest.param("broken", "onnxruntime", marks=pytest.mark.long),
     ],
-    ids=["missing", "broken"],
-)
-def test_it_answers_without_the_package_it_reports(tmp_path, package, error, finding, option):
+)  # fmt: skip
+def test_it_answers_without_the_package_it_reports(tmp_path, how, package):
+    error, finding, option = ABSENT[how]
     (tmp_path / f"{package}.py").write_text(f"raise {error.format(package)}")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(

@@ -39,11 +39,10 @@ save_tensors(Path(sys.argv[1]), tensors, "quantized", description)
 
 
 def test_two_processes_write_the_same_safetensors(tmp_path):
-    for seed in ("0", "1", "2"):
+    for seed in ("0", "1"):
         environment = os.environ | {"PYTHONHASHSEED": seed}
         subprocess.run([sys.executable, "-c", PROGRAM, tmp_path / seed], check=True, env=environment)
-    first, *others = ((tmp_path / seed).read_bytes() for seed in ("0", "1", "2"))
-    assert others == [first, first]
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
     tensors, description = load_tensors(tmp_path / "0", "quantized")
     assert torch.equal(tensors["block3.weight"], torch.arange(4, dtype=torch.float32))
     assert tensors["codes"].tolist() == [-1, 2]

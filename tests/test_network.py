@@ -110,8 +110,7 @@ pathlib.Path.home().joinpath("x").touch()
 @pytest.mark.slow
 def test_commands_use_no_network_and_write_only_their_run_folder(sandbox):
     run = sandbox.work / "run"
-    sandbox.run("-m", "cli", "calibrate", "--arch", "s0", "--images", 8, "--output", run)
-    sandbox.run("-m", "cli", "build-engine", run)
+    sandbox.run("-c", GIVE_ALL, f"calibrate --arch s0 --images 8 --output {run}\nbuild-engine {run}")
     assert sandbox.traces() == []
     assert [path.name for path in sandbox.work.iterdir()] == ["run"]
     assert list((sandbox.folder / "tmp").iterdir()) == []
@@ -166,12 +165,14 @@ VIDEO = "predict --run sample --precision fp32 --every 1 clip.avi\n"
 GIVE_ALL = """
 import sys
 from cli import main
-for line in sys.argv[1].strip().splitlines():
-    try:
-        main(line.split())
-    except SystemExit as leaving:
-        if leaving.code:
-            sys.exit(f"{line}: {leaving.code}")
+from tests.helpers.sample import smaller_sample
+with smaller_sample():
+    for line in sys.argv[1].strip().splitlines():
+        try:
+            main(line.split())
+        except SystemExit as leaving:
+            if leaving.code:
+                sys.exit(f"{line}: {leaving.code}")
 """
 
 

@@ -1,10 +1,13 @@
 """Public names, from a server on this machine that stands for the publishers' own, and fails at will."""
 
+import functools
 import hashlib
+import io
 import socket
 import time
 
 import pytest
+import safetensors.torch
 import torch
 
 from mobileone_q.checkpoints import download
@@ -44,16 +47,21 @@ def server(web):
     return web.root
 
 
-def put(path, layout):
-    path.parent.mkdir(parents=True, exist_ok=True)
+@functools.cache
+def checkpoint(layout, suffix):
+    """The bytes of a checkpoint."""
     model = random_model(small())
     state = {KEY_MAPS[layout].from_own(key): value for key, value in model.state_dict().items()}
-    if path.suffix == ".safetensors":
-        from safetensors.torch import save_file
+    if suffix == ".safetensors":
+        return safetensors.torch.save(state)
+    file = io.BytesIO()
+    torch.save(state, file)
+    return file.getvalue()
 
-        save_file(state, path)
-    else:
-        torch.save(state, path)
+
+def put(path, layout):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(checkpoint(layout, path.suffix))
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -169,8 +177,8 @@ def failure():
         ("cut", "bytes"),
         ("cut_without_length", "does not say the file's length"),
         ("odd_length", ""),
-        ("stall", "no answer for 0.3 s"),
-        ("silent", "no answer for 0.3 s"),
+        ("stall", "no answer for 0.1 s"),
+        ("silent", "no answer for 0.1 s"),
         ("garble", ""),
         ("garble_headers", ""),
         ("garble_chunks", ""),
@@ -185,7 +193,7 @@ def failure():
     ],
 )
 def test_a_server_that_fails_ends_in_one_line(web, monkeypatch, fault, said):
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.1 if "no answer" in said else 0.3)
     put(web.root / APPLE_FILE, "apple")
     web.always = fault
     started = time.monotonic()
@@ -234,7 +242,7 @@ def test_trust_on_first_use_is_said_once(web, capfd):
     fetch("apple:s0")
     said = [line for line in capfd.readouterr().err.splitlines() if "SHA-256" in line]
     assert said == [f"apple:s0: its publisher states no SHA-256; trusted as first downloaded, {digest}"]
-    put(web.root / APPLE_FILE, "apple")  # other bytes on the server: the cache is not asked again
+    put(web.root / APPLE_FILE, "timm")  # other bytes on the server: the cache is not asked again
     fetch("apple:s0")
     assert "SHA-256" not in capfd.readouterr().err
     assert len(web.asked) == 1

@@ -15,6 +15,7 @@ from mobileone_q.errors import CheckpointError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.names import WRITABLE_LAYOUTS, KeyMapName
+from tests.helpers.calibrated import fused_network
 from tests.helpers.networks import (
     EVERY_VARIANT,
     fill,
@@ -153,7 +154,7 @@ def test_safetensors_of_another_layout(tmp_path):
 @pytest.mark.parametrize("layout", ["own", "apple", "timm", "mmpretrain"])
 @pytest.mark.parametrize("variant", ["s0", "s4"])
 def test_exports_come_back_equal(tmp_path, layout, variant):
-    fused = fuse_branches(random_model(small(variant)))
+    fused = fused_network(small(variant))
     for name in ("w.safetensors", "w.pth", "w.pth.tar"):
         if layout == "own" and name != "w.safetensors":
             with pytest.raises(CheckpointError, match=r"must end in \.safetensors"):
@@ -166,7 +167,7 @@ def test_exports_come_back_equal(tmp_path, layout, variant):
 
 
 def test_export_names_are_the_fused_ones(tmp_path):
-    fused = fuse_branches(random_model(small("s4")))
+    fused = fused_network(small("s4"))
     save_fused(fused, tmp_path / "t.safetensors", "timm")
     timm = set(load_file(tmp_path / "t.safetensors"))
     assert {"stem.reparam_conv.weight", "stages.2.10.attn.fc1.bias", "head.fc.weight"} <= timm
@@ -177,7 +178,7 @@ def test_export_names_are_the_fused_ones(tmp_path):
 
 
 def test_export_refuses_other_suffixes(tmp_path):
-    fused = fuse_branches(random_model(small()))
+    fused = fused_network(small())
     with pytest.raises(CheckpointError, match=r"must end in \.pth"):
         save_fused(fused, tmp_path / "w.onnx", "apple")
     assert not list(tmp_path.iterdir())

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mobileone_q.data import sample
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.preprocess import Preprocessing, as_rgb
 from mobileone_q.data.sources import ImageFolder
 from mobileone_q.errors import DataError
 from tests.helpers.cli import invoke, refused
+from tests.helpers.tiny import image_network
 
 SMALL = Preprocessing(resize=36, crop=32)
 
@@ -85,9 +85,9 @@ def test_a_name_does_not_break_what_is_printed(folder, tmp_path, name):
     bad = folder / "cat" / name
     bad.parent.mkdir(exist_ok=True)
     bad.write_bytes(b"none")
-    words = ["--arch", "s0", "--weights", sample.WEIGHTS, "--eval-data", folder]
     out = tmp_path / "run"
-    said = invoke("calibrate", *words, "--data", folder, "--images", 21, "--image-size", 32, "--output", out)
+    words = [*image_network(tmp_path), "--data", folder, "--eval-data", folder, "--images", 21]
+    said = invoke("calibrate", *words, "--output", out)
     shown = name.encode("unicode_escape").decode()
     assert f"skipped         1 unreadable images, first cat/{shown}:" in said
     (skipped,) = json.loads((out / "report.json").read_text())["images"]["skipped"]

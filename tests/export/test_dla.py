@@ -121,7 +121,7 @@ def test_pooling_windows_are_at_most_eight_and_cover_the_map(size, windows):
 
 def test_the_simulation_computes_the_graph_with_q_dq(tmp_path):
     """Rounded squeeze-and-excite and output included: ONNX Runtime's answers differ by a code at most."""
-    quantized = calibrated_network(small("s4"), Recipe.bare(target="dla-qdq"))
+    quantized = calibrated_network(narrow("s4"), Recipe.bare(target="dla-qdq"))
     export_onnx(quantized, tmp_path / "int8.onnx")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -149,7 +149,7 @@ def test_the_simulation_computes_the_graph_with_q_dq(tmp_path):
 
 def test_the_scales_that_only_dla_has_come_from_the_images():
     """A scale that calibration forgot would stay at 1."""
-    quantized = calibrated_network(small("s4"), Recipe(target="dla"))
+    quantized = calibrated_network(narrow("s4"), Recipe(target="dla"))
     roundings = {name: block.dla for name, block in quantized.blocks() if block.dla}
     assert len(roundings) == 12 + 1
     for rounding in roundings.values():

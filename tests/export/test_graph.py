@@ -210,7 +210,7 @@ def test_metadata_names_the_target_of_an_int8_graph(target, floats):
 @pytest.mark.parametrize("name", ["s0", "s4"])
 def test_the_float16_graph_computes_the_same(name, target):
     """Weights and maps are float16, the function is the same; input, logits and scales are float32."""
-    fused = fused_network(small(name))
+    fused = fused_network(small() if name == "s0" else narrow(name))
     model = quantized_for(fused, target) if target else fused
     x = random_images(fused.arch, 8)
     proto = to_onnx(model, float_precision="fp16")

@@ -62,6 +62,17 @@ def calibration(folder: Path) -> tuple[object, ...]:
     return (*words, "--data", folder / "signals.npz")
 
 
+def image_network(folder: Path) -> tuple[object, ...]:
+    """Options that name a network of four blocks for images of 32×32 in ten classes, and random weights."""
+    (folder / "narrow.yaml").write_text(
+        "model_name: narrow\ninput_size: 32\nnum_classes: 10\ninput_filters: 8\n"
+        "blocks:\n  - {filters: 8, padding: 1}\n"
+    )
+    arch = str(folder / "narrow.yaml")
+    save_model(random_model(resolve_architecture(arch)), folder / "narrow.safetensors")
+    return "--arch", arch, "--weights", folder / "narrow.safetensors"
+
+
 def recipe(folder):
     """A training recipe for the tiny network."""
     path = folder / "recipe.yaml"

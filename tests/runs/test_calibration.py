@@ -5,12 +5,10 @@ import pytest
 from PIL import Image
 
 import mobileone_q as mq
-from mobileone_q.architecture.registry import resolve_architecture
-from mobileone_q.checkpoints.load import save_model
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.errors import ArchitectureError, CalibrationError, CheckpointError, DataError, RunError
-from tests.helpers.networks import random_model
 from tests.helpers.sample import CALIBRATED, calibrated_sample
+from tests.helpers.tiny import image_network
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +24,8 @@ def result(model):
 @pytest.fixture(scope="module")
 def narrow_model(tmp_path_factory):
     """A network of two blocks that takes the sample's images."""
-    folder = tmp_path_factory.mktemp("narrow")
-    (folder / "narrow.yaml").write_text(
-        "model_name: narrow\ninput_size: 32\nnum_classes: 10\ninput_filters: 8\n"
-        "blocks:\n  - {filters: 8, padding: 1}\n"
-    )
-    arch = str(folder / "narrow.yaml")
-    save_model(random_model(resolve_architecture(arch)), folder / "weights.safetensors")
-    return mq.load(folder / "weights.safetensors", arch)
+    _, arch, _, weights = image_network(tmp_path_factory.mktemp("narrow"))
+    return mq.load(weights, arch)
 
 
 def pictures(count):
