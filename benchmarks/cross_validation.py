@@ -6,7 +6,8 @@ All images of the folders form one pool. Calibration gets some of them, and accu
 others. 200 images are drawn anew each time; with 480 of 600 the draws are the five parts of one
 partition, so that each image is evaluated on once. Settings of the recipe are chosen on these figures
 and on nothing else; ``--steps`` measures, on the same draws, grids without any other step, and the recipe
-without each of its steps or with each that is off.
+without each of its steps or with each that is off. ``--foreign`` adds images of another folder to those that
+each calibration gets, for what images of another domain do.
 
 Every draw is appended to ``--results``, and what stands there is not measured again: the script may be
 stopped at any time. Figures are those of the exported graph in ONNX Runtime.
@@ -54,6 +55,7 @@ class Key:
     recipe: str
     images: int
     draw: int
+    foreign: int = 0  # images of another folder besides
 
 
 def split(total: int, images: int, draw: int) -> tuple[list[int], list[int]]:
@@ -71,13 +73,16 @@ def split(total: int, images: int, draw: int) -> tuple[list[int], list[int]]:
 class Pool:
     """All images, in memory, and the FP32 network's answers to them."""
 
-    def __init__(self, weights: Path, folders: Sequence[Path], work: Path) -> None:
+    def __init__(
+        self, weights: Path, folders: Sequence[Path], work: Path, foreign: Path | None = None, count: int = 0
+    ) -> None:
         self.fused = fuse_branches(load_model(weights, "s0")[0])
         self.work = work
         parts = [part for folder in folders for part in Batches.choose(ImageFolder(folder))]
         self.x = np.concatenate([x for x, _ in parts])
         self.labels = np.concatenate([labels for _, labels in parts])
         self.fp32 = self.logits(self.fused, range(len(self.x)))
+        self.foreign = [(x, None) for x, _ in Batches.choose(ImageFolder(foreign), count)] if foreign else []
 
     def logits(self, model: FusedModel | QuantizedModel, indices: Sequence[int]) -> NDArray[np.float32]:
         """Logits (N, classes) of the exported graph for these images."""
@@ -94,7 +99,8 @@ class Pool:
         """One calibration, and its figures on the images that it did not see."""
         chosen, held = split(len(self.x), key.images, key.draw)
         chunks = [chosen[k : k + BATCH] for k in range(0, len(chosen), BATCH)]
-        quantized = calibrate(self.fused, [(self.x[k], self.labels[k]) for k in chunks], recipe)
+        given = [(self.x[k], self.labels[k]) for k in chunks] + (self.foreign if key.foreign else [])
+        quantized = calibrate(self.fused, given, recipe)
         int8, fp32, labels = self.logits(quantized, held), self.fp32[held], self.labels[held]
         lost = (fp32.argmax(1) == labels).astype(int) - (int8.argmax(1) == labels)
         return {
@@ -139,17 +145,24 @@ def line(*cells: str) -> None:
 
 def table(measured: dict[Key, dict]) -> None:
     line(
-        "target", "images", "recipe", "KL: mean (least to most)", "worst / mean", "agreement", "drop, points"
+        "target",
+        "images",
+        "foreign",
+        "recipe",
+        "KL: mean (least to most)",
+        "worst / mean",
+        "agreement",
+        "drop, points",
     )
-    line(*["---"] * 7)
-    groups = dict.fromkeys((key.target, key.images, key.recipe) for key in measured)
-    for target, images, recipe in groups:
-        results = [value for key, value in measured.items()
-                   if (key.target, key.images, key.recipe) == (target, images, recipe)]  # fmt: skip
+    line(*["---"] * 8)
+    groups: dict[Key, list[dict]] = {}
+    for key, result in measured.items():
+        groups.setdefault(replace(key, draw=0), []).append(result)
+    for group, results in groups.items():
         kl, same = [r["kl"] for r in results], [r["agreement"] for r in results]
         mean, half = drop(results)
         line(
-            f"`{target}`", str(images), recipe,
+            f"`{group.target}`", str(group.images), str(group.foreign), group.recipe,
             f"{statistics.mean(kl):.4f} ({min(kl):.4f} to {max(kl):.4f})",
             f"{max(kl) / statistics.mean(kl):.2f}",
             f"{statistics.mean(same):.2%} ({min(same):.2%} to {max(same):.2%})",
@@ -169,11 +182,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=COUNTS)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS)
     parser.add_argument("--draws", type=int, default=DRAWS)
+    parser.add_argument("--foreign", type=Path, help="folder of images of another domain")
+    parser.add_argument("--foreign-images", type=int, default=600)
     args = parser.parse_args()
     lines = args.results.read_text().splitlines() if args.results.exists() else []
     known = {Key(**entry["key"]): entry["result"] for entry in map(json.loads, lines)}
     wanted = {
-        Key(target, title, images, draw): recipe
+        Key(target, title, images, draw, args.foreign_images if args.foreign else 0): recipe
         for target in args.targets
         for images in args.images
         for title, recipe in recipes(target, args.steps)
@@ -182,7 +197,8 @@ def main() -> None:
     }
     missing = [key for key in wanted if key not in known]
     with TemporaryDirectory() as folder, progress("calibrating", len(missing)) as advance:
-        pool = Pool(args.weights, args.data, Path(folder)) if missing else None
+        words = (args.weights, args.data, Path(folder), args.foreign, args.foreign_images)
+        pool = Pool(*words) if missing else None
         for key in missing:
             known[key] = pool.measure(key, wanted[key])
             with args.results.open("a") as file:

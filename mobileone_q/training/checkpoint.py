@@ -6,6 +6,7 @@ Random generators are not part of it: what is drawn follows from the seed, the e
 from __future__ import annotations
 
 import json
+import math
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field, fields
@@ -35,7 +36,8 @@ class TrainingProgress:
     """How far a run is.
 
     ``best`` is the best value so far of the metric that decides, reached at ``best_step``; ``stale``
-    evaluations have taken place since. ``start`` are the metrics before the first step.
+    evaluations have taken place since. ``start`` are the metrics before the first step. ``gradient_norm``
+    is the moving average of the gradient's norm; 0 before the first step, and where nothing is clipped.
     """
 
     step: int = 0
@@ -44,6 +46,7 @@ class TrainingProgress:
     stale: int = 0
     is_done: bool = False
     start: dict[str, float] = field(default_factory=dict)
+    gradient_norm: float = 0.0
 
 
 @dataclass
@@ -206,6 +209,8 @@ def _progress(values: dict[str, Any]) -> TrainingProgress:
     progress = TrainingProgress(**values)
     if min(progress.step, progress.best_step, progress.stale) < 0 or progress.best_step > progress.step:
         raise Damaged("progress counts what cannot be")
+    if not 0 <= progress.gradient_norm < math.inf:
+        raise Damaged("progress.gradient_norm cannot be")
     return progress
 
 

@@ -6,6 +6,7 @@ in which order, is decided in :mod:`mobileone_q.training.data`, so that two proc
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from mobileone_q.training.data import Batch, Loader, Slot, Views
 from mobileone_q.training.distributed import begin_tracking, first_message, make_accelerator
 from mobileone_q.training.metric_log import MetricLog
 from mobileone_q.training.objectives import Metrics, Objective
-from mobileone_q.training.optim import averaged, make_optimizer, set_rates
+from mobileone_q.training.optim import averaged, follow_norm, largest_norm, make_optimizer, set_rates
 from mobileone_q.training.settings import TrainingSettings
 from mobileone_q.training.stop_signals import stop_requests
 
@@ -242,11 +243,20 @@ class Training(Generic[M]):
             loss = metrics["loss"]
             self._refuse_loss_that_is_not_finite(loss, batch, epoch)
             self.accelerator.backward(loss)
-            if self.settings.clip_norm and self.accelerator.sync_gradients:
-                self.accelerator.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            self._clip_gradient()
             self.optimizer.step()
             self.optimizer.zero_grad()
         return {name: metric.detach() for name, metric in metrics.items()}
+
+    def _clip_gradient(self) -> None:
+        """Limit the gradient of a whole step, as the settings say."""
+        done, before = self.state.progress, self.state.progress.gradient_norm
+        limit = largest_norm(self.settings, before)
+        if limit is None or not self.accelerator.sync_gradients:
+            return
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        if math.isfinite(norm):  # in float16 a step may overflow, and is then left out
+            done.gradient_norm = follow_norm(before, min(norm, limit))
 
     def _refuse_loss_that_is_not_finite(self, loss: Tensor, batch: Batch, epoch: int) -> None:
         """End every process, with the same line, where the loss of one is not finite."""

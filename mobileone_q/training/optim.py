@@ -15,6 +15,7 @@ from mobileone_q.training.settings import TrainingSettings
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Tensors = tuple[Tensor, ...] | list[Tensor]
+NORM_DECAY = 0.9  # of the average of the gradient's norm: it follows about ten steps
 
 
 @runtime_checkable
@@ -71,6 +72,25 @@ def set_rates(optimizer: Optimizer, settings: TrainingSettings, step: int, steps
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = decay if group["decays"] else 0.0
     return lr
+
+
+def largest_norm(settings: TrainingSettings, average: float) -> float | None:
+    """The largest norm that a step's gradient may have; None where nothing is clipped.
+
+    ``average`` is what :func:`follow_norm` made of the steps before, 0 at the first step. A limit that
+    follows the run's own norms is the idea of Seetharaman et al., "AutoClip" (arXiv:2007.14469). A fixed one
+    suits no two networks: with all its branches, S0's gradient has a norm of 400 at first, and 60 a few
+    steps later.
+    """
+    if not (settings.clip_norm or settings.clip_factor):
+        return None
+    follows = settings.clip_factor * average or math.inf
+    return min(settings.clip_norm or math.inf, follows)
+
+
+def follow_norm(average: float, norm: float) -> float:
+    """The moving average of the gradient's norm, with one more step."""
+    return NORM_DECAY * average + (1 - NORM_DECAY) * norm if average else norm
 
 
 def resolution_schedule(resolutions: Sequence[tuple[int, int]]) -> Callable[[int], int]:

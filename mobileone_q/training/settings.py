@@ -73,6 +73,9 @@ class TrainingSettings:
     final_weight_decay: float = setting(0.0, "Weight decay at the end.", low=0)
     bias_decay: bool = setting(False, "Let biases decay too, so that only batch norms do not.")
     clip_norm: float = setting(1.0, "Largest norm of the gradient; 0 for any.", low=0)
+    clip_factor: float = setting(
+        0.0, "Largest norm of the gradient, in times the average of the steps before; 0 for any.", low=0
+    )
     label_smoothing: float = setting(
         0.0, "Share of a label that is spread over all classes.", low=0, high=1, needs="labels"
     )
@@ -258,7 +261,7 @@ class EpochSettings:
 # Each command's defaults, where they differ from those of the fields.
 FINE_TUNING = TrainingSettings(lr=0.005)
 FINE_TUNING_AUGMENTATION = Augmentation(crop=0.35, flip=0.5, jitter=0.3, mixup=0.4)
-TRAINING = TrainingSettings(epochs=30, optimizer="sgd", lr=0.1, ema=0.999, clip_norm=5.0)
+TRAINING = TrainingSettings(epochs=30, optimizer="sgd", lr=0.1, ema=0.999, clip_norm=0.0, clip_factor=5.0)
 TRAINING_AUGMENTATION = Augmentation()
 
 S = TypeVar("S", TrainingSettings, Augmentation, FineTuneSettings, EpochSettings)

@@ -55,12 +55,31 @@ def test_it_learns_and_keeps_a_record(folder, tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_spike_of_the_gradient_is_cut_to_what_steps_before_it_had(folder, tmp_path):
+    """Whatever the unit of the loss: a fixed limit would cut all steps of one, and none of another."""
+    for scale in (1e-3, 1e3):
+        run = training(folder, tmp_path / str(scale), clip_norm=0, clip_factor=3, momentum=0)
+        batches, weight = run._batches_without_end(), run.model.get_parameter("head.weight")
+        norms = []
+        for step in range(12):
+            before = weight.detach().clone()
+            loss = run.objective.measure(run.wrapped, next(batches))["loss"]
+            run.accelerator.backward(loss * scale * (1000 if step == 11 else 1))
+            run._clip_gradient()
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+            norms.append((weight.detach() - before).norm().item() / scale)
+        assert 0 < norms[11] < 5 * max(norms[5:11])
+        assert run.state.progress.gradient_norm > 0
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_stopped_run_goes_on_exactly(folder, tmp_path, accumulate):
-    whole = training(folder, tmp_path / "whole", accumulate=accumulate)
+    settings = {"accumulate": accumulate, "clip_norm": 0, "clip_factor": 1.0}  # steps depend on those before
+    whole = training(folder, tmp_path / "whole", **settings)
     whole.run("training")
     # The signal comes while a loss is computed, in the middle of the second epoch.
-    stopped = training(folder, tmp_path / "stopped", accumulate=accumulate)
+    stopped = training(folder, tmp_path / "stopped", **settings)
     measure, signals = stopped.objective.measure, []
 
     def measure_and_stop(model, batch):
@@ -72,7 +91,7 @@ def test_a_stopped_run_goes_on_exactly(folder, tmp_path, accumulate):
     stopped.objective.measure = measure_and_stop
     with pytest.raises(Interrupted, match=r"stopped at step 9 of 18 .* --resume"):
         stopped.run("training")
-    resumed = training(folder, tmp_path / "stopped", accumulate=accumulate)
+    resumed = training(folder, tmp_path / "stopped", **settings)
     outcome = resumed.run("training", resume=True)
     assert outcome.steps == 18
     assert same(whole.model.state_dict(), resumed.model.state_dict())

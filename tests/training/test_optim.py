@@ -1,9 +1,18 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from mobileone_q.training.optim import cosine, make_optimizer, parameter_groups, set_rates
-from mobileone_q.training.settings import FINE_TUNING, STEPS, TrainingSettings
+from mobileone_q.training.optim import (
+    cosine,
+    follow_norm,
+    largest_norm,
+    make_optimizer,
+    parameter_groups,
+    set_rates,
+)
+from mobileone_q.training.settings import FINE_TUNING, STEPS, TRAINING, TrainingSettings
 
 
 def test_rates_rise_and_fall_along_cosines():
@@ -22,6 +31,18 @@ def test_rates_rise_and_fall_along_cosines():
     assert rates[100] == pytest.approx(0.1)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [pytest.approx(0.02), 0.0]
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.05)
+
+
+def test_a_gradient_is_limited_by_a_number_by_those_before_or_not_at_all():
+    assert largest_norm(TrainingSettings(clip_norm=0), 7.0) is None
+    assert largest_norm(TrainingSettings(clip_norm=2), 7.0) == 2
+    follows = TrainingSettings(clip_norm=0, clip_factor=3)
+    assert largest_norm(follows, 0.0) == math.inf  # nothing is known at the first step
+    assert largest_norm(follows, 7.0) == 21
+    assert largest_norm(TrainingSettings(clip_norm=2, clip_factor=3), 7.0) == 2
+    assert TRAINING.clip_norm == 0 < TRAINING.clip_factor
+    assert follow_norm(0.0, 5.0) == 5.0
+    assert follow_norm(10.0, 20.0) == pytest.approx(11.0)
 
 
 @pytest.mark.parametrize(("steps", "moves"), [(STEPS, True), (150, False)])
