@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mobileone_q.data import sample
 from mobileone_q.errors import FileError
 from mobileone_q.files import save_pickled, save_tensors, write_bytes
 from mobileone_q.training.metric_log import MetricLog
 from tests.helpers.cli import invoke, refused
+from tests.helpers.tiny import image_network
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLE_WEIGHTS = ROOT / "mobileone_q" / "data" / "sample" / "weights.safetensors"
 
 
 @contextmanager
@@ -95,11 +96,14 @@ def test_a_log_of_metrics_that_cannot_grow(tmp_path):
     ],
 )
 def test_fuse_on_a_full_disk(tmp_path, layout, name):
-    words = ("fuse", "--arch", "s0", "--layout", layout, SAMPLE_WEIGHTS, tmp_path / name)
-    with full_disk(1_000_000):
-        line = refused(*words)
-    assert f"cannot write {tmp_path / name}: File too large" in line
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    _, arch, _, weights = image_network(tmp_path)
+    if layout != "own":  # other layouts know the standard variants alone
+        arch, weights = "s0", sample.WEIGHTS
+    with full_disk(1000):
+        line = refused("fuse", "--arch", arch, "--layout", layout, weights, tmp_path / "out" / name)
+    assert f"cannot write {tmp_path / 'out' / name}: File too large" in line
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.slow

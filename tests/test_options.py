@@ -12,6 +12,7 @@ from mobileone_q.options import config_path, read_config
 from mobileone_q.training.settings import EpochSettings
 from tests.helpers.cli import invoke, refused
 from tests.helpers.networks import random_model
+from tests.helpers.tiny import calibration
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -86,8 +87,9 @@ def test_both_kinds_of_config_are_there():
 
 def test_a_config_is_used_and_the_command_line_wins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    _, *words = calibration(tmp_path)
     Path("c.yaml").write_text("arch: s0\nimages: 16\ntarget: tensorrt\n")
-    output = invoke("calibrate", "--config", "c.yaml", "--target", "onnxruntime")
+    output = invoke("calibrate", "--config", "c.yaml", "--target", "onnxruntime", *words)
     assert "target onnxruntime" in output
     assert "on 16 images" in output
 

@@ -10,7 +10,15 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
-from tests.helpers.networks import narrow, random_images, random_model, relative_error, same_state, small
+from tests.helpers.networks import (
+    narrow,
+    random_images,
+    random_model,
+    relative_error,
+    same_state,
+    shallow,
+    small,
+)
 
 BLOCK, BEFORE, READER = "stage1.0.dw", "stem", "stage1.0.pw"
 DEAD = [3, 17, 30]
@@ -18,7 +26,7 @@ DEAD = [3, 17, 30]
 
 def with_dead_channels(arch: Architecture | None = None) -> FusedModel:
     """A fused model in which three depthwise channels are zero on the way in, or on the way out."""
-    model = fuse_branches(random_model(arch or small()))
+    model = fuse_branches(random_model(arch or shallow()))
     model.block(BEFORE).bias[DEAD[:2]] = -100
     model.block(BLOCK).bias[DEAD[1]] = 0.7  # a dead input, but a constant output
     model.block(BLOCK).bias[DEAD[2]] = -100

@@ -21,6 +21,7 @@ from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.quantized import QuantizedModel
 from tests.helpers.calibrated import fused_network
 from tests.helpers.networks import random_images, small
+from tests.helpers.sample import whole_sample
 
 IN_STAGE_1 = ("stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "stage1.1.pw", "stage2.0.dw")
 
@@ -29,9 +30,10 @@ IN_STAGE_1 = ("stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "stage1.1.pw"
 def network():
     """The bundled network with and without its branches, and images to calibrate on and to evaluate on."""
     model = load_model(sample.WEIGHTS, "s0")[0]
-    images = [
-        Batches.choose(sample_images(split), n) for split, n in (("calibration", 40), ("evaluation", 400))
-    ]
+    with whole_sample():
+        images = [
+            Batches.choose(sample_images(split), n) for split, n in (("calibration", 40), ("evaluation", 400))
+        ]
     return model, fuse_branches(model), images[0], torch.cat([torch.from_numpy(x) for x, _ in images[1]])
 
 

@@ -27,6 +27,7 @@ from tests.helpers.networks import (
     random_model,
     relative_error,
     relu6_network,
+    shallow,
     small,
 )
 
@@ -60,7 +61,7 @@ def test_the_function_is_unchanged(name):
 
 
 def test_the_model_given_is_left_as_it_was():
-    model = uneven(small())
+    model = uneven(shallow())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     equalized(model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -88,7 +89,7 @@ def test_histograms_follow_the_channels():
 
 
 def test_near_dead_channels_cannot_make_a_bias_explode():
-    model = fuse_branches(random_model(small()))
+    model = fuse_branches(random_model(shallow()))
     block = model.block("stage2.1.pw")
     block.weight[5] *= 1e-9
     block.bias[5] = 1e-9
@@ -115,7 +116,7 @@ def test_a_row_that_reads_dead_channels_alone_has_no_say():
 
 def test_dead_channels_do_not_set_the_scale_of_rows_that_read_them():
     """Trained networks read channels that are never alive with weights hundreds of times the usual."""
-    model = fuse_branches(random_model(small()))
+    model = fuse_branches(random_model(shallow()))
     producer, consumer = model.block("stage2.1.dw"), model.block("stage2.1.pw")
     producer.weight[5], producer.bias[5] = 0, -1  # dead behind its ReLU
     consumer.weight[:, 5] *= 300

@@ -84,7 +84,7 @@ def shallow(se_depth: int = 0) -> Architecture:
         {"filters": width, "depth": depth, "strides": 2, "padding": 1, "se_depth": se_depth}
         for width, depth in stages
     ]
-    fields = {"model_name": "shallow", "input_size": 32, "num_classes": 10, "input_filters": 24}
+    fields = {"model_name": "shallow", "input_size": 32, "num_classes": 10, "input_filters": 48}
     fields |= {"input_strides": 2, "input_padding": 1}
     return ArchitectureConfig.model_validate(fields | {"blocks": blocks}).build()
 

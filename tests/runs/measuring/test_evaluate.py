@@ -14,7 +14,8 @@ from tests.helpers.sample import whole_sample
 @pytest.fixture
 def folder(tmp_path):
     """Images of the sample's classes 8 and 9 in folders of the classes' names, and one that is damaged."""
-    pixels, labels = sample.images("evaluation")
+    with whole_sample():
+        pixels, labels = sample.images("evaluation")
     for number in (8, 9):
         place = tmp_path / "val" / sample.CLASSES[number]
         place.mkdir(parents=True)
