@@ -59,7 +59,9 @@ class ChannelHistogram:
         # An even stride samples every part of the map and needs no random numbers.
         stride = -(-values.shape[2] // POSITIONS)
         sample = values[:, :, ::stride].abs()
-        inverse = torch.where(self.width > 0, 1 / self.width, 0.0).to(sample)
+        # Of a channel of subnormal numbers the inverse would be infinite, and 0 times that is no bin.
+        inverse = torch.where(self.width > 0, 1 / self.width, 0.0)
+        inverse = inverse.clamp_(max=torch.finfo(sample.dtype).max).to(sample)
         # Half the bytes of int64; channels times bins are far below what int32 holds.
         index = (sample * inverse[:, None]).clamp_(max=bins - 1).to(torch.int32)
         index += torch.arange(0, channels * bins, bins, dtype=torch.int32, device=index.device)[:, None]

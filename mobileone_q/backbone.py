@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from mobileone_q.models.chain import Chain
 from mobileone_q.models.fuse import fuse_in_place
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.settings import checks_arguments
 
 
 class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
@@ -50,6 +51,7 @@ class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
         self._outputs = self.arch.ends_of_stages(out_indices)
 
     @classmethod
+    @checks_arguments
     def from_checkpoint(
         cls, path: str | Path, arch_name: str, out_indices: Sequence[int] = (1, 2, 3)
     ) -> Backbone:
@@ -66,6 +68,7 @@ class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
         return backbone
 
     @classmethod
+    @checks_arguments
     def from_run(cls, run: CalibratedRun, precision: Literal["int8", "fp32"] = "int8") -> FrozenBackbone:
         """The backbone of a run of `calibrate --features`, to train a head behind it.
 
@@ -98,6 +101,7 @@ class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
         return self
 
 
+@runtime_checkable
 class CalibratedRun(Protocol):
     """What a backbone needs of a run, such as :class:`mobileone_q.runs.run.Run`."""
 

@@ -9,9 +9,16 @@ Nothing heavy is imported here: ``--help`` reads these classes.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import types
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 MOST = 2**31 - 1  # of a number without a bound of its own: libraries in C take no larger ones
 MOST_THREADS = 1024
@@ -68,27 +75,87 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def mistakes(settings: Any) -> list[str]:
-    """What is out of range or not among the choices, one entry per field: ``lr -1.0 (at least 0)``."""
+    """What cannot be by its type, bounds or choices, one entry per field: ``lr -1.0 (at least 0)``."""
     found = []
-    hints, options = hints_of(type(settings)), options_of(type(settings))
-    for name, hint in hints.items():
-        value = getattr(settings, name)
-        if value is None:
-            continue
-        option = options.get(name)
-        if get_origin(hint) is Literal:
-            if value not in get_args(hint):
-                found.append(f"{name} {value!r} (choose one of {', '.join(map(str, get_args(hint)))})")
-        elif hint in (int, float):
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
-                found.append(f"{name} {value!r} (a number)")
-            elif option and option.low is not None and value < option.low:
+    options = options_of(type(settings))
+    for name, hint in get_type_hints(type(settings)).items():
+        value, option = getattr(settings, name), options.get(name)
+        wanted = misfit(hint, value)
+        if wanted:
+            choose = "choose " * wanted.startswith("one of")
+            found.append(f"{name} {value!r:.40} ({choose}{wanted})")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            if option and option.low is not None and value < option.low:
                 found.append(f"{name} {value} (at least {option.low:g})")
             elif option and option.high is not None and value > option.high:
                 found.append(f"{name} {value} (at most {option.high:g})")
             elif abs(value) > MOST:
                 found.append(f"{name} {value} (at most {MOST:,})")
     return found
+
+
+def misfit(hint: Any, value: Any) -> str:
+    """What a value of the type ``hint`` is, in words, where ``value`` is none; empty where it is one.
+
+    Of containers other than tuples nothing but their class is looked at.
+    """
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        wanted = [misfit(part, value) for part in inner]
+        return "" if "" in wanted else " or ".join(wanted)
+    if origin is Literal:
+        is_one = isinstance(value, str) and value in inner
+        return "" if is_one else f"one of {', '.join(map(str, inner))}"
+    if origin is tuple:
+        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+        parts = inner[:1] * len(value) if is_list and inner[-1] is Ellipsis else inner
+        if is_list and len(parts) == len(value) and not any(map(misfit, parts, value)):
+            return ""
+        return f"a sequence, each {misfit(inner[0], object())}"
+    if hint in _WORDS:
+        word, kind = _WORDS[hint]
+        is_wrong = isinstance(value, bool) is not (hint is bool) or not isinstance(value, kind)
+        if is_wrong:
+            return word
+        is_odd = value != value or (isinstance(value, (str, Path)) and "\0" in str(value))
+        return word if is_odd else ""
+    kind = origin or hint
+    if isinstance(kind, type) and not isinstance(value, kind):
+        return "None" if kind is type(None) else f"a {kind.__name__}"
+    return ""
+
+
+# How a type is called, and what passes for one: NumPy's numbers do.
+_WORDS: dict[Any, tuple[str, type]] = {
+    bool: ("True or False", bool),
+    int: ("a whole number", Integral),
+    float: ("a number", Real),
+    str: ("a text", str),
+    Path: ("a path", Path),
+}
+
+
+def checks_arguments(function: F) -> F:
+    """A decorator: arguments of other types than the annotations are refused before anything is done.
+
+    The function raises a TypeError that names the argument and what it must be.
+    """
+    signature, hints = inspect.signature(function), dict[str, Any]()
+
+    @functools.wraps(function)
+    def checked(*args: Any, **more: Any) -> Any:
+        if not hints:  # resolved at the first call: annotations may name what is imported later
+            hints.update(get_type_hints(function))
+        for name, value in signature.bind(*args, **more).arguments.items():
+            is_plain = signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
+            wanted = misfit(hints[name], value) if is_plain and name in hints else ""
+            if isinstance(value, Integral) and abs(int(value)) > MOST:
+                wanted = f"at most {MOST:,}"
+            if wanted:
+                raise TypeError(f"{function.__name__}: {name} is {value!r:.40}, and must be {wanted}")
+        return function(*args, **more)
+
+    return cast("F", checked)
 
 
 def _without_none(hint: Any) -> Any:

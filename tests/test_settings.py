@@ -92,7 +92,7 @@ def test_the_help_says_what_the_fields_say():
 
 def test_mistakes_are_named_all_at_once():
     wrong = mistakes(Settings(size=0, rate=float("nan"), kind="c"))
-    assert wrong == ["size 0 (at least 1)", "rate nan (a number)", "kind 'c' (choose one of a, b)"]
+    assert wrong == ["size 0 (at least 1)", "rate nan (a number or None)", "kind 'c' (choose one of a, b)"]
     assert mistakes(Settings(whole=10**10)) == ["whole 10000000000 (at most 2,147,483,647)"]
     assert mistakes(Settings()) == []
     assert default_of(Settings, "size") == 3

@@ -43,10 +43,16 @@ class Preprocessing:
         return self.normalize(self.to_pixels(image))
 
     def to_pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Resize and crop without normalizing: uint8 (3, crop, crop)."""
+        """Resize and crop without normalizing: uint8 (3, crop, crop).
+
+        Raises:
+            ValueError: the image has no pixels, or such as cannot become RGB.
+        """
         image = as_rgb(image)
         width, height = image.size
         short = min(width, height)
+        if short == 0:
+            raise ValueError("the image has no pixels")
         if short != self.resize:
             size = tuple(max(1, round(side * self.resize / short)) for side in (width, height))
             image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)

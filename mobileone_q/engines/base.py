@@ -170,7 +170,13 @@ class Engine(Closing):
         """Logits (N, classes) of a batch of what the engine takes."""
 
     def __call__(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        """The same as :meth:`run`."""
+        """The same as :meth:`run`.
+
+        Raises:
+            TypeError: ``batch`` is not an array.
+        """
+        if not hasattr(batch, "__array__") or not hasattr(batch, "shape"):
+            raise TypeError(f"an engine takes a NumPy array, not {type(batch).__name__}")
         return self.run(batch)
 
     def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mobileone_q.errors import OptionError
 from mobileone_q.names import ChannelOrder, FloatPrecision, InputKind, Precision
-from mobileone_q.settings import MOST_THREADS, setting
+from mobileone_q.settings import MOST_BATCH, MOST_THREADS, mistakes, setting
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,9 @@ class BuildOptions:
     in where it has no integers. ``batch`` is the (smallest, typical, largest) number of images that
     the engine takes at once. ``calibration_cache`` is the path of the cache with the scales of a graph
     that has no Q/DQ (DLA). The command sets ``precision`` and the cache itself; the others are its options.
+
+    Raises:
+        OptionError: values of another type or out of range, all of them listed at once.
     """
 
     precision: Precision = "int8"
@@ -82,6 +86,13 @@ class BuildOptions:
         "(--bundle, --target dla).",
     )
     calibration_cache: str | None = None
+
+    def __post_init__(self) -> None:
+        wrong = mistakes(self)
+        if not wrong and not 1 <= self.batch[0] <= self.batch[1] <= self.batch[2] <= MOST_BATCH:
+            wrong.append(f"batch {self.batch} (smallest, typical and largest, from 1 to {MOST_BATCH})")
+        if wrong:
+            raise OptionError(f"build options that cannot be used: {', '.join(wrong)}")
 
     @property
     def float_kernels(self) -> Precision:

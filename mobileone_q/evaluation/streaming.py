@@ -39,11 +39,17 @@ def each_batch(
     Each batch is read once for all engines, and ``advance(n)`` is called after it.
 
     Raises:
-        DataError: there are no images.
+        DataError: there are no images, or an answer is NaN or infinite.
     """
     engines, images = list(engines), 0
     for x, y in batches:
-        yield [engine.run(x) for engine in engines], y
+        outputs = [engine.run(x) for engine in engines]
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise DataError(
+                f"an answer to one of the inputs {images + 1} to {images + len(y)} is NaN or infinite; "
+                "check the inputs, their normalization and the weights"
+            )
+        yield outputs, y
         images += len(y)
         advance(len(y))
     if not images:

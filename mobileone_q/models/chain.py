@@ -101,7 +101,8 @@ def fill_chain(model: Chain[Any], tensors: Mapping[str, Tensor], path: Path) -> 
     """Fill a chain with exactly the tensors of a file.
 
     Raises:
-        CheckpointError: names, shapes or types differ from the chain's own.
+        CheckpointError: names, shapes or types differ from the chain's own, or values cannot be: NaN,
+            infinite, or a scale that is not above 0.
     """
     wanted = model.state_dict()
     is_same = wanted.keys() == tensors.keys() and all(
@@ -112,4 +113,9 @@ def fill_chain(model: Chain[Any], tensors: Mapping[str, Tensor], path: Path) -> 
         raise CheckpointError(
             f"{path} does not hold the tensors of this version; run `mobileone-q calibrate` again"
         )
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"{path} has NaN or infinite values in {name}; make it again")
+        if name.endswith("_scale") and not (value > 0).all():
+            raise CheckpointError(f"{path} has a scale of 0 or below in {name}; make it again")
     model.load_state_dict(tensors)

@@ -32,6 +32,7 @@ from mobileone_q.report.schema import BlockCost, Seconds, Sensitivity
 from mobileone_q.runs.model import Model
 from mobileone_q.runs.result import Result
 from mobileone_q.runs.settings import TargetChoice
+from mobileone_q.settings import checks_arguments
 
 CERTIFICATE_IMAGES = 2
 SENSITIVITY_IMAGES = 100
@@ -41,6 +42,7 @@ COST_FIELDS = tuple(field.name for field in fields(BlockCost))
 __all__ = ["Recipe", "calibrate"]
 
 
+@checks_arguments
 def calibrate(
     model: Model,
     images: object,

@@ -18,6 +18,7 @@ from mobileone_q.data.settings import InputOptions
 from mobileone_q.errors import ArchitectureError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.settings import checks_arguments
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def stages_of(text: str) -> tuple[int, ...]:
         ) from None
 
 
+@checks_arguments
 def load(weights: str | Path, arch: str, image_size: int | Pair | None = None) -> Model:
     """Read a MobileOne's weights.
 

@@ -36,6 +36,7 @@ from mobileone_q.runs.run import Run
 from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import PLAIN_QUANTIZED
 from mobileone_q.runs.storage.staging import new_folder
+from mobileone_q.settings import checks_arguments
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Result:
         """What images go through; None for arrays, which come normalized."""
         return self.inputs.preprocessing
 
+    @checks_arguments
     def save(
         self,
         path: str | Path | None = None,

@@ -24,6 +24,7 @@ from mobileone_q.runs.inputs import prepared
 from mobileone_q.runs.measuring.measure import measure_accuracy, measure_latency
 from mobileone_q.runs.qat import fine_tune_run
 from mobileone_q.runs.storage.folder import RunFolder, find_run
+from mobileone_q.settings import checks_arguments
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -43,6 +44,7 @@ class Run(RunFolder):
     ``path`` is its folder. Get one from :meth:`Result.save` or :func:`open_run`.
     """
 
+    @checks_arguments
     def build(
         self,
         precision: Precision = "int8",
@@ -70,6 +72,7 @@ class Run(RunFolder):
             pass
         return load_engine(self, precision, chosen.name, wanted.threads)
 
+    @checks_arguments
     def evaluate(self, images: object, *, progress: bool = False) -> MeasuredAccuracy:
         """Accuracy of the exported graphs on labelled images.
 
@@ -87,6 +90,7 @@ class Run(RunFolder):
                 self, quantized, batches, advance, preprocessing=manifest.preprocessing
             ).accuracy
 
+    @checks_arguments
     def profile(
         self,
         backend: BackendChoice = "auto",
@@ -119,6 +123,7 @@ class Run(RunFolder):
         self.add_to_report(latency=latency)
         return latency
 
+    @checks_arguments
     def predict(
         self,
         images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
@@ -138,6 +143,7 @@ class Run(RunFolder):
         with load_predictor(self, precision, backend) as predictor:
             return [predictor(image, top) for image in images]
 
+    @checks_arguments
     def qat(self, images: str | Path | None = None, path: str | Path | None = None, **settings: Any) -> Run:
         """Fine-tune the INT8 network to the FP32 network's answers; gives a new run.
 
@@ -182,6 +188,7 @@ class Run(RunFolder):
 
         return to_pt2e(self.load_quantized(), unsigned)
 
+    @checks_arguments
     def bundle(self, path: str | Path, precision: Precision = "int8", **options: Any) -> Path:
         """Write a deployment folder for a device with TensorRT and NumPy; see `build-engine --bundle`."""
         folder = Path(path)
@@ -189,6 +196,7 @@ class Run(RunFolder):
         return folder
 
 
+@checks_arguments
 def open_run(path: str | Path | None = None) -> Run:
     """A finished run, checked; by default the newest one under ``runs/``.
 

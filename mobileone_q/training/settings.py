@@ -27,8 +27,10 @@ HELD_OUT, HELD_OUT_FROM = 0.1, 400  # fewer inputs are too few to choose by, and
 def _refuse_mistakes(settings: Any, below_one: Sequence[str] = (), above_zero: Sequence[str] = ()) -> None:
     """Raise a TrainingError that lists every field that is out of range or not among the choices."""
     wrong = mistakes(settings)
-    wrong += [f"{name} {value} (below 1)" for name in below_one if (value := getattr(settings, name)) == 1]
-    wrong += [f"{name} {value} (above 0)" for name in above_zero if (value := getattr(settings, name)) <= 0]
+    unclear = {mistake.split()[0] for mistake in wrong}
+    values = {name: value for name, value in vars(settings).items() if name not in unclear}
+    wrong += [f"{name} {values[name]} (below 1)" for name in below_one if values.get(name) == 1]
+    wrong += [f"{name} {values[name]} (above 0)" for name in above_zero if values.get(name, 1) <= 0]
     if wrong:
         raise TrainingError(f"training settings that cannot be used: {', '.join(wrong)}")
 

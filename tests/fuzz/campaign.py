@@ -33,7 +33,7 @@ from random import Random
 
 import torch
 
-from tests.fuzz.harness import Harness, Outcome, judge
+from tests.fuzz.harness import Harness, Outcome, TooLong, judge
 from tests.fuzz.readers import harnesses
 from tests.helpers.training import ROOT, environment
 
@@ -112,7 +112,7 @@ def _limit(processor_s: int, clock_s: int) -> None:
 
 
 def _too_long(*_: object) -> None:
-    raise TimeoutError(f"more than {LIMIT_S} s of processor time")
+    raise TooLong(f"more than {LIMIT_S} s of processor time")
 
 
 @contextmanager

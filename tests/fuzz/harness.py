@@ -30,6 +30,10 @@ Kind = Literal[
 RIGHT = ("answered", "refused")
 
 
+class TooLong(BaseException):
+    """The time of an input is over; no reader that expects any Exception of a library can swallow it."""
+
+
 class Refused(MobileOneQError):
     """A command refused in one line, or with a usage message."""
 
@@ -121,7 +125,7 @@ def _judged(harness: Harness, folder: Path, content: bytes) -> Outcome:
         if not line or not line.isprintable() or not all(word in line for word in expected):
             return Outcome("unclear", repr(line)[:300])
         return Outcome("refused", line)
-    except TimeoutError:
+    except TooLong:
         return Outcome("hang", _site())
     except SilentChange as error:
         return Outcome("silent change", str(error))

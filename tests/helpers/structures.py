@@ -11,6 +11,7 @@ import io
 import json
 import pickletools
 import re
+import struct
 import warnings
 import zipfile
 from random import Random
@@ -172,6 +173,17 @@ def odd_tensors(random: Random, data: bytes) -> bytes:
     else:
         entry[random.choice(sorted(entry))] = odd_value(random)
     return json.dumps(header).encode()
+
+
+def odd_numbers(random: Random, data: bytes) -> bytes:
+    """A safetensors file in which one tensor of float32 is filled with a number that it should not hold."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    found = [entry["data_offsets"] for entry in header.values() if entry.get("dtype") == "F32"]
+    first, last = random.choice(found)
+    value = random.choice((0.0, -1.0, 1e-44, 3e38, float("nan"), float("inf")))
+    filled = struct.pack("<f", value) * ((last - first) // 4)
+    return data[: start + first] + filled + data[start + last :]
 
 
 def odd_proto(random: Random, data: bytes) -> bytes:

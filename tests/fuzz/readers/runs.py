@@ -52,6 +52,10 @@ USES = {
     "engine": ("manifest.json", "int8.onnx", ENGINES[1], SIDECARS[1]),
     "doctor": ("manifest.json", "report.json"),
 }
+WORDED = (
+    "evaluate", "profile", "build-engine", "predict", "calibrate", "qat", "roofline", "report", "tune",
+    "train", "sensitivity", "benchmark", "fuse", "verify",
+)  # fmt: skip
 OFTEN = (
     "verify", "report", "predict", "bundle", "evaluate", "profile", "list", "clean", "build-engine",
     "compare", "benchmark", "engine", "doctor",
@@ -170,16 +174,15 @@ def draw_words(random: Random, data: bytes) -> bytes:
     """The words of a command of which some are odd; its run or its files are missing."""
     from cli import main
 
-    name = random.choice(("evaluate", "profile", "build-engine", "predict", "calibrate", "qat", "roofline"))
+    name = random.choice(WORDED)
     options = [param for param in main.commands[name].params if param.param_type_name == "option"]
     words = []
     for param in random.sample(options, random.randint(1, min(3, len(options)))):
         if param.name not in ("config", "recorded"):
             words += [param.opts[0], *([] if param.is_flag else [str(odd_value(random, 1))])]
-    after = {"calibrate": ["--weights", "none.pth"], "predict": ["none.png"], "roofline": []}.get(
-        name, ["no"]
-    )
-    return json_bytes([name, *(word.replace("\0", "0") for word in words), *after])
+    alone = {"calibrate": ["--weights", "none.pth"], "sensitivity": ["--weights", "none.pth"]}
+    alone |= {"predict": ["none.png"], "roofline": [], "fuse": ["none.pth", "none.safetensors"]}
+    return json_bytes([name, *words, *alone.get(name, ["no"])])
 
 
 GOOD = [json_bytes({"command": word, "file": "report.json", "change": "nothing", "seed": 0}) for word in USES]

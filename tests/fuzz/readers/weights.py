@@ -21,7 +21,14 @@ from tests.fuzz.harness import Harness
 from tests.helpers.calibrated import calibrated_network, fused_network
 from tests.helpers.mutations import damaged, in_safetensors_header, in_zip, json_edited, metadata_edited
 from tests.helpers.networks import random_model
-from tests.helpers.structures import json_renumbered, odd_members, odd_pickle, odd_tensors, rearranged
+from tests.helpers.structures import (
+    json_renumbered,
+    odd_members,
+    odd_numbers,
+    odd_pickle,
+    odd_tensors,
+    rearranged,
+)
 from tests.helpers.tiny import write_architecture
 
 HEADERS = (
@@ -32,6 +39,7 @@ HEADERS = (
     in_safetensors_header(odd_tensors),
     in_safetensors_header(json_renumbered),
     rearranged,
+    odd_numbers,
 )
 
 
