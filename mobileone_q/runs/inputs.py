@@ -64,7 +64,7 @@ def tuning_inputs(
     """
     if data is None:
         return inputs_of(run, arch, None, eval_data, images)
-    given = inputs_of(run, arch, data, eval_data, 1)
+    given = inputs_of(run, arch, data, eval_data, 1)  # of the source, whose length says how many to take
     source = given.calibration.source
     chosen = draw(source, images or min(len(source), MOST_TUNED), run.read_manifest().seed)
     evaluation = given.evaluation if eval_data else _evaluated_before(run, arch) or chosen.left_over()
