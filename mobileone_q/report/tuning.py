@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mobileone_q.evaluation.clocks import Clock
 from mobileone_q.evaluation.latency import Timing
 from mobileone_q.names import ActivationGrids, Precision
-
-Clock = Literal["processor", "wall"]
 
 FASTER = 1.01  # a smaller gain is within what two measurements of one engine differ by
 

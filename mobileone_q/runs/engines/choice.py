@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from mobileone_q import engines
 from mobileone_q.engines import Backend, BuildOptions, Engine
 from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.evaluation.clocks import CLOCKS, clock_for
 from mobileone_q.evaluation.latency import time_interleaved
 from mobileone_q.files import scratch_folder
 from mobileone_q.names import CPU_BACKENDS, BackendChoice, BackendName, Precision, pairing
@@ -101,8 +101,7 @@ def _medians(wanted: _Wanted, names: Sequence[BackendName], advance: Advance) ->
     """Milliseconds of each backend that takes the graph, from interleaved runs on random input."""
     run, form = wanted.run, input_form(wanted.run, wanted.options)
     x = random_input(form, run.load_fused().arch, wanted.options.batch[1])
-    # On one thread the processor's time is the latency of a quiet machine, on a busy one too.
-    clock = time.process_time if wanted.options.threads == 1 else time.perf_counter
+    clock = CLOCKS[clock_for(wanted.options.threads)]
     with scratch_folder() as folder, ExitStack() as stack:
         built: dict[BackendName, Engine] = {}
         for name in names:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,13 +13,13 @@ from calibrate.precision_search import Candidate, Ratio
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.engines import Backend, BuildOptions, Engine
 from mobileone_q.engines.base import sidecar
+from mobileone_q.evaluation.clocks import CLOCKS, Clock, clock_for
 from mobileone_q.evaluation.latency import Timing, interleaved_times, profile_engines, time_interleaved
 from mobileone_q.export.graph import export_onnx
 from mobileone_q.input_form import InputForm
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import CPU_BACKENDS, ActivationGrids, Precision
-from mobileone_q.report.tuning import Clock
 from mobileone_q.runs.engines.engine_inputs import random_input
 
 ROUNDS, MOST_ROUNDS = 30, 120  # of a race: it goes on while it is not decided
@@ -31,21 +29,6 @@ LOAD_DEVIATION = 0.003
 MAD_TO_DEVIATION, MEAN_TO_MEDIAN = 1.4826, 1.2533  # of a normal distribution
 PROFILED_ROUNDS = 20
 OPEN_ENGINES = 3  # the start, the best, and the one that is raced against it
-
-CLOCKS: dict[Clock, Callable[[], float]] = {"processor": time.process_time, "wall": time.perf_counter}
-
-LEAST_STEPS = 10  # of a fine clock in a thousand readings, which take less than a millisecond
-
-
-@functools.cache
-def has_fine_processor_time() -> bool:
-    """Whether processor time is counted finely here.
-
-    Where a process has a limit or a timer of processor time, Linux counts in ticks of milliseconds, and a
-    short run takes 0.
-    """
-    return len({time.process_time() for _ in range(1000)}) >= LEAST_STEPS
-
 
 BlockTimes = dict[str, tuple[float, float]]  # name -> milliseconds in floating point and in INT8
 
@@ -84,13 +67,8 @@ class EngineBench:
 
     @property
     def clock(self) -> Clock:
-        """``processor`` where one CPU thread does all the work and its time is counted finely; else ``wall``.
-
-        Processor time is what a quiet machine takes. It leaves out the time in which other processes run,
-        which on a busy machine is longer than the work itself.
-        """
-        is_alone = self._backend.name in CPU_BACKENDS and self._options.threads == 1
-        return "processor" if is_alone and has_fine_processor_time() else "wall"
+        """The clock that engines are timed by; see :func:`clock_for`."""
+        return clock_for(self._options.threads, self._backend.name in CPU_BACKENDS)
 
     def ratio(self, candidate: Candidate, against: Candidate) -> Ratio:
         """Latency over that of another candidate, from as many interleaved rounds as decide the race."""

@@ -1,8 +1,5 @@
 """The ratio of two engines, from interleaved times on a machine that others use too."""
 
-import signal
-import time
-
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +11,7 @@ from mobileone_q.data import sample
 from mobileone_q.engines import BuildOptions
 from mobileone_q.engines.onnxruntime import OnnxRuntime
 from mobileone_q.input_form import InputForm
-from mobileone_q.runs.tuning.bench import LOAD_DEVIATION, EngineBench, has_fine_processor_time, ratio_of
+from mobileone_q.runs.tuning.bench import LOAD_DEVIATION, EngineBench, ratio_of
 from tests.helpers.networks import random_images, relu6_network
 
 
@@ -52,16 +49,3 @@ def test_graphs_that_take_pixels_are_raced_with_pixels(tmp_path):
     ] * 3
     bench.close()
     assert len(list(tmp_path.glob("[0-9].onnx"))) == 1  # the floating-point graph goes with the folder
-
-
-def test_a_coarse_clock_of_processor_time_is_not_used():
-    """A timer of processor time makes Linux count in ticks, by which a short run takes no time at all."""
-    has_fine_processor_time.cache_clear()
-    before = signal.setitimer(signal.ITIMER_PROF, 1000)
-    try:
-        is_fine = has_fine_processor_time()
-        is_ticking = len({time.process_time() for _ in range(1000)}) < 10
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, *before)
-        has_fine_processor_time.cache_clear()
-    assert is_fine is not is_ticking
