@@ -34,6 +34,7 @@ OF_MANY_MODULES = {
     "test_kills.py": "commands killed at random moments, and the next ones",
     "test_network.py": "commands are quiet on the network",
     "test_impossible_values.py": "values that cannot be, through every command that reads them",
+    "test_odd_words.py": "words and arguments that nobody should give, to all commands and functions",
     "test_packaging.py": "wheel and sdist",
     "test_public_face.py": "what the package offers, and what importing it costs",
     "test_real.py": "real weights and images, of the developers' folder",

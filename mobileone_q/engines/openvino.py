@@ -7,6 +7,7 @@ floating point. Layer names come from the ONNX graph, and OpenVINO says what eac
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -31,6 +32,7 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
 TYPES = {"u8": "INT8", "i8": "INT8", "f32": "FP32", "f16": "FP16", "bf16": "BF16"}
 MULTIPLIES = ("Convolution", "GroupConvolution", "MatMul", "FullyConnected")
 REORDER, EXECUTED = "Reorder", "EXECUTED"
+TELEMETRY = "openvino_telemetry"
 
 
 class OpenVINO(CpuBackend):
@@ -136,17 +138,27 @@ class OpenVINOProfiler(LayerProfiler):
 
 
 def _import() -> Any:
-    """The package ``openvino``; every import of it goes through here.
+    """The package ``openvino``, without its telemetry; every import of it goes through here.
+
+    Importing it looks up a host of Google Analytics and writes an id into the home folder, and no setting
+    in the environment turns that off. Where the package ``openvino_telemetry`` cannot be imported, OpenVINO
+    takes a stub of its own that does nothing (openvino/tools/ovc/telemetry_utils.py, version 2026.4).
 
     Raises:
         MissingDependency: it is not installed, or cannot be imported.
     """
+    is_known = TELEMETRY in sys.modules
+    if not is_known:
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]  # an import of it is an ImportError now
     try:
         import openvino
     except ImportError as error:
         raise MissingDependency(
             f"openvino is not installed ({error}); pip install 'mobileone-q[openvino]'"
         ) from None
+    finally:
+        if not is_known:
+            del sys.modules[TELEMETRY]
     return openvino
 
 

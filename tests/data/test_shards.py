@@ -17,6 +17,7 @@ from mobileone_q.errors import DataError
 from mobileone_q.training.data import Slot, Views
 from mobileone_q.training.settings import Augmentation
 from tests.helpers.cli import invoke, refused
+from tests.helpers.sample import EVALUATED
 from tests.helpers.training import joined, shard
 
 SMALL = Preprocessing(resize=32, crop=32)
@@ -237,4 +238,4 @@ def test_qat_reads_shards(sample_run, tmp_path):
     invoke("qat", sample_run(), *words, "--output", tmp_path / "tuned")
     report = json.loads((tmp_path / "tuned" / "report.json").read_text())
     assert report["qat"]["steps"] == 4
-    assert report["images"]["evaluation"] == 400  # those of the run before
+    assert report["images"]["evaluation"] == EVALUATED  # those of the run before

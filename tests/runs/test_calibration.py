@@ -6,7 +6,7 @@ from PIL import Image
 
 import mobileone_q as mq
 from mobileone_q.data.preprocess import Preprocessing
-from mobileone_q.errors import ArchitectureError, CalibrationError, CheckpointError, DataError, RunError
+from mobileone_q.errors import ArchitectureError, CheckpointError, DataError, RunError
 from tests.helpers.sample import CALIBRATED, calibrated_sample
 from tests.helpers.tiny import image_network
 
@@ -81,7 +81,7 @@ def test_the_target_is_the_recipe_s_unless_one_is_named(narrow_model):
     assert mq.calibrate(narrow_model, images, recipe=quick, count=4).quantized.target == "dla"
     named = mq.calibrate(narrow_model, images, recipe=quick, target="onnxruntime", count=4)
     assert named.quantized.target == "onnxruntime"
-    with pytest.raises(CalibrationError, match="target 'tpu'"):
+    with pytest.raises(TypeError, match="target is 'tpu', and must be one of auto, tensorrt"):
         mq.calibrate(narrow_model, images, target="tpu", count=4)
 
 
