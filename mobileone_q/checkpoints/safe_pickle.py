@@ -122,14 +122,16 @@ def check_claims(path: Path) -> None:
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a file is a plain tar archive, or zeros, which are an empty one.
+    """Whether a file begins as a plain tar archive, or with zeros, which are an empty one.
 
     ``tarfile.is_tarfile`` also tries every compression, and reads a long file of zeros to its end.
     """
+    with path.open("rb") as file:
+        header = file.read(tarfile.BLOCKSIZE)
     try:
-        tarfile.open(path, "r:").close()
-    except tarfile.TarError:
-        return False
+        tarfile.TarInfo.frombuf(header, tarfile.ENCODING, "surrogateescape")
+    except tarfile.HeaderError:
+        return header == bytes(tarfile.BLOCKSIZE)
     return True
 
 

@@ -27,6 +27,9 @@ from mobileone_q.progress import progress
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 LABEL_SUFFIX = ".cls"
 MAX_LABEL_BYTES = 4096
+# Headers that hold what does not fit into a plain one: pax records, and GNU's long names and links.
+HOLD_NAMES = (b"x", b"g", b"X", tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+MAX_HEADER_BYTES = 1 << 20
 MAX_MEMBER_BYTES = 256 << 20  # of an image or a label; a sparse member may claim terabytes
 SHARDS_AT_ONCE = 8  # whose samples are shuffled among each other
 
@@ -167,6 +170,17 @@ def _samples(url: str, members: _Members) -> Iterator[tuple[str, tuple[int, int]
         ) from None
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header. One that holds a long name or such is read whole, so its size has a bound."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in HOLD_NAMES and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header claims {header.size:,} bytes")
+        return header
+
+
 class _Members:
     """The files in a shard, in order, as ``group_by_keys`` takes them; ``is_plain`` is known at the end.
 
@@ -186,10 +200,10 @@ class _Members:
         """The tar file: one that can skip what it does not read, unless it is compressed or far away."""
         if not is_address(self.url):
             try:
-                return tarfile.open(fileobj=stream, mode="r:")
+                return tarfile.open(fileobj=stream, mode="r:", tarinfo=_Header)
             except tarfile.TarError:
                 stream.seek(0)
-        tar = tarfile.open(fileobj=stream, mode="r|*")  # noqa: SIM115  # the caller closes it
+        tar = tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Header)  # noqa: SIM115  # the caller closes it
         self.is_plain = getattr(tar.fileobj, "comptype", "tar") == "tar"
         return tar
 

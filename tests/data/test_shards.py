@@ -1,8 +1,10 @@
 import functools
+import gzip
 import http.server
 import io
 import itertools
 import json
+import tarfile
 import threading
 from pathlib import Path
 
@@ -99,6 +101,16 @@ def test_epochs_of_a_chosen_length_take_each_sample_once_in_each_pass(tmp_path):
 def test_compressed_shards_are_read_from_a_copy(tmp_path, shards, mode):
     views = feed(write_shards(tmp_path, [10] * 4, mode))
     assert torch.equal(joined(views.loader(0, Slot(4)))[0], joined(shards.loader(0, Slot(4)))[0])
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_holds_a_name_of_gigabytes_is_refused(tmp_path, kind):
+    """Python's tarfile reads it whole, and compressed it is a small file."""
+    long = tarfile.TarInfo("long")
+    long.type, long.size = kind, 4 << 30
+    (tmp_path / "a.tar").write_bytes(gzip.compress(long.tobuf() + bytes(10240)))
+    with pytest.raises(DataError, match=r"cannot read .*a\.tar: a header claims 4,294,967,296 bytes"):
+        feed(str(tmp_path / "a.tar"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
