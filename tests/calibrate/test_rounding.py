@@ -88,10 +88,11 @@ def test_groups_are_rounded_each_on_its_own():
     covariance = torch.stack([torch.cov(x.T) for x in inputs])
     weight = torch.randn(2, 3, 9)
     scale = clipped_scales(weight, covariance.diagonal(dim1=1, dim2=2))
-    codes = round_compensated(weight, scale, covariance)
     for k in range(2):
         assert torch.equal(scale[k], clipped_scales(weight[k], covariance[k].diagonal()))
-        assert torch.equal(codes[k], round_compensated(weight[k], scale[k], covariance[k]))
+        for keep in (False, True):
+            codes = round_compensated(weight, scale, covariance, keep)
+            assert torch.equal(codes[k], round_compensated(weight[k], scale[k], covariance[k], keep))
 
 
 def test_the_largest_weight_can_keep_the_grids_end():
