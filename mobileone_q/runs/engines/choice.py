@@ -35,9 +35,9 @@ class Choice:
         """One line for a user; empty where nothing had to be measured."""
         if not self.median_ms:
             return ""
-        in_order = sorted(self.median_ms, key=lambda name: self.median_ms[name])
-        each = ", ".join(f"{name} {self.median_ms[name]:.2f} ms" for name in in_order)
-        return f"backend         {self.backend.name}, the fastest here ({each})"
+        own, others = self.backend.name, sorted(self.median_ms.keys() - {self.backend.name})
+        compared = "".join(f"; {name} takes {self.median_ms[name]:.2f} ms" for name in others)
+        return f"backend         {own}, {self.median_ms[own]:.2f} ms{compared}"
 
 
 class _Wanted(NamedTuple):
