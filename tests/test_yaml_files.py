@@ -22,6 +22,10 @@ NOT_YAML = [
     b"\xff\xfe\xff",
     "[" * 5000,
     "a: 0x" + "f" * 17,
+    "a: 0" + "_" * 3,
+    "a: 010",
+    "a: 1\nb: 2\na: 3",
+    "a: {b: 1, b: 1}",
 ]
 
 
@@ -39,3 +43,11 @@ def test_a_file_that_is_not_there(tmp_path):
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError, match=r"cannot read .*; check --config"):
             read_yaml(path, ConfigError, "--config")
+
+
+def test_what_yaml_1_1_would_make_a_number_in_base_60_is_text(tmp_path):
+    long = "9:" * 200 + "9.0"
+    (tmp_path / "x.yaml").write_text(f"a: &a {{b: 5:10, c: 0:0.5, d: {long}}}\ne: {{<<: *a, b: 1}}\n")
+    values = read_yaml(tmp_path / "x.yaml", ConfigError, "--config")
+    assert values["a"] == {"b": "5:10", "c": "0:0.5", "d": long}
+    assert values["e"]["b"] == 1  # a name may replace one that is merged

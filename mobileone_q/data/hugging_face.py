@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from mobileone_q.data.preprocess import OFFICIAL, Preprocessing
+from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, open_image
 from mobileone_q.data.sources import NO_LABEL, ImageSource, reason
 from mobileone_q.errors import DataError, MissingDependency
 
@@ -45,6 +46,8 @@ class HuggingFaceSource(ImageSource):
         if not images or not len(self._rows):
             raise DataError(f"{data} has no images; its columns are {', '.join(features)}")
         self._column = images[0]
+        self._decode = datasets.Image(mode=features[images[0]].mode).decode_example
+        self._rows = self._rows.cast_column(images[0], datasets.Image(decode=False))
         super().__init__(data, preprocessing, tuple(features[labels[0]].names) if labels else None)
         self._labels: list[int | None] = list(self._rows[labels[0]]) if labels else []
 
@@ -62,7 +65,10 @@ class HuggingFaceSource(ImageSource):
         image = self._rows[index][self._column]
         if image is None:
             raise ValueError("there is no image in this row")
-        opened: Image.Image = image
+        content = image.get("bytes")
+        with open_image(Path(image["path"]) if content is None else io.BytesIO(content)):
+            pass  # the package would decode any format, also those that run other programs
+        opened: Image.Image = self._decode(image)
         return opened
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,29 @@ Triple = tuple[float, float, float]
 
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+# What Pillow may take a file for. It runs Ghostscript on an EPS file, whatever its name ends in.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "AVIF", "JPEG2000")
+MOST_PIXELS = 1 << 27  # of a scaled image; a long and thin one grows with the square of its length
+
+
+def open_image(file: Path | IO[bytes]) -> Image.Image:
+    """Open an image of one of the formats that Pillow decodes by itself.
+
+    Raises:
+        OSError: there is no such file, or it is no such image; Pillow may raise others for a damaged one.
+    """
+    return Image.open(file, formats=FORMATS)
+
+
+def scaled(image: Image.Image, width: int, height: int) -> Image.Image:
+    """An image scaled to ``width`` x ``height`` pixels.
+
+    Raises:
+        ValueError: that would take more than :data:`MOST_PIXELS`.
+    """
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"too long and thin: it would be scaled to {width} x {height} pixels; cut it")
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class Preprocessing:
         """Resize and crop without normalizing: uint8 (3, crop, crop).
 
         Raises:
-            ValueError: the image has no pixels, or such as cannot become RGB.
+            ValueError: the image has no pixels, is too long and thin, or has pixels that cannot become RGB.
         """
         image = as_rgb(image)
         width, height = image.size
@@ -55,7 +79,7 @@ class Preprocessing:
             raise ValueError("the image has no pixels")
         if short != self.resize:
             size = tuple(max(1, round(side * self.resize / short)) for side in (width, height))
-            image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+            image = scaled(image, *size)
         left, top = ((side - self.crop) // 2 for side in image.size)
         image = image.crop((left, top, left + self.crop, top + self.crop))
         return np.asarray(image, dtype=np.uint8).transpose(2, 0, 1)

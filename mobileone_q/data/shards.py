@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mobileone_q.data.preprocess import OFFICIAL, Preprocessing
+from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, open_image
 from mobileone_q.data.shard_files import DAMAGED, ShardReader, is_address, open_shard, shard_names
 from mobileone_q.data.sources import UNREADABLE, ImageSource, reason
 from mobileone_q.errors import DataError, MissingDependency
@@ -100,7 +100,7 @@ class ShardSource(ImageSource):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-                image = Image.open(io.BytesIO(content))
+                image = open_image(io.BytesIO(content))
                 image.load()
         except UNREADABLE as error:
             raise DataError(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, class_names
+from mobileone_q.data.preprocess import OFFICIAL, Preprocessing, class_names, open_image
 from mobileone_q.errors import DataError, printable
 from mobileone_q.files import read_plain
 
@@ -224,7 +224,7 @@ class ImageFolder(ImageSource):
         return self._labels[parts[0]] if len(parts) > 1 else NO_LABEL
 
     def open(self, index: int) -> Image.Image:
-        return Image.open(self.paths[index])
+        return open_image(self.paths[index])
 
 
 class ImageArray(ImageSource):

@@ -34,6 +34,9 @@ TO_DEVICE, TO_HOST = 1, 2
 # Width, height and largest value; comments run to the end of a line, and one space ends the header.
 PPM = re.compile(rb"P6" + rb"(?:\s|#[^\n]*\n)+(\d{1,6})" * 3 + rb"\s")
 MOST_PIXELS = 65536  # a side
+MOST_SCALED = 1 << 25  # pixels of a scaled image; a long and thin one grows with the square of its length
+# What Pillow may take a file for. It runs Ghostscript on an EPS file, whatever its name ends in.
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "JPEG2000")
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -54,7 +57,7 @@ def read_image(path: Path) -> np.ndarray:
         from PIL import Image
     except ImportError:
         sys.exit(f"cannot read {path}: convert it to PPM or .npy, or pip install pillow")
-    image = Image.open(path)
+    image = Image.open(path, formats=FORMATS)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # 16-bit grey
         grey = np.clip(np.rint(np.asarray(image).astype(np.float64) / 257), 0, 255).astype(np.uint8)
         return np.stack([grey] * 3, axis=-1)
@@ -114,6 +117,8 @@ def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
     else:
         short = settings["resize"]
         sides = [max(1, round(side * short / min(height, width))) for side in (height, width)]
+    if sides[0] * sides[1] > max(MOST_SCALED, 16 * wanted[0] * wanted[1]):
+        raise ValueError(f"too long and thin: it would be scaled to {sides[1]} x {sides[0]} pixels; cut it")
     image = scale(image, sides[0], sides[1])
     top, left = ((side - size) // 2 for side, size in zip(image.shape, wanted))
     image = image[top : top + wanted[0], left : left + wanted[1]]

@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from mobileone_q.data.hugging_face import HuggingFaceSource
+from tests.data.test_odd_images import EPS
 from tests.helpers.cli import invoke, refused
 
 datasets = pytest.importorskip("datasets")
@@ -49,3 +51,13 @@ def test_what_is_not_there_is_named(sample_run, saved, tmp_path, monkeypatch):
     assert "cannot read hf:" in refused(*words, f"hf:{tmp_path / 'empty'}")
     monkeypatch.setenv("MOBILEONE_Q_OFFLINE", "1")
     assert "MOBILEONE_Q_OFFLINE forbids downloads" in refused(*words, "hf:someone/some-name")
+
+
+def test_a_picture_of_a_format_that_runs_a_program_is_refused():
+    columns = datasets.Features({"picture": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"picture": [{"bytes": EPS, "path": None}]}, features=columns)
+    source = HuggingFaceSource.__new__(HuggingFaceSource)
+    source._rows = rows.cast_column("picture", datasets.Image(decode=False))
+    source._column, source._decode = "picture", datasets.Image().decode_example
+    with pytest.raises(OSError, match="cannot identify"):
+        source.open(0)

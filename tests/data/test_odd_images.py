@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,8 +11,9 @@ import pytest
 from PIL import Image
 
 from mobileone_q.data.batches import Batches
-from mobileone_q.data.preprocess import Preprocessing, as_rgb
+from mobileone_q.data.preprocess import Preprocessing, as_rgb, open_image
 from mobileone_q.data.sources import ImageFolder
+from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.errors import DataError
 from tests.helpers.cli import invoke, refused
 from tests.helpers.tiny import image_network
@@ -113,3 +115,29 @@ def test_a_class_listing_that_is_not_text_is_named(folder, content):
     (folder / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read .*classes\.txt"):
         ImageFolder(folder)
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_image_starts_ghostscript(folder, tmp_path, monkeypatch):
+    """Pillow goes by the contents, and would run it for PostScript under any name."""
+    (tmp_path / "x.png").write_bytes(EPS)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(OSError, match="cannot identify"):
+        open_image(tmp_path / "x.png")
+    with pytest.raises(OSError, match="cannot identify"):
+        read_image(tmp_path / "x.png")
+    shutil.copyfile(tmp_path / "x.png", folder / "cat" / "a.png")
+    batches = Batches.choose(ImageFolder(folder, SMALL))
+    list(batches)
+    assert "cat/a.png" in batches.skipped
+
+
+def test_an_image_that_would_grow_beyond_memory_is_refused():
+    thin = Image.new("1", (1, 4_000_000))
+    with pytest.raises(ValueError, match="too long and thin: it would be scaled to 36 x 144000000"):
+        SMALL.to_pixels(thin)
+    settings = {"resize": 36, "crop": 32}
+    with pytest.raises(ValueError, match="too long and thin"):
+        preprocess(np.zeros((4_000_000, 1, 3), np.uint8), settings)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mobileone_q.architecture.spec import Architecture
-from mobileone_q.data.preprocess import Preprocessing, as_rgb
+from mobileone_q.data.preprocess import Preprocessing, as_rgb, scaled
 from mobileone_q.errors import DataError, EngineError
 from mobileone_q.evaluation.metrics import Logits, Runnable
 from mobileone_q.input_form import InputForm
@@ -84,7 +84,7 @@ def engine_input(image: Image.Image, preprocessing: Preprocessing, form: InputFo
     image, (height, width) = as_rgb(image), form.camera_size
     rows = max(height, round(image.height * width / image.width))
     columns = max(width, round(image.width * height / image.height))
-    image = image.resize((columns, rows), Image.Resampling.BILINEAR)
+    image = scaled(image, columns, rows)
     left, top = (columns - width) // 2, (rows - height) // 2
     return in_order(np.asarray(image.crop((left, top, left + width, top + height))), form)
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mobileone_q.data.preprocess import Preprocessing, class_names
+from mobileone_q.data.preprocess import Preprocessing, class_names, open_image
 from mobileone_q.data.sources import UNREADABLE, read_class_lines, reason, refuse_special
 from mobileone_q.engines import Engine
 from mobileone_q.engines.base import Closing
@@ -104,7 +104,7 @@ class Predictor(Closing):
             return engine_input(image, self.preprocessing, form)
         try:
             refuse_special(Path(image))
-            with Image.open(image) as opened:
+            with open_image(Path(image)) as opened:
                 return engine_input(opened, self.preprocessing, form)
         except UNREADABLE as error:
             raise DataError(f"cannot read the image {image}: {reason(error)}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from mobileone_q.data.inputs import sample_images
+from mobileone_q.data.preprocess import open_image
 from mobileone_q.data.sources import UNREADABLE
 from mobileone_q.report.schema import Manifest, Report
 
@@ -41,7 +42,7 @@ def _open(manifest: Manifest, row: int, name: str) -> Image.Image | None:
             return None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd EXIF and palettes do not make an image bad
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 image.draft("RGB", (SIDE, SIDE))
                 return image.convert("RGB")
     except UNREADABLE:

@@ -136,7 +136,12 @@ def leftovers(folder: Path, with_checkpoints: bool = False) -> Iterator[Leftover
 
 
 def stale_engines(run: Path) -> Iterator[Leftover]:
-    """The engines of a run that no command would load: edited, or built from another graph."""
+    """The engines of a run that no command would load: edited, or built from another graph.
+
+    What a link leads to is somebody else's, and left alone.
+    """
+    if run.is_symlink() or (run / "engines").is_symlink():
+        return
     try:
         manifest = Manifest.load(run / "manifest.json")
     except FileError:
@@ -145,8 +150,9 @@ def stale_engines(run: Path) -> Iterator[Leftover]:
         try:
             check_engine(run, manifest, engine)
         except (EngineError, FileError) as error:
-            files = (engine, sidecar(engine), log_path(engine))
-            yield Leftover(tuple(path for path in files if path.is_file()), f"stale engine ({error})")
+            files = [path for path in (engine, sidecar(engine), log_path(engine)) if path.is_file()]
+            if files:  # a folder or a pipe is no engine
+                yield Leftover(tuple(files), f"stale engine ({error})")
         except MobileOneQError:
             continue  # what is wrong is its graph
 

@@ -32,7 +32,7 @@ HOSTILE = (
     b"a: !!binary x\n",
     b"--- 1\n--- 2\n", b"%TAG ! x\n", b"a: 0x" + b"f" * 5000, b"a: 1" + b"0" * 5000, b"a: .inf\n",
     b"a: 1_0\n",
-    b"a: 1:2:3\n", b"a: \"\\ud800\"\n",
+    b"a: 1:2:3\n", b"a: " + b"9:" * 200 + b"9.0", b"a: \"\\ud800\"\n",
     b"seed: 0x" + b"f" * 5000, b"variants: {s0: {}}\narch: [1]\n", b"variants: {s0: {}}\narch: {a: 1}\n",
 )  # fmt: skip
 # What `tune` writes: lines for two commands, and what it expects.

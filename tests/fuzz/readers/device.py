@@ -13,7 +13,7 @@ import numpy as np
 
 from mobileone_q.deploy import run_image
 from tests.fuzz.harness import Harness, Refused
-from tests.fuzz.readers.inputs import picture
+from tests.fuzz.readers.inputs import HOSTILE, picture
 from tests.helpers.mutations import damaged, in_zip, json_edited
 from tests.helpers.odd_media import odd_chunks
 from tests.helpers.structures import TEXT, odd_array, odd_members, rearranged
@@ -129,7 +129,8 @@ HARNESSES = (
     ),
     Harness(
         "device-png", lambda _: [picture("PNG"), picture("PNG", "I;16")],
-        functools.partial(use_input, "image.png"), (damaged, odd_chunks), says=("{folder}",), weight=0.5,
+        functools.partial(use_input, "image.png"), (damaged, odd_chunks), HOSTILE,
+        says=("{folder}",), weight=0.5,
     ),
     Harness(
         "device-labels", lambda _: ["cat\nK\u00fc\n".encode()], use_labels, (damaged, *TEXT),

@@ -39,6 +39,13 @@ def picture(kind: str, mode: str = "RGB", **options: object) -> bytes:
     return content.getvalue()
 
 
+def thin_picture() -> bytes:
+    """An image file of one column, which grows a thousandfold where its short side is scaled."""
+    content = io.BytesIO()
+    Image.new("1", (1, 4_000_000)).save(content, "PNG")
+    return content.getvalue()
+
+
 PICTURES = {
     "jpg": lambda: [picture("JPEG"), picture("JPEG", "L"), picture("JPEG", "CMYK", progressive=True)],
     "png": lambda: [picture("PNG"), picture("PNG", "P"), picture("PNG", "I;16"), picture("PNG", "RGBA")],
@@ -49,6 +56,13 @@ PICTURES = {
     ],
     "bmp": lambda: [picture("BMP"), picture("BMP", "P"), picture("BMP", "1")],
 }  # fmt: skip
+
+# Pillow goes by the contents, and would run Ghostscript for the first; the last grows when it is scaled.
+HOSTILE = (
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n",
+    *(picture(kind) for kind in ("EPS", "PCX", "TGA", "ICO", "PDF", "GIF")),
+    thin_picture(),
+)
 
 
 STRUCTURED = {"png": (odd_chunks,) * 2, "jpg": (odd_segments,) * 2, "tif": (odd_tags,) * 2}
@@ -124,7 +138,7 @@ HARNESSES = (
             lambda _, make=make: make(),
             functools.partial(use_image, kind),
             (damaged, damaged, rearranged, *STRUCTURED.get(kind, ())),
-            hostile=(picture("TIFF", "F"), picture("TIFF", "I")) if kind == "tif" else (b"", b"no image"),
+            hostile=(b"", b"no image", picture("TIFF", "F"), picture("TIFF", "I"), *HOSTILE),
         )
         for kind, make in PICTURES.items()
     ),

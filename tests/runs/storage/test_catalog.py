@@ -133,3 +133,18 @@ def test_what_cannot_be_deleted_is_said(runs, monkeypatch):
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     assert "cannot delete" in refused("runs", "clean", "--yes")
+
+
+def test_what_a_link_leads_to_is_left_alone(runs, sample_run):
+    """Nor do a folder and a pipe in the place of an engine end it."""
+    mine, run = sample_run(), runs / "s0"
+    (mine / "engines").mkdir(exist_ok=True)
+    (mine / "engines" / "a.onnx").write_text("")
+    shutil.rmtree(run / "engines")
+    (run / "engines").symlink_to(mine / "engines")
+    (runs / "link").symlink_to(mine)
+    (runs / "bad" / "engines" / "d.onnx").mkdir()
+    os.mkfifo(runs / "bad" / "engines" / "e.onnx")
+    before = everything(mine)
+    invoke("runs", "clean", "--yes")
+    assert everything(mine) == before
