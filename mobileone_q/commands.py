@@ -11,7 +11,7 @@ import json
 import logging
 import sys
 import traceback
-from contextlib import ExitStack, redirect_stdout
+from contextlib import ExitStack, redirect_stdout, suppress
 from typing import Any
 
 import click
@@ -165,7 +165,8 @@ class Group(click.Group):
         except OSError as error:  # printing raises it; files have names, and nearly all a FileError
             abandon_output()
             place = error.filename or "the output"
-            click.echo(f"error: cannot use {place}: {error.strerror or error}", err=True)
+            with suppress(OSError):  # standard error may lead to the same full disk
+                click.echo(f"error: cannot use {place}: {error.strerror or error}", err=True)
             sys.exit(1)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -39,6 +39,13 @@ MOST_SCALED = 1 << 25  # pixels of a scaled image; a long and thin one grows wit
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "JPEG2000")
 
 
+def read_text(path: Path) -> str:
+    """The text of a plain file; a pipe could be waited for without end."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a plain file")
+    return path.read_text(encoding="utf-8")
+
+
 def read_image(path: Path) -> np.ndarray:
     """Read an image as uint8 (height, width, 3), RGB."""
     if path.suffix == ".npy":
@@ -133,7 +140,7 @@ def preprocess(image: np.ndarray, settings: dict) -> np.ndarray:
 def read_settings(path: Path) -> dict:
     """Read and check preprocessing.json."""
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_text(path))
         if settings["takes"] == "array":
             is_sound = len(settings["shape"]) == 3 and all(map(_is_side, settings["shape"]))
         else:
@@ -155,7 +162,7 @@ def read_settings(path: Path) -> dict:
 def read_labels(path: Path) -> list:
     """Read labels.txt: a name for each class, one a line."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         sys.exit(f"cannot read {path}: {error}; copy the bundle again")
 
@@ -184,6 +191,8 @@ def read_input(path: Path, settings_path: Path) -> np.ndarray:
     """Make the engine's input, a batch of one, of an image or an array."""
     settings = read_settings(settings_path)
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a plain file")
         if settings["takes"] == "array":
             return read_array(path, settings["shape"])
         return preprocess(read_image(path), settings)
@@ -251,6 +260,9 @@ def run(engine_path: Path, x: np.ndarray, settings: dict) -> np.ndarray:
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python3 run_image.py model.plan image.ppm (or array.npy)")
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"there is no engine at {sys.argv[1]}; build it with build.sh")
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for terminals without UTF-8
     labels = read_labels(HERE / "labels.txt")
     x = read_input(Path(sys.argv[2]), HERE / "preprocessing.json")
     logits = run(Path(sys.argv[1]), x, read_settings(HERE / "preprocessing.json"))[0]

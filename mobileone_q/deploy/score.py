@@ -34,6 +34,7 @@ from run_image import (  # type: ignore[import-not-found]  # it stands beside th
     read_image,
     read_labels,
     read_settings,
+    read_text,
 )
 
 HERE = Path(__file__).resolve().parent
@@ -237,7 +238,7 @@ def state_of(engine: Path) -> Any:
 def read_json(path: Path, remedy: str) -> Any:
     """Read a JSON file, or end with what is wrong with it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         sys.exit(f"cannot read {path}: {error}; {remedy}")
 
@@ -324,7 +325,10 @@ def main() -> None:
         "engines": {promises["precision"]: {"version": session.version, **recorded(engine)}},
         "keep_float": promises["keep_float"],
     }
-    (HERE / "score.json").write_text(json.dumps(score, indent=1) + "\n")
+    try:
+        (HERE / "score.json").write_text(json.dumps(score, indent=1) + "\n")
+    except OSError as error:
+        sys.exit(f"cannot write {HERE / 'score.json'}: {error}; copy the bundle to a folder you may write to")
     print(f"promise {verdict}: {reason}")
     sys.exit(1 if verdict == "broken" else 0)
 

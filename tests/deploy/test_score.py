@@ -14,6 +14,7 @@ import torch
 
 import mobileone_q as mq
 from mobileone_q.data import sample
+from mobileone_q.deploy import run_image
 from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.runs.storage.folder import RunFolder
 from tests.helpers.cli import invoke, refused
@@ -255,3 +256,17 @@ def test_the_scripts_are_python_3_8(script, modules):
     source = Path(mq.__file__).parent / "deploy" / f"{script}.py"
     tree = ast.parse(source.read_text(), feature_version=(3, 8))
     assert {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names} == modules
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("read", [run_image.read_labels, run_image.read_settings])
+def test_a_pipe_among_a_bundles_files_is_not_waited_for(read, tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(SystemExit, match="not a plain file"):
+        read(tmp_path / "x")
+
+
+def test_an_engine_that_is_not_there_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["run_image.py", str(tmp_path / "none.plan"), "x.ppm"])
+    with pytest.raises(SystemExit, match=r"there is no engine at .*none\.plan; build it"):
+        run_image.main()
