@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from mobileone_q.data.hugging_face import HuggingFaceSource
-from tests.data.test_odd_images import EPS
 from tests.helpers.cli import invoke, refused
+from tests.helpers.odd_media import EPS
 
 datasets = pytest.importorskip("datasets")
 

@@ -16,6 +16,7 @@ from mobileone_q.data.sources import ImageFolder
 from mobileone_q.deploy.run_image import preprocess, read_image
 from mobileone_q.errors import DataError
 from tests.helpers.cli import invoke, refused
+from tests.helpers.odd_media import EPS
 from tests.helpers.tiny import image_network
 
 SMALL = Preprocessing(resize=36, crop=32)
@@ -115,9 +116,6 @@ def test_a_class_listing_that_is_not_text_is_named(folder, content):
     (folder / "classes.txt").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read .*classes\.txt"):
         ImageFolder(folder)
-
-
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
 
 
 def test_no_image_starts_ghostscript(folder, tmp_path, monkeypatch):

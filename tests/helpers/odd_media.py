@@ -25,6 +25,8 @@ KINDS = (
     tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE,
     b"S",
 )  # fmt: skip
+# PostScript, for which Pillow starts Ghostscript.
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
 LABELS = (b"", b"9" * 20, b"-1", b"nan", b"\xff", b"1 2")
 
 

@@ -20,7 +20,7 @@ from mobileone_q.data.sources import ImageFolder
 from mobileone_q.runs.engines.predict import read_classes
 from tests.fuzz.harness import Harness, fresh_folder
 from tests.helpers.mutations import damaged, in_gzip, in_zip
-from tests.helpers.odd_media import odd_chunks, odd_segments, odd_tags
+from tests.helpers.odd_media import EPS, odd_chunks, odd_segments, odd_tags
 from tests.helpers.structures import TEXT, odd_array, odd_members, rearranged
 
 SMALL = Preprocessing(resize=36, crop=32)
@@ -59,7 +59,7 @@ PICTURES = {
 
 # Pillow goes by the contents, and would run Ghostscript for the first; the last grows when it is scaled.
 HOSTILE = (
-    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n",
+    EPS,
     *(picture(kind) for kind in ("EPS", "PCX", "TGA", "ICO", "PDF", "GIF")),
     thin_picture(),
 )
