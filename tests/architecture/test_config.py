@@ -180,7 +180,7 @@ drawn: dict[str, int] = {}
 
 
 @settings(
-    max_examples=examples(200, 5),
+    max_examples=examples(200, 10),
     deadline=None,
     database=None,
     derandomize=True,
@@ -213,8 +213,8 @@ def check_architecture(arch, target):
 def test_random_architectures_fuse_exactly_and_run_in_int8():
     drawn.clear()
     check_architecture()
-    assert drawn["all"] >= examples(200, 5)
-    assert min(drawn.values()) >= examples(30, 5), drawn
+    assert drawn["all"] >= examples(200, 10)
+    assert min(drawn.values()) >= examples(30, 10), drawn
 
 
 def test_the_certificate_would_notice_a_dropped_dilation():

@@ -41,7 +41,7 @@ def test_shapes_at_112(form):
     assert not any(block.pool for block in arch.blocks)
 
 
-@pytest.mark.parametrize("form", ["gdc", "conv"])
+@pytest.mark.parametrize("form", ["gdc", pytest.param("conv", marks=pytest.mark.long)])
 def test_the_final_norm_is_folded_exactly(form):
     model = random_model(face(form))
     assert isinstance(model.block("head").bn, torch.nn.BatchNorm1d)
@@ -56,7 +56,7 @@ def test_the_final_norm_is_folded_exactly(form):
     ("target", "form"),
     [
         ("tensorrt", "gdc"),
-        ("onnxruntime", "conv"),
+        pytest.param("onnxruntime", "conv", marks=pytest.mark.long),
         pytest.param("tensorrt", "conv", marks=pytest.mark.long),
         pytest.param("onnxruntime", "gdc", marks=pytest.mark.long),
     ],

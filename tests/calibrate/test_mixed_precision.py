@@ -13,6 +13,7 @@ from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import sample_images
 from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.cli import invoke
+from tests.helpers.tiny import recipe, write_tiny
 
 NAMES = tuple("abcdefghij")
 RULES = ChainRules(NAMES)
@@ -84,6 +85,18 @@ def spoilt(tmp_path_factory):
     return folder
 
 
+def test_a_network_that_keeps_the_budget_stays_all_in_int8(tmp_path):
+    folder = write_tiny(tmp_path)
+    invoke("train", recipe(folder), "--epochs", 1, "--device", "cpu", "--output", folder / "trained")
+    weights = folder / "trained" / "weights.safetensors"
+    words = ["calibrate", "--arch", folder / "tiny.yaml", "--weights", weights, "--target", "tensorrt"]
+    words += ["--data", folder / "signals.npz", "--eval-data", folder / "test.npz", "--max-drop", 100]
+    invoke(*words, "--output", folder / "run")
+    report = json.loads((folder / "run/report.json").read_text())
+    assert report["float_blocks"] == {"chosen": [], "all": []}
+
+
+@pytest.mark.long
 def test_from_the_command_line(spoilt, tmp_path):
     words = ["calibrate", "--arch", "s0", "--weights", spoilt / "w.safetensors", "--image-size", 32]
     words += ["--target", "tensorrt"]

@@ -6,12 +6,13 @@ import torch
 from calibrate.equalize import exchange
 from calibrate.pipeline import calibrate, finish, prepare
 from calibrate.recipe import Recipe
-from mobileone_q.architecture.variants import VARIANTS
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.layers import apply_kernel
 from mobileone_q.models.quantized import QuantizedBlock
 from tests.helpers.networks import narrow, random_images, random_model, relative_error, shallow, small
+
+TARGETS = ("tensorrt", "onnxruntime")
 
 
 def batches(arch, count=3, size=8):
@@ -26,9 +27,15 @@ def fused():
 @pytest.mark.parametrize(
     ("name", "target"),
     [
-        *((name, "tensorrt") for name in VARIANTS),
-        ("s4", "onnxruntime"),  # the only variant with SE
-        *(pytest.param(name, "onnxruntime", marks=pytest.mark.long) for name in VARIANTS if name != "s4"),
+        ("s0", "tensorrt"),
+        ("s4", "tensorrt"),  # the only variant with SE
+        ("s4", "onnxruntime"),
+        pytest.param("s0", "onnxruntime", marks=pytest.mark.long),
+        *(
+            pytest.param(name, target, marks=pytest.mark.long)
+            for name in ("s1", "s2", "s3")
+            for target in TARGETS
+        ),
     ],
 )
 def test_int8_follows_fp32_on_every_variant(name, target):

@@ -117,6 +117,7 @@ def test_every_parameter_gets_a_gradient(quantized):
     assert silent == []
 
 
+@pytest.mark.long
 def test_training_mends_a_poor_quantization():
     model, _ = load_model(sample.WEIGHTS, "s0", 32)
     fused = fuse_branches(model)

@@ -36,6 +36,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_kill_9_costs_at_most_one_interval(folder, tmp_path):
     """A process that is killed as soon as it has written what it measured at step 23."""
     options = ["train", recipe(folder), "--epochs", "8", "--checkpoint-every", "5", "--device", "cpu"]
