@@ -145,15 +145,9 @@ def line(*cells: str) -> None:
 
 def table(measured: dict[Key, dict]) -> None:
     line(
-        "target",
-        "images",
-        "foreign",
-        "recipe",
-        "KL: mean (least to most)",
-        "worst / mean",
-        "agreement",
+        "target", "images", "foreign", "recipe", "KL: mean (least to most)", "worst / mean", "agreement",
         "drop, points",
-    )
+    )  # fmt: skip
     line(*["---"] * 8)
     groups: dict[Key, list[dict]] = {}
     for key, result in measured.items():

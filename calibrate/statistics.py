@@ -59,7 +59,7 @@ class ChannelHistogram:
         # An even stride samples every part of the map and needs no random numbers.
         stride = -(-values.shape[2] // POSITIONS)
         sample = values[:, :, ::stride].abs()
-        # Of a channel of subnormal numbers the inverse would be infinite, and 0 times that is no bin.
+        # The inverse of a subnormal width is infinite, and infinity times a value of 0 is NaN.
         inverse = torch.where(self.width > 0, 1 / self.width, 0.0)
         inverse = inverse.clamp_(max=torch.finfo(sample.dtype).max).to(sample)
         # Half the bytes of int64; channels times bins are far below what int32 holds.

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+MAX_BYTES = 1 << 18  # PyYAML reads about 100 kB a second
+MAX_BITS = 64  # of a whole number; Python cannot even print one of many thousands, which hexadecimal allows
 # What PyYAML's safe loader raises besides its own errors: for text that is not UTF-8, for tagged
 # scalars that it cannot convert (``!!bool maybe``, ``!!int ''``, ``2020-13-01``, an endless number), and for
 # deep nesting.
-MAX_BYTES = 1 << 18  # PyYAML reads about 100 kB a second
-MAX_BITS = 64  # of a whole number; Python cannot even print one of many thousands, which hexadecimal allows
 _BAD_VALUES = (yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError)
 
 

@@ -39,10 +39,15 @@ MOST_SCALED = 1 << 25  # pixels of a scaled image; a long and thin one grows wit
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "PPM", "TIFF", "GIF", "JPEG2000")
 
 
-def read_text(path: Path) -> str:
-    """The text of a plain file; a pipe could be waited for without end."""
+def refuse_special(path: Path) -> None:
+    """Raise an OSError for a pipe or a folder: a pipe could be waited for without end."""
     if path.exists() and not path.is_file():
         raise OSError("it is not a plain file")
+
+
+def read_text(path: Path) -> str:
+    """Read the text of a plain file."""
+    refuse_special(path)
     return path.read_text(encoding="utf-8")
 
 
@@ -191,8 +196,7 @@ def read_input(path: Path, settings_path: Path) -> np.ndarray:
     """Make the engine's input, a batch of one, of an image or an array."""
     settings = read_settings(settings_path)
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("it is not a plain file")
+        refuse_special(path)
         if settings["takes"] == "array":
             return read_array(path, settings["shape"])
         return preprocess(read_image(path), settings)

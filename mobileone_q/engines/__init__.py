@@ -6,7 +6,7 @@ import importlib
 
 from mobileone_q.engines.base import Backend, Engine, EngineInfo, LayerProfiler
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.errors import EngineError
 from mobileone_q.names import BackendChoice, BackendName
 
 __all__ = ["Backend", "BuildOptions", "Engine", "EngineInfo", "LayerProfiler", "backend", "best_backend"]
@@ -36,8 +36,4 @@ def backend(name: BackendChoice) -> Backend:
 def best_backend() -> BackendName:
     """``tensorrt`` where it is installed and has a GPU, else ``onnxruntime``."""
     tensorrt = backend("tensorrt")
-    try:
-        tensorrt.runtime()
-    except MissingDependency:
-        return "onnxruntime"
-    return "tensorrt" if tensorrt.can_run() else "onnxruntime"
+    return "tensorrt" if tensorrt.is_installed() and tensorrt.can_run() else "onnxruntime"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from mobileone_q.engines.inspection import Inspection
 from mobileone_q.engines.metadata import check_pairing, read_input, read_target
 from mobileone_q.engines.settings import BuildOptions
-from mobileone_q.errors import EngineError
+from mobileone_q.errors import EngineError, MissingDependency
 from mobileone_q.files import DIGEST, is_sealed, locked, read_json, sealed, sha256, write_json
 from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.names import BACKENDS, TARGETS, BackendName, Precision, Target
@@ -220,6 +220,14 @@ class Backend(ABC):
         Raises:
             MissingDependency: the library is not installed.
         """
+
+    def is_installed(self) -> bool:
+        """Whether the library can be imported."""
+        try:
+            self.runtime()
+        except MissingDependency:
+            return False
+        return True
 
     @abstractmethod
     def device(self) -> str:

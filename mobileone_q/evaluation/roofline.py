@@ -160,7 +160,7 @@ def reading(bounds: list[BlockBound]) -> str:
 
 
 def cached(bounds: list[BlockBound], device: JetsonDevice) -> str:
-    """Say in how many blocks the data fits the GPU's L2 cache, so that memory bandwidth is no limit."""
+    """Say how many blocks move so little that it fits the GPU's L2 cache. Bandwidth does not limit those."""
     if device.l2_mb is None:
         return "the size of its L2 cache is not published"
     small = sum(bound.int8.bytes <= device.l2_mb * MEBI for bound in bounds)

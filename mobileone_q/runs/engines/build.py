@@ -10,7 +10,7 @@ from mobileone_q.engines import Backend, BuildOptions, EngineInfo
 from mobileone_q.errors import EngineError
 from mobileone_q.names import CPU_BACKENDS, Precision
 from mobileone_q.progress import progress_if
-from mobileone_q.runs.engines.graphs import build_options, input_form, refuse_foreign_target, write_graph
+from mobileone_q.runs.engines.graphs import build_options, graph_for, refuse_foreign_target
 from mobileone_q.runs.storage.folder import RunFolder
 
 PERCENT = 100
@@ -54,12 +54,8 @@ def build_engines(
     if backend.name in CPU_BACKENDS and (options.dla_core is not None or options.compute_capabilities):
         wrong = "--compute-capability" if options.compute_capabilities else "--dla"
         raise EngineError(f"{wrong} has no effect on {backend.name}, which runs on the CPU; leave it out")
-    form = input_form(run, options)
     with progress_if(progress, f"building for {backend.runtime()}", PERCENT * len(precisions)) as advance:
         for precision in precisions:
-            typed = backend.is_typed_by_graph()
-            graph = write_graph(
-                run, precision, options.float_precision, backend.name, typed, keep_float=keep_float, form=form
-            )
+            graph = graph_for(run, precision, backend, options, keep_float)
             path = run.engine(precision, backend.name, backend.suffix)
             yield Built(path, backend.build(graph, path, build_options(run, precision, options), advance))

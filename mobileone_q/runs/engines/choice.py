@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 from mobileone_q import engines
 from mobileone_q.engines import Backend, BuildOptions, Engine
-from mobileone_q.errors import EngineError, MissingDependency
+from mobileone_q.errors import EngineError
 from mobileone_q.evaluation.clocks import CLOCKS, clock_for
 from mobileone_q.evaluation.latency import time_interleaved
 from mobileone_q.files import scratch_folder
 from mobileone_q.names import CPU_BACKENDS, BackendChoice, BackendName, Precision, pairing
 from mobileone_q.progress import Advance, progress_if
 from mobileone_q.runs.engines.engine_inputs import random_input
-from mobileone_q.runs.engines.graphs import build_options, input_form, write_graph
+from mobileone_q.runs.engines.graphs import build_options, graph_for, input_form
 from mobileone_q.runs.storage.folder import RunFolder
 
 ROUNDS = 50  # of interleaved runs; the medians of two engines then stand apart by what is theirs
@@ -38,15 +36,6 @@ class Choice:
         own, others = self.backend.name, sorted(self.median_ms.keys() - {self.backend.name})
         compared = "".join(f"; {name} takes {self.median_ms[name]:.2f} ms" for name in others)
         return f"backend         {own}, {self.median_ms[own]:.2f} ms{compared}"
-
-
-class _Wanted(NamedTuple):
-    """The graph that is timed, and how it is built."""
-
-    run: RunFolder
-    precision: Precision
-    options: BuildOptions
-    keep_float: Collection[str]
 
 
 def choose_backend(
@@ -75,9 +64,16 @@ def choose_backend(
     names = _usable(run, precision) if best in CPU_BACKENDS and options.dla_core is None else []
     if len(names) < 2:
         return Choice(engines.backend(names[0] if names else best))
-    wanted = _Wanted(run, precision, options, keep_float)
-    with progress_if(progress, f"comparing {' and '.join(names)}", ROUNDS) as advance:
-        medians = _medians(wanted, names, advance)
+
+    def build(backend: Backend) -> Engine:
+        graph = graph_for(run, precision, backend, options, keep_float)
+        path = folder / f"{backend.name}{backend.suffix}"
+        backend.build(graph, path, build_options(run, precision, options))
+        return backend.load(path, graph, options.threads)
+
+    words = f"comparing {' and '.join(names)}"
+    with scratch_folder() as folder, progress_if(progress, words, ROUNDS) as advance:
+        medians = _medians(run, names, build, options, advance)
     fastest = min(medians, key=lambda name: medians[name], default=best)
     return Choice(engines.backend(fastest), medians)
 
@@ -86,46 +82,22 @@ def _usable(run: RunFolder, precision: Precision) -> list[BackendName]:
     """The CPU backends that are installed and may run the run's graph."""
     target = run.read_manifest().target
     allowed = [name for name in CPU_BACKENDS if precision != "int8" or not pairing(target, name).is_refused]
-    return [name for name in allowed if _is_installed(name)]
+    return [name for name in allowed if engines.backend(name).is_installed()]
 
 
-def _is_installed(name: BackendName) -> bool:
-    try:
-        engines.backend(name).runtime()
-    except MissingDependency:
-        return False
-    return True
-
-
-def _medians(wanted: _Wanted, names: Sequence[BackendName], advance: Advance) -> dict[BackendName, float]:
+def _medians(
+    run: RunFolder, names: Sequence[BackendName], build: Callable[[Backend], Engine], options: BuildOptions,
+    advance: Advance,
+) -> dict[BackendName, float]:  # fmt: skip
     """Milliseconds of each backend that takes the graph, from interleaved runs on random input."""
-    run, form = wanted.run, input_form(wanted.run, wanted.options)
-    x = random_input(form, run.load_fused().arch, wanted.options.batch[1])
-    clock = CLOCKS[clock_for(wanted.options.threads)]
-    with scratch_folder() as folder, ExitStack() as stack:
+    x = random_input(input_form(run, options), run.load_fused().arch, options.batch[1])
+    with ExitStack() as stack:
         built: dict[BackendName, Engine] = {}
         for name in names:
             try:
-                built[name] = stack.enter_context(_engine(wanted, engines.backend(name), folder))
+                built[name] = stack.enter_context(build(engines.backend(name)))
             except EngineError:
                 continue
         actions = [partial(engine.run, x) for engine in built.values()]
-        timings = time_interleaved(actions, ROUNDS, advance, clock)
+        timings = time_interleaved(actions, ROUNDS, advance, CLOCKS[clock_for(options.threads)])
         return {name: timing.median_ms for name, timing in zip(built, timings)}
-
-
-def _engine(wanted: _Wanted, backend: Backend, folder: Path) -> Engine:
-    """An engine of the graph in a folder that nobody keeps."""
-    run, precision, options = wanted.run, wanted.precision, wanted.options
-    graph = write_graph(
-        run,
-        precision,
-        options.float_precision,
-        backend.name,
-        backend.is_typed_by_graph(),
-        keep_float=wanted.keep_float,
-        form=input_form(run, options),
-    )
-    path = folder / f"{precision}.{backend.name}{backend.suffix}"
-    backend.build(graph, path, build_options(run, precision, options))
-    return backend.load(path, graph, options.threads)

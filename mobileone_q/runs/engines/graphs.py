@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
-from mobileone_q.engines import BuildOptions
+from mobileone_q.engines import Backend, BuildOptions
 from mobileone_q.errors import EngineError
 from mobileone_q.export.dla_plan import DlaPlan, dla_plan
 from mobileone_q.export.graph import export_onnx
@@ -72,6 +72,29 @@ def write_graph(
     load_int8 = run.load_plain if activation_grids == "plain" else run.load_quantized
     model = load_int8() if precision == "int8" else run.load_fused()
     return _written(run, model, name, "fp16" if "fp16" in name else "fp32", form)
+
+
+def graph_for(
+    run: RunFolder,
+    precision: Precision,
+    backend: Backend,
+    options: BuildOptions,
+    keep_float: Collection[str] = (),
+) -> Path:
+    """The graph that a backend builds an engine from, in the form that the options ask for.
+
+    Raises:
+        CalibrationError, RunError, ExportError: see :func:`write_graph`.
+    """
+    return write_graph(
+        run,
+        precision,
+        options.float_precision,
+        backend.name,
+        backend.is_typed_by_graph(),
+        keep_float=keep_float,
+        form=input_form(run, options),
+    )
 
 
 def _written(

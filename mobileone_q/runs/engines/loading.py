@@ -8,7 +8,7 @@ from mobileone_q import engines
 from mobileone_q.engines import Backend, BuildOptions, Engine, EngineInfo
 from mobileone_q.errors import EngineError
 from mobileone_q.names import CPU_BACKENDS, BackendChoice, Precision
-from mobileone_q.runs.engines.graphs import write_graph
+from mobileone_q.runs.engines.graphs import graph_for
 from mobileone_q.runs.storage.folder import RunFolder
 
 
@@ -55,8 +55,7 @@ def ready_engine(run: RunFolder, precision: Precision, backend: BackendChoice, t
     path = run.engine(precision, chosen.name, chosen.suffix)
     if chosen.name == "onnxruntime" and not path.is_file():
         options = BuildOptions(precision, threads=threads)
-        typed = chosen.is_typed_by_graph()
-        chosen.build(write_graph(run, precision, "fp32", chosen.name, typed), path, options)
+        chosen.build(graph_for(run, precision, chosen, options), path, options)
     return load_engine(run, precision, chosen.name, threads)
 
 
