@@ -19,7 +19,7 @@ from mobileone_q.report.schema import FineTuning, Report, Seconds
 from mobileone_q.runs.inputs import tuning_inputs
 from mobileone_q.runs.publish import image_counts, images_record, publish
 from mobileone_q.runs.storage.folder import RunFolder
-from mobileone_q.runs.storage.integrity import FUSED, check_weights
+from mobileone_q.runs.storage.integrity import FUSED, QUANTIZED, check_weights
 from mobileone_q.runs.storage.staging import CHECKPOINT, discard, publish_folder, resumable, stage
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.finetune import fine_tune, fine_tuning
@@ -79,6 +79,7 @@ def fine_tune_run(
         training = fine_tuning(
             fused, quantized, inputs.calibration, folder=staged / CHECKPOINT.parent, tuning=tuning,
             settings=settings, original=original, augmentation=augmentation, accelerator=accelerator,
+            network=run.read_manifest().artefacts[QUANTIZED],
         )  # fmt: skip
         tuned = fine_tune(training, resume)
         if tuned is None:

@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import IO, Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -21,13 +21,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from mobileone_q.errors import TrainingError
 from mobileone_q.files import save_pickled
+from mobileone_q.training.settings import CHECKPOINT_NAME
 
-NAME = "checkpoint.pt"
+NAME = CHECKPOINT_NAME
 LAST = "last.safetensors"  # the weights after the last step, where better ones are kept
 # What a resumed run may change; where one of the second kind differs, the results are close, not equal.
 FREE = {"workers", "device", "trackers", "log_every", "checkpoint_every"}
 NEARLY_FREE = ("processes", "accumulate")
 SCHEDULED = {"lr", "weight_decay"}  # what a run changes in an optimizer's groups
+NEVER_NEGATIVE = {"step", "exp_avg_sq"}
 ADAMW_STATE, SGD_STATE = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"}
 
 
@@ -172,9 +174,7 @@ def _load(path: Path) -> Any:
         if path.exists() and not path.is_file():
             raise Damaged("it is not a regular file")
         with path.open("rb") as file:
-            # torch's older format, which is not a zip archive, reserves what a file claims.
-            if not zipfile.is_zipfile(file):
-                raise Damaged("it is cut short, or was not written by torch.save")
+            _refuse_damage(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on what a damaged pickle says of itself
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -186,6 +186,18 @@ def _load(path: Path) -> Any:
         raise
     except Exception as error:  # torch's unpickler lets through whatever a damaged file provokes
         raise Damaged((str(error).strip() or type(error).__name__).splitlines()[0]) from None
+
+
+def _refuse_damage(file: IO[bytes]) -> None:
+    """Raise Damaged unless a file is as torch wrote it; torch itself checks no checksum of the archive."""
+    # torch's older format, which is not a zip archive, reserves what a file claims.
+    if not zipfile.is_zipfile(file):
+        raise Damaged("it is cut short, or was not written by torch.save")
+    with zipfile.ZipFile(file) as archive:
+        if any(each.compress_type != zipfile.ZIP_STORED for each in archive.infolist()):
+            raise Damaged("it was not written by torch.save, which compresses nothing")
+        if archive.testzip() is not None:
+            raise Damaged("its bytes have changed since it was written")
 
 
 def _settings(text: Any) -> dict[str, Any]:
@@ -211,6 +223,8 @@ def _progress(values: dict[str, Any]) -> TrainingProgress:
         raise Damaged("progress counts what cannot be")
     if not 0 <= progress.gradient_norm < math.inf:
         raise Damaged("progress.gradient_norm cannot be")
+    if not math.isfinite(progress.best or 0.0):
+        raise Damaged("progress.best cannot be")
     return progress
 
 
@@ -224,9 +238,16 @@ def _refuse_other_tensors(name: str, saved: dict[str, Any], now: dict[str, Any])
     if saved.keys() != now.keys():
         raise Damaged(f"{name} has other tensors than this network")
     for key, tensor in now.items():
-        kinds = [(each.shape, each.dtype, each.layout) for each in (saved[key], tensor)]
-        if kinds[0] != kinds[1]:
-            raise Damaged(f"{name} has {key} in another shape or type")
+        _refuse_other_tensor(f"{name} has {key}", saved[key], tensor.shape, tensor.dtype)
+
+
+def _refuse_other_tensor(what: str, value: Any, shape: torch.Size, dtype: torch.dtype) -> None:
+    """Raise Damaged unless a value is a dense tensor in memory, of finite numbers."""
+    kind = (value.shape, value.dtype, value.layout, value.device.type) if torch.is_tensor(value) else None
+    if kind != (shape, dtype, torch.strided, "cpu"):
+        raise Damaged(f"{what} in another shape or type")
+    if not torch.isfinite(value).all():
+        raise Damaged(f"{what} with values that are NaN or infinite")
 
 
 def _refuse_other_optimizer(saved: dict[str, Any], optimizer: Optimizer) -> None:
@@ -246,10 +267,12 @@ def _refuse_other_optimizer(saved: dict[str, Any], optimizer: Optimizer) -> None
         if values and values.keys() != wanted:
             raise Damaged(f"optimizer must hold {', '.join(sorted(wanted))} of each parameter")
         for key, value in values.items():
-            shape = () if key == "step" else parameters[number].shape
-            is_empty = value is None and wanted == SGD_STATE  # momentum 0 keeps none
-            if not is_empty and not (isinstance(value, torch.Tensor) and value.shape == shape):
-                raise Damaged(f"optimizer has {key} in another shape or type")
+            if value is None and wanted == SGD_STATE:  # momentum 0 keeps none
+                continue
+            like = torch.tensor(0.0) if key == "step" else parameters[number]
+            _refuse_other_tensor(f"optimizer has {key}", value, like.shape, like.dtype)
+            if key in NEVER_NEGATIVE and (value < 0).any():
+                raise Damaged(f"optimizer has {key} below 0")
 
 
 def _is_like(value: Any, model: Any) -> bool:

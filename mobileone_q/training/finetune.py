@@ -77,12 +77,14 @@ def fine_tuning(
     settings: TrainingSettings = FINE_TUNING,
     augmentation: Augmentation = FINE_TUNING_AUGMENTATION,
     accelerator: Accelerator | None = None,
+    network: str = "",
 ) -> Training[FakeQuantModel]:
     """Prepare to train ``quantized`` to answer as ``fused``, the FP32 network that it was made from.
 
     ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
     ``"live"`` needs it. ``folder`` will get the checkpoint, the metrics and perhaps the last weights;
-    nothing is written yet. ``fused`` is moved to the device that trains.
+    nothing is written yet. ``fused`` is moved to the device that trains. ``network`` tells ``quantized`` from
+    others, such as the hash of its file, so that no checkpoint of another one is resumed.
 
     Raises:
         TrainingError: a network without classes, missing branches, or missing labels.
@@ -121,7 +123,7 @@ def fine_tuning(
         folder,
         accelerator=accelerator,
         on_epoch=on_epoch,
-        facts={**tuning.to_dict(), **augmentation.to_dict()},
+        facts={"network": network, **tuning.to_dict(), **augmentation.to_dict()},
         compiles=tuning.compile,
     )
 

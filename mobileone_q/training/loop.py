@@ -107,6 +107,7 @@ class Training(Generic[M]):
             model.compile()
         self.wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
         described = {**settings.to_dict(), **(facts or {}), "processes": processes}
+        described |= {"data": feed.source.name, "inputs": len(feed)}
         scaler = self.accelerator.scaler
         self.state = TrainingState(
             model, self.average, self.optimizer, scaler, described, TrainingProgress(), best_weights={}

@@ -19,6 +19,7 @@ DeviceChoice = Literal["auto", "cpu"]
 KeptWeights = Literal["best", "last"]
 TrackerName = Literal["wandb", "mlflow"]
 BranchMode = Literal["fused", "live"]
+CHECKPOINT_NAME = "checkpoint.pt"
 SMALLEST_SIDE = 8  # pixels, of a training input
 STEPS = 1000  # of a run whose epochs are not given
 HELD_OUT, HELD_OUT_FROM = 0.1, 400  # fewer inputs are too few to choose by, and are missed in training

@@ -71,7 +71,6 @@ def classifier_training(
         synchronize(model)
     facts = {
         "arch": model.arch.name,
-        "data": data.source.name,
         "resolutions": [list(pair) for pair in epochs.resolutions],
         "epoch_images": epochs.epoch_images,
     }

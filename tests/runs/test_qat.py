@@ -121,6 +121,8 @@ def test_an_interrupted_run_is_resumed(tiny, tmp_path, monkeypatch):
         invoke("qat", tiny, "--output", "again", *QUICK, code=130)
     assert not (tmp_path / "again").exists()
     assert "nothing to resume for other" in refused("qat", tiny, "--resume", "--output", "other", *QUICK)
+    other = "runs/tiny-qat"  # its codes are others
+    assert "was made with network" in refused("qat", other, "--resume", "--output", "again", *QUICK)
     invoke("qat", tiny, "--resume", "--output", "again", *QUICK)
     again = QuantizedModel.load(tmp_path / "again" / "quantized.safetensors").state_dict()
     assert all(torch.equal(value, again[key]) for key, value in whole.items())

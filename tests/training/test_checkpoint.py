@@ -1,6 +1,9 @@
 """A checkpoint that is damaged is refused in one line, and changes nothing."""
 
+import io
 import json
+import math
+import zipfile
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 from mobileone_q.errors import TrainingError
 from mobileone_q.training.checkpoint import NAME, TrainingProgress
 from tests.helpers.cli import invoke, refused
-from tests.helpers.tiny import recipe, write_tiny
+from tests.helpers.tiny import recipe, write_signals, write_tiny
 from tests.helpers.training import state
 
 
@@ -34,6 +37,10 @@ def trained(tmp_path_factory):
     return folder, words
 
 
+def first(tensors):
+    return next(iter(tensors.values()))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -48,7 +55,10 @@ def trained(tmp_path_factory):
         lambda value: value.update(settings=torch.zeros(2)),
         lambda value: value["progress"].update(step="3"),
         lambda value: value["progress"].update(step=10**9),
+        lambda value: value["progress"].update(best=math.nan),
         lambda value: value["model"].pop(next(iter(value["model"]))),
+        lambda value: first(value["model"]).fill_(math.nan),
+        lambda value: value.update(model={key: each.to("meta") for key, each in value["model"].items()}),
     ],
 )
 def test_resuming_from_a_damaged_checkpoint_is_refused(trained, change):
@@ -62,6 +72,48 @@ def test_resuming_from_a_damaged_checkpoint_is_refused(trained, change):
         assert "damaged" in refused(*words, "--resume")
     finally:
         path.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("step", lambda _: torch.tensor(-1.0)),
+        ("step", lambda step: step.to(torch.complex64)),
+        ("exp_avg", lambda mean: mean.to_sparse()),
+        ("exp_avg", lambda mean: mean.to("meta")),
+        ("exp_avg_sq", lambda square: square.int()),
+        ("exp_avg_sq", lambda square: square.fill_(math.nan)),
+    ],
+)
+def test_what_an_optimizer_cannot_go_on_from_is_refused(tmp_path, name, change):
+    content(tmp_path)
+    value = torch.load(tmp_path / NAME, weights_only=True)
+    kept = first(value["optimizer"]["state"])
+    kept[name] = change(kept[name])
+    torch.save(value, tmp_path / NAME)
+    with pytest.raises(TrainingError, match=f"damaged .optimizer has {name}"):
+        state().load(tmp_path)
+
+
+def test_a_flipped_bit_and_a_compressed_checkpoint_are_refused(tmp_path):
+    """torch reads both: it checks no checksum, and inflates whatever a file claims."""
+    good = content(tmp_path)
+    number = state().model[0].weight.detach().numpy().tobytes()
+    assert number in good
+    (tmp_path / NAME).write_bytes(good.replace(number, number[:2] + b"\1" + number[3:]))
+    with pytest.raises(TrainingError, match="its bytes have changed"):
+        state().load(tmp_path)
+    with zipfile.ZipFile(tmp_path / NAME, "w", zipfile.ZIP_DEFLATED) as packed:
+        for info in (whole := zipfile.ZipFile(io.BytesIO(good))).infolist():
+            packed.writestr(info.filename, whole.read(info))
+    with pytest.raises(TrainingError, match="compresses nothing"):
+        state().load(tmp_path)
+
+
+def test_a_checkpoint_of_other_data_is_not_resumed(trained):
+    folder, words = trained
+    other = write_signals(folder, 90, "other.npz")
+    assert "made with data" in refused(*words, "--data", other, "--resume")
 
 
 ODD_LINES = [b"3\n", b"{}\n", b"\xff\n", b'{"step": "x"}\n', b'{"step": null}\n', b"[" * 99999]

@@ -2,13 +2,16 @@
 
 The search depends on nothing but what it measured. So a search that reads its measurements from the log goes
 the same way again, and goes on measuring where the log ends. That is what ``--resume`` does.
+
+Each line is sealed with a digest, and names the digest of the line before it (``after``). So damage, edits
+and lines of another search are noticed.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from calibrate.precision_search import Candidate, Ratio, Trial
 from mobileone_q.errors import FileError, RunError
-from mobileone_q.files import read_plain
+from mobileone_q.files import DIGEST, is_sealed, read_plain, sealed
 from mobileone_q.names import BACKENDS, ActivationGrids, BackendName
 
 LARGEST = 64 << 20  # bytes; a search of a night writes less than one
@@ -114,7 +117,7 @@ class TuningLog:
         Raises:
             FileError: it cannot be written.
         """
-        text = json.dumps({"kind": kind, **facts})
+        text = json.dumps(sealed({"kind": kind, **facts, "after": _last_digest(self.lines)}))
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
@@ -200,6 +203,10 @@ def _candidates(line: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield line["candidate"]
 
 
+def _last_digest(lines: Sequence[Mapping[str, Any]]) -> str:
+    return str(lines[-1][DIGEST]) if lines else ""
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The lines of a log. A last line that a kill cut off is taken out of the file, so that it can go on.
 
@@ -217,7 +224,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
             if not raw.endswith(b"\n"):
                 break
             known.validate_json(raw, strict=True)
-            lines.append(json.loads(raw))
+            line = json.loads(raw)
+            if not is_sealed(line) or line.get("after") != _last_digest(lines):
+                raise ValueError(f"line {len(lines) + 1} is not as the search wrote it")
+            lines.append(line)
             kept += len(raw)
         if kept < len(whole):
             os.truncate(path, kept)

@@ -10,7 +10,7 @@ from random import Random
 from calibrate.precision_search import Ratio
 from mobileone_q.evaluation.device_score import read_score
 from mobileone_q.evaluation.recorded_profile import latency_from
-from mobileone_q.files import read_json
+from mobileone_q.files import DIGEST, read_json, sealed
 from mobileone_q.report.html import write_html
 from mobileone_q.report.latency import print_latency
 from mobileone_q.report.schema import Manifest, Report
@@ -162,7 +162,14 @@ def use_score(folder: Path, content: bytes) -> None:
 
 
 def lines(values: Iterable[object]) -> bytes:
-    return b"".join(json_bytes(value) + b"\n" for value in values)
+    """A log of `tune`, each line sealed where it is one."""
+    text, last = b"", ""
+    for value in values:
+        if isinstance(value, dict):
+            value = sealed(value | {"after": last})
+            last = value[DIGEST]
+        text += json_bytes(value) + b"\n"
+    return text
 
 
 def line_edited(random: Random, data: bytes) -> bytes:

@@ -128,19 +128,24 @@ def test_it_goes_on_where_it_was_interrupted(folder, device, tmp_path):
     whole_log = log.read_text()
     damages = {
         '"start_ms": ': '"start_ms": -', '"head": ': '"heads": ', '"kind": "start"': '"kind": "end"',
-        '{"kind"': '[{"kind"',
+        '{"kind"': '[{"kind"', '"ratio": 0.': '"ratio": 0.1',
     }  # fmt: skip
     for old, new in damages.items():
         log.write_text(whole_log.replace(old, new, 1))
         message = refused("tune", folder / "run", "--output", tmp_path / "tuned", "--max-kl", 9, "--resume")
         assert "leave out --resume" in message
+    first, *others = whole_log.splitlines(keepends=True)
+    for mixed in (first * 2, first + "".join(others[1:]), first + others[0] + "".join(others)):
+        log.write_text(mixed)
+        message = refused("tune", folder / "run", "--output", tmp_path / "tuned", "--max-kl", 9, "--resume")
+        assert "is not as the search wrote it" in message
     log.write_text(whole_log)
     device.stop_after = None
     message = refused("tune", folder / "run", "--output", tmp_path / "tuned", "--threads", 2, "--resume")
     assert "begun with threads 1, and now it is 2" in message
     tune(folder, tmp_path / "tuned", "--resume")
     assert list(device) == whole  # nothing was measured twice
-    ignored = ("seconds", "start_ms")
+    ignored = ("seconds", "start_ms", "after", "digest")
     one, other = (
         [{key: value for key, value in line.items() if key not in ignored} for line in lines(tmp_path / name)]
         for name in ("whole", "tuned")
