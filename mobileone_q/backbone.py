@@ -39,6 +39,7 @@ class Backbone(Chain["MultiBranchBlock | FusedBlock"]):
         ArchitectureError: there is no such stage.
     """
 
+    @checks_arguments
     def __init__(
         self, arch: Architecture, out_indices: Sequence[int] = (1, 2, 3), fused: bool = False
     ) -> None:

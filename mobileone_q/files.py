@@ -194,6 +194,32 @@ def read_plain(path: Path, most: int) -> bytes:
     return path.read_bytes()
 
 
+@contextmanager
+def untouched(path: Path) -> Iterator[None]:
+    """A block that checks a file and then reads it, in which no other process may write it.
+
+    Raises:
+        FileError: the file is another one at the end, or was written to.
+    """
+    before = _state(path)
+    yield
+    if _state(path) != before:
+        raise FileError(f"{path} was replaced while it was read; give the same command again")
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written: inode, size, and the times of content and status."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _key(status)
+
+
+def _key(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def sha256(path: Path) -> str:
     """Compute the hexadecimal SHA-256 of a file's bytes.
 
@@ -209,7 +235,7 @@ def sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
-            key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            key = _key(stat)
             if key in _hashes:
                 return _hashes[key]
             while chunk := file.read(1 << 20):

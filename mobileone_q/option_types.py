@@ -9,7 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from mobileone_q.names import ARCHITECTURES, FACE_FORMS
-from mobileone_q.settings import MOST, MOST_BATCH
+from mobileone_q.settings import MOST, MOST_BATCH, could_be_path
 from mobileone_q.suggestions import did_you_mean
 
 LEAST_SIDE, MOST_SIDE = 16, 16384  # of a camera's frame, pixels
@@ -18,11 +18,12 @@ FACE_NAMES = "s0-face-gdc, s0-face-conv and so on"
 
 
 class Place(click.Path):
-    """A path, which no null character can be part of."""
+    """A path that the system could have."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if "\0" in os.fsdecode(value):
-            self.fail(f"{value!r} holds a null character", param, ctx)
+        text = os.fsdecode(value)
+        if not could_be_path(text):
+            self.fail(f"{text!r:.60} holds a null character, or is too long for a path", param, ctx)
         return super().convert(value, param, ctx)
 
 

@@ -24,6 +24,8 @@ MOST = 2**31 - 1  # of a number without a bound of its own: libraries in C take 
 MOST_THREADS = 1024
 MOST_BATCH = 4096
 MOST_RUNS = 100_000  # timed runs, each of which is kept until the median is taken
+MOST_PATH, MOST_NAME = 4095, 255  # bytes of a path and of each name in it, on Linux
+MOST_ITEMS = 10_000  # of a sequence of plain values: ``range(10**9)`` would be looked through, and copied
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def mistakes(settings: Any) -> list[str]:
 def misfit(hint: Any, value: Any) -> str:
     """What a value of the type ``hint`` is, in words, where ``value`` is none; empty where it is one.
 
-    Of containers other than tuples nothing but their class is looked at.
+    Of containers other than tuples and sequences nothing but their class is looked at.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
@@ -106,19 +108,23 @@ def misfit(hint: Any, value: Any) -> str:
     if origin is Literal:
         is_one = isinstance(value, str) and value in inner
         return "" if is_one else f"one of {', '.join(map(str, inner))}"
-    if origin is tuple:
-        is_list = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-        parts = inner[:1] * len(value) if is_list and inner[-1] is Ellipsis else inner
-        if is_list and len(parts) == len(value) and not any(map(misfit, parts, value)):
-            return ""
-        return f"a sequence, each {misfit(inner[0], object())}"
+    if origin in (tuple, Sequence):
+        described = f"a sequence, each {misfit(inner[0], object())}"
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            return described
+        if len(value) > MOST_ITEMS:
+            return f"at most {MOST_ITEMS:,} values"
+        parts = inner[:1] * len(value) if origin is Sequence or inner[-1] is Ellipsis else inner
+        fits = len(parts) == len(value) and not any(map(misfit, parts, value))
+        return "" if fits else described
     if hint in _WORDS:
         word, kind = _WORDS[hint]
         is_wrong = isinstance(value, bool) is not (hint is bool) or not isinstance(value, kind)
         if is_wrong:
             return word
-        is_odd = value != value or (isinstance(value, (str, Path)) and "\0" in str(value))
-        return word if is_odd else ""
+        if isinstance(value, (str, Path)) and not could_be_path(str(value)):
+            return f"{word} without null characters, of at most {MOST_PATH:,} bytes, {MOST_NAME} in each name"
+        return word if value != value else ""
     kind = origin or hint
     if isinstance(kind, type) and not isinstance(value, kind):
         return "None" if kind is type(None) else f"a {kind.__name__}"
@@ -135,12 +141,20 @@ _WORDS: dict[Any, tuple[str, type]] = {
 }
 
 
+def could_be_path(text: str) -> bool:
+    """Whether the system could have a file of that path; with any other, asking for it raises an error."""
+    path = text.encode("utf-8", "surrogatepass")
+    is_short = len(path) <= MOST_PATH and max(map(len, path.split(b"/"))) <= MOST_NAME
+    return is_short and b"\0" not in path
+
+
 def checks_arguments(function: F) -> F:
     """A decorator: arguments of other types than the annotations are refused before anything is done.
 
     The function raises a TypeError that names the argument and what it must be.
     """
     signature, hints = inspect.signature(function), dict[str, Any]()
+    name_of_it = function.__qualname__.removesuffix(".__init__")  # ``Run.profile``, and a class by its name
 
     @functools.wraps(function)
     def checked(*args: Any, **more: Any) -> Any:
@@ -152,7 +166,7 @@ def checks_arguments(function: F) -> F:
             if isinstance(value, Integral) and abs(int(value)) > MOST:
                 wanted = f"at most {MOST:,}"
             if wanted:
-                raise TypeError(f"{function.__name__}: {name} is {value!r:.40}, and must be {wanted}")
+                raise TypeError(f"{name_of_it}: {name} is {value!r:.40}, and must be {wanted}")
         return function(*args, **more)
 
     return cast("F", checked)

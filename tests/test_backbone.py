@@ -149,6 +149,8 @@ def test_a_run_with_maps_from_the_command_line(tmp_path):
     with run.build("int8", "onnxruntime") as engine:
         made = engine.outputs(images.numpy())
         np.testing.assert_array_equal(engine(images.numpy()), made["features3"])
+        with pytest.raises(TypeError, match="an engine takes a NumPy array, not tuple"):
+            engine.outputs((images,))
     assert backbone.channels == tuple(each.shape[1] for each in made.values()) == (128, 1024)
     assert backbone.strides == ((8, 8), (32, 32))
     for mine, given in zip(backbone(images), made.values()):

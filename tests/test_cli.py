@@ -281,6 +281,19 @@ def test_help_answers_without_heavy_imports():
     assert done.stdout.strip() == "[]"
 
 
+def test_looking_at_a_run_does_not_wait_for_torch(bundled):
+    """It takes two seconds to import, and `verify`, `runs list`, `compare` and `report` need none of it."""
+    code = (
+        "import sys; from click.testing import CliRunner; import cli;"
+        "calls = ['verify'], ['compare'], ['report'], ['runs', 'list'];"
+        "[CliRunner().invoke(cli.main, [*words, sys.argv[1]], catch_exceptions=False) for words in calls];"
+        "print(sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    )
+    words = [sys.executable, "-c", code, bundled[0]]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_plain_lines_off_a_terminal(bundled, capfd):
     invoke("profile", bundled[0], "--runs", 1)
     assert "\x1b[" not in capfd.readouterr().err

@@ -21,6 +21,7 @@ from mobileone_q.files import (
     save_tensors,
     scratch_folder,
     sha256,
+    untouched,
     write_atomically,
     write_json,
     write_text,
@@ -112,6 +113,18 @@ def test_json_and_digests(tmp_path):
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "nan.json", float("nan"))
     assert not (tmp_path / "nan.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change", [lambda path: os.utime(path, (1, 1)), Path.unlink, lambda path: path.write_text("ab")]
+)
+def test_a_file_that_is_written_while_it_is_read_is_noticed(tmp_path, change):
+    path = tmp_path / "x"
+    path.write_text("a")
+    with untouched(path):
+        path.read_text()
+    with pytest.raises(FileError, match="was replaced while it was read"), untouched(path):
+        change(path)
 
 
 def test_the_cache_folder(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from PIL import Image
 import mobileone_q as mq
 from calibrate.recipe import Recipe
 from calibrate.statistics import ChannelHistogram
+from mobileone_q.data.inputs import as_source
 from mobileone_q.data.pictures import pictures
 from mobileone_q.errors import CheckpointError, DataError, MobileOneQError
 from mobileone_q.evaluation.streaming import each_batch
@@ -24,9 +25,10 @@ from tests.helpers.networks import small
 
 
 @pytest.mark.parametrize("words", [("verify",), ("report", "--from"), ("runs", "list"), ("predict", "--run")])
-def test_a_null_character_in_a_path_is_refused(words):
-    said = invoke(*words, "a\0b", *(["x.png"] if "--run" in words else []), code=2)
-    assert "holds a null character" in said
+@pytest.mark.parametrize("path", ["a\0b", "a" * 5000])
+def test_a_path_that_no_file_can_have_is_refused(words, path):
+    said = invoke(*words, path, *(["x.png"] if "--run" in words else []), code=2)
+    assert "holds a null character, or is too long" in said
     assert "Traceback" not in said
 
 
@@ -65,6 +67,8 @@ def test_a_long_file_of_zeros_is_no_weights(tmp_path):
     [
         (lambda: mq.load(None, arch="s0"), "load: weights is None, and must be a text or a path"),
         (lambda: mq.load("x\0y", arch="s0"), "weights is .*x00y', and must be"),
+        (lambda: mq.load("x" * 300, arch="s0"), "weights is .*, and must be .* 255 in each name"),
+        (lambda: mq.Run(Path()).qat(path="x/" * 3000), "Run.qat: path is .* of at most 4,095 bytes"),
         (lambda: mq.load("x", arch=7), "load: arch is 7, and must be a text"),
         (lambda: mq.calibrate(None, "x"), "calibrate: model is None, and must be a Model"),
         (lambda: mq.open_run(1.5), "open_run: path is 1.5, and must be a text or a path or None"),
@@ -74,6 +78,9 @@ def test_a_long_file_of_zeros_is_no_weights(tmp_path):
         (lambda: mq.Run(Path()).profile(batch=10**30), "must be at most"),
         (lambda: mq.Backbone.from_run("x"), "run is 'x', and must be a CalibratedRun"),
         (lambda: mq.Backbone.from_checkpoint([], "s0"), r"path is \[\], and must be"),
+        (lambda: mq.Backbone(small(), ["a"]), r"Backbone: out_indices is \['a'\], and must be a sequence"),
+        (lambda: mq.Backbone(small(), range(10**9)), "out_indices is .* must be at most 10,000 values"),
+        (lambda: mq.Backbone("s0"), "Backbone: arch is 's0', and must be an? Architecture"),
     ],
 )
 def test_an_argument_of_another_type_is_named(call, said):
@@ -115,6 +122,22 @@ def test_answers_that_are_not_finite_are_refused():
 
     with pytest.raises(DataError, match="inputs 1 to 3 is NaN or infinite"):
         list(each_batch([Endless()], [(np.zeros((3, 1)), np.zeros(3, int))]))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (torch.zeros(1, 3, 64, 64, dtype=torch.bfloat16), "the images: NumPy cannot read them"),
+        (torch.zeros(1, 3, 64, 64, device="meta"), "the images: NumPy cannot read them"),
+        (torch.zeros(1, 3, 64, 64, requires_grad=True), "cannot read them .*requires grad"),
+        (np.broadcast_to(np.float32(0), (10**9, 3, 64, 64)), "do not fit into the memory; give fewer"),
+        ((np.zeros((1, 3, 64, 64)), torch.zeros(1, device="meta")), "its labels: NumPy cannot read them"),
+        ((np.zeros((1, 3, 64, 64)), np.broadcast_to(0, (10**12,))), "labels have shape .* for 1 inputs"),
+    ],
+)
+def test_what_numpy_cannot_hold_is_refused(images, said):
+    with pytest.raises(DataError, match=said):
+        as_source(images, small())
 
 
 def test_subnormal_activations_are_counted():

@@ -22,7 +22,7 @@ from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.data.settings import DEFAULT_IMAGES, InputOptions
 from mobileone_q.data.shard_files import is_shards
 from mobileone_q.data.shards import ShardSource
-from mobileone_q.data.sources import Arrays, ImageArray, ImageFolder, PictureList, Source
+from mobileone_q.data.sources import Arrays, ImageArray, ImageFolder, PictureList, Source, as_array
 from mobileone_q.errors import CheckpointError, DataError
 
 ARRAYS = ".npz"
@@ -157,7 +157,7 @@ def as_source(images: object, arch: Architecture, preprocessing: Preprocessing |
             return HuggingFaceSource(str(images), _transform(arch, preprocessing))
         return ImageFolder(path, _transform(arch, preprocessing))
     if _is_array(images):
-        return _fitting(Arrays(_floating(np.asarray(images), arch), labels), arch)
+        return _fitting(Arrays(_floating(as_array(images, "the images"), arch), labels), arch)
     if isinstance(images, Sequence) and all(isinstance(image, Image.Image) for image in images):
         return PictureList(images, labels, _transform(arch, preprocessing))
     raise DataError(f"cannot take {_kind(images)} as images; {_accepted(arch)}")

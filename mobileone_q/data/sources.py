@@ -80,6 +80,18 @@ def reason(error: Exception) -> str:
     return str(text).splitlines()[0] if str(text).strip() else type(error).__name__
 
 
+def as_array(value: object, name: str) -> NDArray:
+    """What NumPy reads of an array, a list of numbers, or a tensor; ``name`` stands in the message.
+
+    Raises:
+        DataError: it reads nothing, as of a tensor in bfloat16, on a device or with gradients.
+    """
+    try:
+        return np.asarray(value)
+    except Exception as error:  # whatever the object's own ``__array__`` raises
+        raise DataError(f"{name}: NumPy cannot read them ({reason(error)}); give a NumPy array") from None
+
+
 class ImageSource(ABC):
     """A source whose inputs are images: ``open`` gives an image, ``read`` preprocesses it.
 
@@ -318,8 +330,13 @@ class Arrays:
         self.name = name
         if x.dtype.kind not in "fiub":
             raise DataError(f"{name} has an array x of {x.dtype}, which are no numbers; save it as float32")
-        with np.errstate(over="ignore"):
-            values = x.astype(np.float32)
+        try:
+            with np.errstate(over="ignore"):
+                values = x.astype(np.float32)
+        except MemoryError:  # an array that was broadcast has more values than memory
+            raise DataError(
+                f"{name}: {x.size:,} values do not fit into the memory; give fewer inputs"
+            ) from None
         bad = next((index for index, each in enumerate(values) if not np.isfinite(each).all()), None)
         if bad is not None:
             raise DataError(
@@ -345,21 +362,17 @@ def _labels(name: str, labels: ArrayLike | None, count: int) -> NDArray[np.int64
     """Labels (N,), all ``NO_LABEL`` where none are given."""
     if labels is None:
         return np.full(count, NO_LABEL)
-    try:
-        given = np.asarray(labels)
-        if given.dtype.kind not in "iufb":
-            raise ValueError(f"they are {given.dtype}")
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{name}: the labels are not numbers ({reason(error)}); give class numbers") from None
+    given = as_array(labels, f"{name}, its labels")
+    if given.dtype.kind not in "iufb":
+        raise DataError(f"{name}: the labels are not numbers, but {given.dtype}; give class numbers")
+    if given.shape != (count,):
+        raise DataError(
+            f"{name}: the labels have shape {given.shape} for {count} inputs; give one label each"
+        )
     good = (given >= NO_LABEL) & (given <= MAX_LABEL) & (given == np.floor(given))
     if not good.all():
         raise DataError(
             f"{name}: the label {given[~good].flat[0]} is not the number of a class; give whole numbers from "
             f"0 to {MAX_LABEL}, or {NO_LABEL} where a label is not known"
         )
-    numbers = given.astype(np.int64)
-    if numbers.shape != (count,):
-        raise DataError(
-            f"{name}: the labels have shape {numbers.shape} for {count} inputs; give one label each"
-        )
-    return numbers
+    return given.astype(np.int64)

@@ -17,7 +17,7 @@ from mobileone_q.engines.inspection import Inspection
 from mobileone_q.engines.metadata import check_pairing, read_input, read_target
 from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import EngineError, MissingDependency
-from mobileone_q.files import DIGEST, is_sealed, locked, read_json, sealed, sha256, write_json
+from mobileone_q.files import DIGEST, is_sealed, locked, read_json, sealed, sha256, untouched, write_json
 from mobileone_q.input_form import FLOAT_INPUT, InputForm
 from mobileone_q.names import BACKENDS, TARGETS, BackendName, Precision, Target
 from mobileone_q.progress import Advance, silent
@@ -175,8 +175,7 @@ class Engine(Closing):
         Raises:
             TypeError: ``batch`` is not an array.
         """
-        if not hasattr(batch, "__array__") or not hasattr(batch, "shape"):
-            raise TypeError(f"an engine takes a NumPy array, not {type(batch).__name__}")
+        refuse_no_array(batch)
         return self.run(batch)
 
     def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
@@ -184,6 +183,7 @@ class Engine(Closing):
 
         Raises:
             EngineError: this backend gives the last output alone.
+            TypeError: ``batch`` is not an array.
         """
         raise EngineError(f"{self.info.backend} engines give one output here; use onnxruntime or openvino")
 
@@ -205,6 +205,16 @@ class Engine(Closing):
     @abstractmethod
     def close(self) -> None:
         """Free what the engine holds. It cannot run afterwards; closing it twice is allowed."""
+
+
+def refuse_no_array(batch: object) -> None:
+    """Check that somebody gave an engine an array.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not hasattr(batch, "__array__") or not hasattr(batch, "shape"):
+        raise TypeError(f"an engine takes a NumPy array, not {type(batch).__name__}")
 
 
 class Backend(ABC):
@@ -257,8 +267,9 @@ class Backend(ABC):
             raise EngineError(f"no ONNX file at {onnx_path}; make it with `mobileone-q calibrate`")
         target, form = read_target(onnx_path), read_input(onnx_path)
         check_pairing(onnx_path, target, self.name, options.dla_core)
-        runtime, onnx_sha256 = self.runtime(), sha256(onnx_path)
-        warnings = self._compile(onnx_path, engine_path, options, target, advance)
+        with untouched(onnx_path):
+            runtime, onnx_sha256 = self.runtime(), sha256(onnx_path)
+            warnings = self._compile(onnx_path, engine_path, options, target, advance)
         with locked(engine_path.parent):  # of two builds at once, the last writes file and sidecar both
             info = EngineInfo(
                 backend=self.name,
@@ -283,7 +294,12 @@ class Backend(ABC):
             MissingDependency: the library is not installed.
             EngineError: the engine or the graph is missing, the engine is stale, edited, built by
                 another backend or version, or from a graph whose target this backend must not run.
+            FileError: another process replaced the engine meanwhile.
         """
+        with untouched(engine_path):
+            return self._load(engine_path, onnx_path, threads)
+
+    def _load(self, engine_path: Path, onnx_path: Path | None, threads: int) -> Engine:
         info = EngineInfo.load(engine_path)
         info.check_bytes(engine_path)
         target = None

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes, refuse_no_array
 from mobileone_q.engines.metadata import has_only_int8_grids
 from mobileone_q.engines.processor import CpuBackend, are_outputs
 from mobileone_q.engines.settings import BuildOptions
@@ -88,6 +88,7 @@ class OnnxRuntimeEngine(Engine):
         return _run(self._path, self._session, batch)[-1]
 
     def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        refuse_no_array(batch)
         if self._session is None:
             raise ValueError(f"{self._path} is closed; load it again")
         names = [each.name for each in self._session.get_outputs()]

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes
+from mobileone_q.engines.base import Engine, EngineInfo, LayerProfiler, LayerTimes, refuse_no_array
 from mobileone_q.engines.inspection import Inspection, LayerTypes
 from mobileone_q.engines.processor import CpuBackend, are_outputs
 from mobileone_q.engines.settings import BuildOptions
@@ -79,6 +79,7 @@ class OpenVINOEngine(Engine):
         return [*self.outputs(batch).values()][-1]
 
     def outputs(self, batch: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
+        refuse_no_array(batch)
         if self._request is None:
             raise ValueError(f"{self._path} is closed; load it again")
         wanted = self._compiled.inputs[0].partial_shape

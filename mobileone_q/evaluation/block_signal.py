@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who reads a report does not wait for torch
+    from torch import Tensor
 
-from mobileone_q.models.fake_quant_branches import ChannelMap, channel_maps
-from mobileone_q.models.fused import FusedBlock, FusedModel
-from mobileone_q.models.layers import per_output_channel
-from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+    from mobileone_q.models.fake_quant_branches import ChannelMap
+    from mobileone_q.models.fused import FusedBlock, FusedModel
+    from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
 IMAGES = 8  # ratios of energies need few; all of it stays far below a twentieth of calibration's time
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -52,27 +52,33 @@ class Signals:
     blocks: tuple[BlockSignal, ...]
 
 
-@torch.no_grad()
 def block_signals(fused: FusedModel, quantized: QuantizedModel, images: Tensor) -> Signals:
     """Compare the INT8 network with the FP32 network that it was made from.
 
     ``images`` (N, C, H, W) are normalized.
     """
+    import torch
+
+    from mobileone_q.models.fake_quant_branches import channel_maps
+
     maps = channel_maps(quantized)
     clean = noisy = images.unsqueeze(2) if images.ndim == 3 else images
     rows = []
-    for name, block in fused.blocks():
-        q, mapped = quantized.block(name), maps[name]
-        gathered = block.gather(clean)
-        y, y_int8 = block.linear(gathered), q(noisy)
-        clean, noisy = block.activate(y), y_int8
-        rows.append(_signal(block, q, mapped, gathered, clean, noisy))
+    with torch.no_grad():
+        for name, block in fused.blocks():
+            q, mapped = quantized.block(name), maps[name]
+            gathered = block.gather(clean)
+            y, y_int8 = block.linear(gathered), q(noisy)
+            clean, noisy = block.activate(y), y_int8
+            rows.append(_signal(block, q, mapped, gathered, clean, noisy))
     return Signals(len(images), tuple(rows))
 
 
 def _signal(
     block: FusedBlock, q: QuantizedBlock, mapped: ChannelMap, gathered: Tensor, output: Tensor, noisy: Tensor
 ) -> BlockSignal:
+    from mobileone_q.models.layers import per_output_channel
+
     weight_snr = input_snr = None
     if not q.is_float:
         kernel = mapped.kernel(block.weight)
@@ -103,9 +109,9 @@ def snr_db(signal: Tensor, noise: Tensor) -> float | None:
 
 def _original(y: Tensor, channel: Tensor, factor: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(``y`` in the channels of the original, which of them it has): copies are averaged."""
-    copies = torch.bincount(channel, minlength=count)
+    copies = channel.bincount(minlength=count)
     shares = _by_channel(factor / copies[channel], y)
-    summed = torch.zeros(len(y), count, *y.shape[2:]).index_add_(1, channel, y * shares)
+    summed = y.new_zeros(len(y), count, *y.shape[2:]).index_add_(1, channel, y * shares)
     return summed, copies > 0
 
 
@@ -118,5 +124,4 @@ def _spread(ranges: Tensor) -> tuple[float, ...]:
     alive = ranges[ranges > 0].double()
     if not len(alive):
         return (0.0,) * len(QUANTILES)
-    levels = torch.tensor(QUANTILES, dtype=torch.float64)
-    return tuple(torch.quantile(alive / alive.max(), levels).tolist())
+    return tuple((alive / alive.max()).quantile(alive.new_tensor(QUANTILES)).tolist())

@@ -8,14 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mobileone_q.evaluation.streaming import CosineSum
-from mobileone_q.models.fused import FusedModel
+
+if TYPE_CHECKING:  # who reads a report does not wait for torch
+    from torch import Tensor
+
+    from mobileone_q.models.fused import FusedModel
 
 Maps = Mapping[str, NDArray[np.float32]]
 
@@ -78,17 +81,19 @@ class HalfSimulation:
     """
 
     def __init__(self, fused: FusedModel) -> None:
-        self._model = FusedModel(fused.arch)
+        self._model = type(fused)(fused.arch)
         self._model.load_state_dict({key: _half(value) for key, value in fused.state_dict().items()})
 
-    @torch.no_grad()
     def maps(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """The network's maps (N, C, H, W) by name."""
+        import torch
+
         x, names, outputs = torch.from_numpy(batch), self._model.arch.map_names, {}
-        for name, block in self._model.blocks():
-            x = _half(block(_half(x)))
-            if name in names:
-                outputs[names[name]] = x.numpy()
+        with torch.no_grad():
+            for name, block in self._model.blocks():
+                x = _half(block(_half(x)))
+                if name in names:
+                    outputs[names[name]] = x.numpy()
         return outputs
 
 

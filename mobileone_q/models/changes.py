@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # who reads a report does not wait for torch
+    from torch import Tensor
 
-from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
+    from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 
 SAME = 1e-6  # a relative change of a scale below that is rounding
 
@@ -35,6 +36,8 @@ class CodeChanges:
 
 def compare_codes(before: QuantizedModel, after: QuantizedModel) -> CodeChanges:
     """Compare two networks of the same architecture and target; blocks in floating point have no codes."""
+    import torch
+
     blocks, changes = [], []
     for name, old in before.blocks():
         if old.is_float:
@@ -56,5 +59,7 @@ def compare_codes(before: QuantizedModel, after: QuantizedModel) -> CodeChanges:
 
 
 def _scales(block: QuantizedBlock) -> Tensor:
+    import torch
+
     maps = [block.pool_scale.reshape(-1)] if block.quantize_map else []
     return torch.cat([block.weight_scale.reshape(-1), block.input_scale.reshape(-1), *maps])

@@ -49,6 +49,7 @@ class Model:
         brought = inputs.names_for(self.arch)
         return in_words(tuple(brought)) if brought else names_of(self.checkpoint)
 
+    @checks_arguments
     def with_maps(self, out_indices: Sequence[int], has_head: bool = True) -> Model:
         """The network as a backbone; see :meth:`Architecture.with_maps`.
 

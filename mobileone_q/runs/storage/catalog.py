@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mobileone_q.engines.base import sidecar
 from mobileone_q.engines.tensorrt.build import log_path
-from mobileone_q.errors import EngineError, FileError, MobileOneQError
+from mobileone_q.errors import EngineError, FileError, MobileOneQError, printable
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.runs.storage.integrity import check_engine, engine_files
 from mobileone_q.runs.storage.staging import CHECKPOINTS, half_made
@@ -75,7 +77,7 @@ class Leftover:
     def line(self) -> str:
         """The leftover in one line."""
         kept = "" if self.is_removable else "  (kept)"
-        return f"{self.bytes() / MEGABYTE:8.1f} MB  {self.paths[0]}: {self.what}{kept}"
+        return f"{self.bytes() / MEGABYTE:8.1f} MB  {printable(str(self.paths[0]))}: {self.what}{kept}"
 
     def remove(self) -> None:
         """Delete the files.
@@ -89,8 +91,9 @@ class Leftover:
                     shutil.rmtree(path)
                 else:
                     path.unlink(missing_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot delete {self.paths[0]}: {error.strerror}; check its owner") from error
+        except (OSError, RecursionError) as error:  # Python 3.11 calls itself for each folder in a folder
+            reason = getattr(error, "strerror", None) or "folders in folders, too deep"
+            raise FileError(f"cannot delete {self.paths[0]}: {reason}; delete it yourself") from error
 
 
 def finished_runs(folder: Path) -> list[Path]:
@@ -100,7 +103,7 @@ def finished_runs(folder: Path) -> list[Path]:
 
 def summarize_run(path: Path) -> RunSummary:
     """One line's worth of a run. The bytes of its other files are not checked: `verify` does that."""
-    name, size = path.name, size_of(path)
+    name, size = printable(path.name), size_of(path)
     try:
         manifest, report = Manifest.load(path / "manifest.json"), Report.load(path / "report.json")
     except MobileOneQError as error:
@@ -158,7 +161,15 @@ def stale_engines(run: Path) -> Iterator[Leftover]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links are not followed."""
+    """Bytes of a file, or of all files in a folder; links are not followed, unreadable folders count 0."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size if path.exists() or path.is_symlink() else 0
-    return sum(size_of(inner) for inner in path.iterdir())
+    total, folders = 0, [str(path)]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as found:
+            for each in found:
+                if each.is_dir(follow_symlinks=False):
+                    folders.append(each.path)
+                else:
+                    total += each.stat(follow_symlinks=False).st_size
+    return total

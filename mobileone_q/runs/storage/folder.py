@@ -12,17 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mobileone_q.errors import RunError
-from mobileone_q.files import locked
-from mobileone_q.models.fused import FusedModel
-from mobileone_q.models.quantized import QuantizedModel
+from mobileone_q.files import locked, untouched
 from mobileone_q.names import Precision
 from mobileone_q.report.expected import Expected
 from mobileone_q.report.html import write_html
 from mobileone_q.report.schema import Manifest, Report
 from mobileone_q.runs.storage import integrity
+
+if TYPE_CHECKING:  # a command that only looks at runs does not wait for torch
+    from mobileone_q.models.fused import FusedModel
+    from mobileone_q.models.quantized import QuantizedModel
 
 RUNS = Path("runs")
 
@@ -74,11 +76,14 @@ class RunFolder:
 
     def load_fused(self) -> FusedModel:
         """The FP32 network, from a verified file; see :meth:`verified` for the errors."""
-        return FusedModel.load(self.verified(integrity.FUSED))
+        from mobileone_q.models.fused import FusedModel
+
+        with untouched(self.fused):
+            return FusedModel.load(self.verified(integrity.FUSED))
 
     def load_quantized(self) -> QuantizedModel:
         """The INT8 network, from a verified file; see :meth:`verified` for the errors."""
-        return QuantizedModel.load(self.verified(integrity.QUANTIZED))
+        return self._load_quantized(integrity.QUANTIZED)
 
     def has_plain_grids(self) -> bool:
         """Whether the run has a second INT8 graph, on plain grids."""
@@ -86,7 +91,13 @@ class RunFolder:
 
     def load_plain(self) -> QuantizedModel:
         """The INT8 network on plain grids, from a verified file; see :meth:`verified` for the errors."""
-        return QuantizedModel.load(self.verified(integrity.PLAIN_QUANTIZED))
+        return self._load_quantized(integrity.PLAIN_QUANTIZED)
+
+    def _load_quantized(self, name: str) -> QuantizedModel:
+        from mobileone_q.models.quantized import QuantizedModel
+
+        with untouched(self.path / name):
+            return QuantizedModel.load(self.verified(name))
 
     def graph(self, precision: Precision) -> Path:
         """The graph of a precision, verified; see :meth:`verified` for the errors."""

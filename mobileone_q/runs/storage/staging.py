@@ -21,9 +21,9 @@ from mobileone_q.errors import FileError, RunError
 from mobileone_q.files import Unfinished, partial_name, remove_abandoned, unfinished
 from mobileone_q.runs.storage.folder import RUNS, refuse_undecodable
 from mobileone_q.runs.storage.integrity import TRIALS
-from mobileone_q.training.checkpoint import NAME
+from mobileone_q.training.settings import CHECKPOINT_NAME
 
-CHECKPOINT = Path("training") / NAME
+CHECKPOINT = Path("training") / CHECKPOINT_NAME
 CHECKPOINTS = (CHECKPOINT, Path(TRIALS))  # what `qat --resume` and `tune --resume` go on from
 
 

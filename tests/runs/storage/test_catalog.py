@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -125,14 +126,30 @@ def test_it_asks_before_it_deletes(runs):
     assert not path.exists()
 
 
-def test_what_cannot_be_deleted_is_said(runs, monkeypatch):
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), RecursionError()])
+def test_what_cannot_be_deleted_is_said(runs, monkeypatch, error):
     half_made(runs, "a", dead_pid())
 
     def refuse(path):
-        raise PermissionError(13, "Permission denied")
+        raise error
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     assert "cannot delete" in refused("runs", "clean", "--yes")
+
+
+def test_names_and_depth_of_folders_harm_no_list(tmp_path, monkeypatch):
+    """A name can move the cursor, and a folder in a folder can be deeper than Python calls itself."""
+    for place in ("\x1b[2J\nrun", f".\x1b[2J.partial-{dead_pid()}-abc"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "manifest.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "\x1b[2J\nrun")
+    for _ in range(1100):
+        os.mkdir("d")
+        os.chdir("d")
+    said = invoke("runs", "list", tmp_path) + invoke("runs", "clean", tmp_path, "--yes")
+    assert said.count("\\x1b[2J") == 3  # the run, the reason why it is damaged, and what is half-made
+    assert "\x1b" not in said
+    subprocess.run(["rm", "-rf", tmp_path], check=True)
 
 
 def test_what_a_link_leads_to_is_left_alone(runs, sample_run):

@@ -18,7 +18,7 @@ import mobileone_q as mq
 from mobileone_q import files
 from mobileone_q.engines import EngineInfo
 from mobileone_q.engines.base import sidecar
-from mobileone_q.errors import MobileOneQError
+from mobileone_q.errors import FileError, MobileOneQError
 from mobileone_q.runs.engines.graphs import write_graph
 from mobileone_q.runs.engines.loading import load_engine
 from mobileone_q.runs.storage import integrity
@@ -45,6 +45,32 @@ def whole(once):
         invoke("build-engine", "--int8", "--backend", "onnxruntime", folder / "run")
 
     return once("integrity", make) / "run"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "read"),
+    [
+        ("mobileone_q.engines.base", ENGINE, lambda run: load_engine(run, "int8", "onnxruntime")),
+        ("mobileone_q.engines.base", "int8.onnx", lambda run: mq.Run(run.path).build("int8", "onnxruntime")),
+        ("mobileone_q.runs.storage.integrity", "fused.safetensors", RunFolder.load_fused),
+        ("mobileone_q.runs.storage.integrity", "quantized.safetensors", RunFolder.load_quantized),
+    ],
+)
+def test_a_file_that_is_replaced_once_it_is_checked_is_not_used(
+    whole, tmp_path, monkeypatch, module, name, read
+):
+    """Another process can do that between the check and the reading."""
+    run = RunFolder(copy_of(whole, tmp_path))
+
+    def check(path):
+        digest = files.sha256(path)
+        if path == run.path / name:
+            os.utime(path, (1, 1))
+        return digest
+
+    monkeypatch.setattr(f"{module}.sha256", check)
+    with pytest.raises(FileError, match=f"{name} was replaced while it was read"):
+        read(run)
 
 
 @pytest.fixture(scope="module")
