@@ -128,10 +128,14 @@ def main() -> None:
     if len(sys.argv) < 3:
         sys.exit("usage: python3 record.py STATE.json COMMAND...")
     target, command = Path(sys.argv[1]), sys.argv[2:]
-    if target.exists():
-        target.unlink()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for terminals without UTF-8
     sampler = None
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")
+    try:
+        if target.exists():
+            target.unlink()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace")
+    except (OSError, ValueError) as error:
+        sys.exit(f"cannot run {command[0]} and write {target}: {error}")
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="", flush=True)
@@ -145,7 +149,10 @@ def main() -> None:
         sampler.stop()
         if code == 0:
             state = {"power_mode": power_mode(), **sampler.result()}
-            target.write_text(json.dumps(state, indent=1) + "\n")
+            try:
+                target.write_text(json.dumps(state, indent=1) + "\n")
+            except OSError as error:
+                sys.exit(f"cannot write {target}: {error}; copy the bundle to a folder you may write to")
     sys.exit(code if code >= 0 else 128 - code)
 
 

@@ -34,6 +34,22 @@ exec sleep 30
 """
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["state.json", "./nothing"], "cannot run ./nothing"),
+        ([".", "true"], "write .: "),
+        (["no/state.json", "echo", record.BEGIN], "cannot write no/state.json"),
+    ],
+)
+def test_what_cannot_be_run_or_written_is_said(tmp_path, words, said):
+    result = subprocess.run(
+        [sys.executable, record.__file__, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stderr.count("\n")) == (1, 1), result.stderr
+    assert said in result.stderr
+
+
 @pytest.fixture
 def board(tmp_path):
     """A folder of stand-ins that is put first on PATH."""

@@ -20,14 +20,20 @@ ENGINE = "model.plan"
 # A line for each version, which also serves those up to the next; DLA comes and goes between them.
 VERSIONS = ("8.5", "8.6", "10.3", "10.8", "11.1", "11.4.1")
 
-SCRIPT = """#!/bin/sh
+SCRIPT = r"""#!/bin/sh
 # Build {engine} on this device with the TensorRT that it has. Written by mobileone-q.
 set -eu
 cd "$(dirname "$0")"
-VERSION=${{TENSORRT_VERSION:-$(python3 -c 'import tensorrt; print(tensorrt.__version__)')}}
-MAJOR=$(echo "$VERSION" | cut -d. -f1)
-MINOR=$(echo "$VERSION" | cut -d. -f2)
-PATCH=$(echo "$VERSION" | cut -d. -f3)
+ASK='import tensorrt; print(tensorrt.__version__)'
+VERSION=${{TENSORRT_VERSION:-$(python3 -c "$ASK" 2>/dev/null || true)}}
+NUMBER='0*\([0-9][0-9]*\)'
+PARTS=$(echo "$VERSION" | sed -n "s/^$NUMBER\.$NUMBER\(\.$NUMBER\)\{{0,1\}}.*/\1 \2 \4/p")
+if [ -z "$PARTS" ]; then
+  echo "the version of TensorRT is not known, as python3 has no module of it; set TENSORRT_VERSION=10.3.0" >&2
+  exit 1
+fi
+set -- $PARTS
+MAJOR=$1 MINOR=$2 PATCH=${{3:-0}}
 NUMBER=$((MAJOR * 10000 + MINOR * 100 + PATCH))
 TRTEXEC=${{TRTEXEC:-/usr/src/tensorrt/bin/trtexec}}  # where JetPack puts it; containers have it on PATH
 if [ ! -x "$TRTEXEC" ]; then TRTEXEC=$(command -v trtexec || true); fi

@@ -248,6 +248,16 @@ def test_a_class_name_is_one_line_whatever_it_holds():
     assert labels(manifest, 2) == ["class 0", "class 1"]
 
 
+@pytest.mark.parametrize("version", ["10", "none", "x.1"])
+def test_a_version_that_is_none_ends_the_script(runs, tmp_path, version):
+    """`cut` gave all of `10` as its second and third number, which made it 10.10.10."""
+    write_bundle(runs["tensorrt"], tmp_path / "bundle", "int8", BuildOptions())
+    done = build_line(tmp_path / "bundle", tmp_path, version)
+    assert done.returncode == 1
+    assert "set TENSORRT_VERSION=10.3.0" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_without_trtexec_the_script_says_so(runs, tmp_path):
     folder = tmp_path / "bundle"
     write_bundle(runs["tensorrt"], folder, "int8", BuildOptions())
