@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 import traceback
 from contextlib import ExitStack, redirect_stdout, suppress
@@ -17,7 +18,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from mobileone_q.errors import MobileOneQError, OptionError
+from mobileone_q.errors import FileError, MobileOneQError, OptionError
 from mobileone_q.progress import hidden_progress
 from mobileone_q.streams import abandon_output, prepare_streams
 
@@ -147,6 +148,18 @@ class Command(click.Command):
                     formatter.write_dl(records)
 
 
+def _refuse_lost_folder() -> None:
+    """Check that the current folder is there; without one, torch ends the process when it is imported.
+
+    Raises:
+        FileError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileError("the current folder was deleted; change to one that is there") from None
+
+
 def _is_lack_of_memory(error: Exception) -> bool:
     """Whether an allocation failed: in Python and NumPy, or in torch, which raises a RuntimeError."""
     return isinstance(error, MemoryError) or "not enough memory" in str(error)
@@ -171,6 +184,7 @@ class Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _refuse_lost_folder()
             return super().invoke(ctx)
         except MobileOneQError as error:
             if ctx.meta.get(f"{META}verbose"):

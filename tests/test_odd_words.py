@@ -38,6 +38,13 @@ def test_a_run_is_not_made_nor_sought_under_a_name_that_is_not_utf8(words, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_current_folder_that_was_deleted_is_said(tmp_path, monkeypatch):
+    """torch cannot be imported there: MKL ends the process with a fatal error of its own."""
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert "the current folder was deleted" in refused("doctor")
+
+
 def test_a_camera_of_an_endless_number_is_the_name_of_a_file():
     name = Path("camera:99999999999999")
     assert list(pictures([name], 1, None)) == [(str(name), name)]

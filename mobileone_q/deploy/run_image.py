@@ -264,7 +264,7 @@ def run(engine_path: Path, x: np.ndarray, settings: dict) -> np.ndarray:
 def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python3 run_image.py model.plan image.ppm (or array.npy)")
-    if not Path(sys.argv[1]).is_file():
+    if not os.path.isfile(sys.argv[1]):  # Path.is_file() raises an error for a path that is too long
         sys.exit(f"there is no engine at {sys.argv[1]}; build it with build.sh")
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for terminals without UTF-8
     labels = read_labels(HERE / "labels.txt")

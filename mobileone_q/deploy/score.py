@@ -19,6 +19,7 @@ import ctypes
 import hashlib
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -295,9 +296,9 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("usage: python3 score.py model.plan FOLDER")
     engine, root = Path(sys.argv[1]), Path(sys.argv[2])
-    if not engine.is_file():
+    if not os.path.isfile(engine):  # Path.is_file() raises an error for a path that is too long
         sys.exit(f"there is no engine at {engine}; build it with build.sh")
-    if not root.is_dir():
+    if not os.path.isdir(root):
         sys.exit(f"{root} is not a folder; pass a folder with a folder of images per class")
     settings, labels = read_settings(HERE / "preprocessing.json"), read_labels(HERE / "labels.txt")
     promises, promise, grids = read_promise(HERE, engine)

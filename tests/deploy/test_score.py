@@ -245,7 +245,7 @@ def test_an_issue_report_has_no_names_and_no_paths(device, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("script", "modules"),
     [
-        ("score", {"ctypes", "hashlib", "json", "math", "sys", "numpy", "tensorrt"}),
+        ("score", {"ctypes", "hashlib", "json", "math", "os", "sys", "numpy", "tensorrt"}),
         ("record", {"json", "re", "statistics", "subprocess", "sys", "threading"}),
     ],
 )
@@ -266,7 +266,8 @@ def test_a_pipe_among_a_bundles_files_is_not_waited_for(read, tmp_path):
         read(tmp_path / "x")
 
 
-def test_an_engine_that_is_not_there_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["run_image.py", str(tmp_path / "none.plan"), "x.ppm"])
-    with pytest.raises(SystemExit, match=r"there is no engine at .*none\.plan; build it"):
+@pytest.mark.parametrize("name", ["none.plan", "a" * 5000])
+def test_an_engine_that_is_not_there_is_said(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("sys.argv", ["run_image.py", str(tmp_path / name), "x.ppm"])
+    with pytest.raises(SystemExit, match=rf"there is no engine at .*{name}; build it"):
         run_image.main()
