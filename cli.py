@@ -336,7 +336,12 @@ def train(
     from mobileone_q.runs.train import range_test_train, train_run
 
     what = (options.arch, options.weights, options.data, options.eval_data, options.image_size)
-    how: dict[str, Any] = {"epochs": epoch_settings, "settings": settings, "augmentation": augmentation}
+    how: dict[str, Any] = {
+        "new_head": options.new_head,
+        "epochs": epoch_settings,
+        "settings": settings,
+        "augmentation": augmentation,
+    }
     if options.find_lr:
         return _rates(range_test_train(*what, **how))
     made = train_run(*what, options.output, **how, resume=options.resume)

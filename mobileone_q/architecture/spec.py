@@ -253,6 +253,10 @@ class Architecture:
             return replace(self, maps=maps)
         return replace(self, blocks=self.blocks[: last + 1], task="features", maps=maps)
 
+    def with_classes(self, num_classes: int) -> Architecture:
+        """The network whose head tells so many classes apart."""
+        return replace(self, blocks=(*self.blocks[:-1], replace(self.blocks[-1], out_channels=num_classes)))
+
     def sizes(self) -> list[Pair]:
         """Compute the (height, width) of every block's output, in pixels.
 

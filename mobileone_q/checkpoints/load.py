@@ -137,12 +137,14 @@ def stored_image_size(path: Path | None) -> Pair | None:
     return None if arch is None else arch.image_size
 
 
-def save_model(model: MobileOne, path: Path) -> None:
-    """Write a train-time model as this project's own safetensors.
+def save_model(model: MobileOne | FusedModel, path: Path) -> None:
+    """Write a network in floating point as this project's own safetensors.
 
     Raises:
         FileError: the file cannot be written.
     """
+    if isinstance(model, FusedModel):
+        return model.save(path)
     save_tensors(path, model.state_dict(), "mobileone", {"architecture": model.arch.to_dict()})
 
 

@@ -113,7 +113,10 @@ class TrainOptions:
 
     arch: str = setting("", "", is_required=True)
     weights: Path | None = setting(
-        None, "Checkpoint with branches to begin from.", default_help="random weights"
+        None, "Checkpoint to begin from, with branches or fused.", default_help="random weights"
+    )
+    new_head: bool = setting(
+        False, "Give the network of --weights a new classifier, for the classes of --eval-data."
     )
     data: str = setting(
         "",

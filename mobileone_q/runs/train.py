@@ -17,6 +17,7 @@ from mobileone_q.checkpoints.load import load_model, save_model
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import FileError, RunError, TrainingError
+from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.runs.storage.folder import RUNS
 from mobileone_q.runs.storage.staging import CHECKPOINT, final_place, owned
@@ -31,7 +32,7 @@ from mobileone_q.training.settings import (
     EpochSettings,
     TrainingSettings,
 )
-from mobileone_q.training.train import classifier_training, train_classifier
+from mobileone_q.training.train import classifier_training, replace_head, train_classifier
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,6 +54,7 @@ def train_run(
     image_size: int | None,
     output: Path | None,
     *,
+    new_head: bool = False,
     epochs: EpochSettings | None = None,
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
@@ -69,7 +71,9 @@ def train_run(
     """
     accelerator = make_accelerator(settings)
     what = (arch, weights, data, eval_data, image_size)
-    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
+    model, inputs, evaluation = _gather(
+        accelerator, *what, new_head, epochs or EpochSettings(), settings.seed
+    )
     name = f"train-{model.arch.name}"
     with ExitStack() as stack:
         folder = agree(accelerator, lambda: stack.enter_context(_taken(output, name, resume)))
@@ -96,6 +100,7 @@ def range_test_train(
     eval_data: Path,
     image_size: int | None,
     *,
+    new_head: bool = False,
     epochs: EpochSettings | None = None,
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
@@ -108,7 +113,9 @@ def range_test_train(
     """
     accelerator = make_accelerator(settings)
     what = (arch, weights, data, eval_data, image_size)
-    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
+    model, inputs, evaluation = _gather(
+        accelerator, *what, new_head, epochs or EpochSettings(), settings.seed
+    )
     training = classifier_training(
         model, inputs, evaluation, folder=RUNS, epochs=epochs, settings=settings,
         augmentation=augmentation, accelerator=accelerator,
@@ -125,14 +132,16 @@ def _gather(
     data: str,
     eval_data: Path,
     image_size: int | None,
+    new_head: bool,
     epochs: EpochSettings,
     seed: int,
-) -> tuple[MobileOne, Batches, Batches]:
+) -> tuple[MobileOne | FusedModel, Batches, Batches]:
     """The network, the inputs to train on, and those to evaluate on."""
     evaluation = labelled(eval_data, "test", image_size)
     preprocessing = evaluation.source.preprocessing
     size = preprocessing.crop if preprocessing else None
-    model = _begin(arch, weights, evaluation.num_classes(), size, seed)
+    torch.manual_seed(seed)
+    model = _begin(arch, weights, new_head, evaluation.num_classes(), size)
     inputs = agree(accelerator, lambda: labelled(data, "train", image_size, epochs.allow_http))
     return model, inputs, evaluation
 
@@ -191,12 +200,20 @@ def _unfinished(output: Path | None, name: str) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
-def _begin(arch: str, weights: Path | None, classes: int, size: int | None, seed: int) -> MobileOne:
-    """The network to train: new, or with the weights of a checkpoint that has branches."""
+def _begin(
+    arch: str, weights: Path | None, new_head: bool, classes: int, size: int | None
+) -> MobileOne | FusedModel:
+    """The network to train: new, or with the weights of a checkpoint."""
     if weights is None:
-        torch.manual_seed(seed)
+        if new_head:
+            raise TrainingError("--new-head is for the network of --weights; pass these, or leave it out")
         return MobileOne(resolve_architecture(arch, num_classes=classes, image_size=size))
     model, _ = load_model(weights, arch, size)
-    if not isinstance(model, MobileOne):
-        raise TrainingError(f"{weights} has no branches to train; pass a checkpoint with branches")
-    return model
+    if new_head:
+        replace_head(model, classes)
+    elif model.arch.num_classes < classes:
+        raise TrainingError(
+            f"the network of {weights} has {model.arch.num_classes} classes, and --eval-data has {classes}; "
+            "pass --new-head to train a new classifier for these"
+        )
+    return model.requires_grad_(True)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from mobileone_q.data.batches import Batches
 from mobileone_q.errors import TrainingError
+from mobileone_q.models.branches import Classifier
+from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.mobileone import MobileOne
 from mobileone_q.training.data import Views
 from mobileone_q.training.distributed import end, make_accelerator, synchronize
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def train_classifier(training: Training[MobileOne], resume: bool = False) -> Outcome | None:
+def train_classifier(training: Training[MobileOne | FusedModel], resume: bool = False) -> Outcome | None:
     """Run what :func:`classifier_training` made; its model ends with the averaged weights, on the CPU.
 
     Returns how the run ended; None in every process but the first. The training's accelerator is ended:
@@ -41,8 +43,19 @@ def train_classifier(training: Training[MobileOne], resume: bool = False) -> Out
     return outcome if training.accelerator.is_main_process else None
 
 
+def replace_head(model: MobileOne | FusedModel, num_classes: int) -> None:
+    """Put a new classifier with random weights at the end of ``model``; the other blocks stay as they are."""
+    model.arch = model.arch.with_classes(num_classes)
+    spec = model.arch.blocks[-1]
+    head: Classifier | FusedBlock = Classifier(spec)
+    if isinstance(model, FusedModel):
+        begun, head = head.state_dict(), FusedBlock(spec)
+        head.load_state_dict(begun)
+    model.set_submodule(spec.name, head)
+
+
 def classifier_training(
-    model: MobileOne,
+    model: MobileOne | FusedModel,
     data: Batches,
     evaluation: Batches,
     *,
@@ -51,8 +64,10 @@ def classifier_training(
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
     accelerator: Accelerator | None = None,
-) -> Training[MobileOne]:
+) -> Training[MobileOne | FusedModel]:
     """Prepare to train ``model`` in place on ``data``, which are labelled.
+
+    A fused network trains as it is: it has no batch norms, so it wants a low learning rate.
 
     ``folder`` will get the checkpoint and the metrics, which are measured on ``evaluation``; nothing is
     written yet.

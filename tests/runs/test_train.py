@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mobileone_q.files import read_safetensors
 from mobileone_q.runs.storage.staging import owned
 from tests.helpers.cli import invoke, refused
-from tests.helpers.tiny import recipe, write_tiny
+from tests.helpers.tiny import recipe, write_tiny, write_weights
 from tests.helpers.training import ROOT, environment, losses, same
 
 
@@ -100,6 +101,32 @@ def test_trained_weights_go_on_to_calibrate(folder, tmp_path):
     invoke("qat", tmp_path / "run", "--branches", "live", *words)
     tuned = json.loads((made / "report.json").read_text())
     assert tuned["accuracy"]["int8"]["top1"] > 0.9
+
+
+@pytest.mark.parametrize("form", ["branches", "fused"])
+def test_weights_get_a_new_head_for_other_classes(folder, tmp_path, form):
+    """With a learning rate next to 0 all kernels but the head's stay; with another, all of them train."""
+    weights = write_weights(folder)
+    if form == "fused":
+        invoke("fuse", weights, weights.with_name("fused.safetensors"), "--arch", folder / "tiny.yaml")
+        weights = weights.with_name("fused.safetensors")
+    before, _ = read_safetensors(weights)
+    more = folder / "more.npz"
+    np.savez(more, x=np.load(folder / "signals.npz")["x"], y=np.arange(96) % 5)
+    words = ["train", recipe(folder), "--weights", weights, "--data", more, "--eval-data", more]
+    words += ["--epochs", 1, "--weight-decay", 0, "--keep", "last", "--device", "cpu"]
+    assert "has 3 classes, and --eval-data has 5; pass --new-head" in refused(*words)
+    for lr, is_kept in ((1e-20, True), (0.01, False)):
+        invoke(*words, "--new-head", "--lr", lr, "--output", tmp_path / str(lr))
+        after, _ = read_safetensors(tmp_path / str(lr) / "weights.safetensors")
+        assert after.keys() == before.keys()
+        assert len(after["head.weight"]) == len(after["head.bias"]) == 5
+        kernels = [name for name, value in before.items() if value.ndim > 2]
+        assert [torch.equal(before[name], after[name]) for name in kernels] == [is_kept] * len(kernels)
+
+
+def test_a_new_head_needs_weights(folder):
+    assert "--new-head is for the network of --weights" in refused("train", recipe(folder), "--new-head")
 
 
 def test_the_best_weights_are_kept_unless_the_last_are_wanted(folder, tmp_path):
