@@ -338,6 +338,7 @@ def train(
     what = (options.arch, options.weights, options.data, options.eval_data, options.image_size)
     how: dict[str, Any] = {
         "new_head": options.new_head,
+        "backbone_lr": options.backbone_lr,
         "epochs": epoch_settings,
         "settings": settings,
         "augmentation": augmentation,

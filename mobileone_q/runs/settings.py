@@ -118,6 +118,12 @@ class TrainOptions:
     new_head: bool = setting(
         False, "Give the network of --weights a new classifier, for the classes of --eval-data."
     )
+    backbone_lr: float = setting(
+        1.0,
+        "Learning rate of all blocks but the classifier, in times --lr; 0 leaves them as they are.",
+        low=0,
+        high=1,
+    )
     data: str = setting(
         "",
         "Folder with one folder per class, .npz, .tar shards {000..099}, or hf:NAME:SPLIT.",

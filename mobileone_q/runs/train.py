@@ -55,6 +55,7 @@ def train_run(
     output: Path | None,
     *,
     new_head: bool = False,
+    backbone_lr: float = 1.0,
     epochs: EpochSettings | None = None,
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
@@ -79,7 +80,7 @@ def train_run(
         folder = agree(accelerator, lambda: stack.enter_context(_taken(output, name, resume)))
         training = classifier_training(
             model, inputs, evaluation, folder=folder / CHECKPOINT.parent, epochs=epochs, settings=settings,
-            augmentation=augmentation, accelerator=accelerator,
+            augmentation=augmentation, backbone_lr=backbone_lr, accelerator=accelerator,
         )  # fmt: skip
         outcome = train_classifier(training, resume)
         if outcome is None:
@@ -101,6 +102,7 @@ def range_test_train(
     image_size: int | None,
     *,
     new_head: bool = False,
+    backbone_lr: float = 1.0,
     epochs: EpochSettings | None = None,
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
@@ -118,7 +120,7 @@ def range_test_train(
     )
     training = classifier_training(
         model, inputs, evaluation, folder=RUNS, epochs=epochs, settings=settings,
-        augmentation=augmentation, accelerator=accelerator,
+        augmentation=augmentation, backbone_lr=backbone_lr, accelerator=accelerator,
     )  # fmt: skip
     found = range_test(training)
     end(accelerator)

@@ -64,7 +64,8 @@ class Training(Generic[M]):
     The averaged weights are kept: those that are best by ``objective`` on ``held_out``, or the last
     ones where the settings say so or nothing is held out. ``folder`` gets the checkpoint and the
     metrics; it is made when the run begins. ``on_epoch(model, epoch)`` may change how the model trains.
-    ``facts`` are recorded in the checkpoint; a resumed run must have the same.
+    ``facts`` are recorded in the checkpoint; a resumed run must have the same. All blocks but the head
+    train at ``backbone_lr`` times the learning rate, unless the model has rates of its own.
     With ``compiles`` torch.compile makes the training step; evaluation stays as it is.
 
     Raises:
@@ -83,6 +84,7 @@ class Training(Generic[M]):
         accelerator: Accelerator | None = None,
         on_epoch: Callable[[nn.Module, int], None] | None = None,
         facts: dict[str, Any] | None = None,
+        backbone_lr: float = 1.0,
         compiles: bool = False,
     ) -> None:
         self.objective, self.feed, self.held_out = objective, feed, held_out
@@ -105,7 +107,8 @@ class Training(Generic[M]):
         self.average = averaged(model, settings.ema)
         if compiles:  # the averaged copy is not: what is evaluated and kept is computed as ever
             model.compile()
-        self.wrapped, self.optimizer = self.accelerator.prepare(model, make_optimizer(model, settings))
+        optimizer = make_optimizer(model, settings, backbone_lr)
+        self.wrapped, self.optimizer = self.accelerator.prepare(model, optimizer)
         described = {**settings.to_dict(), **(facts or {}), "processes": processes}
         described |= {"data": feed.source.name, "inputs": len(feed)}
         scaler = self.accelerator.scaler

@@ -31,23 +31,27 @@ class HasParameterGroups(Protocol):
         ...
 
 
-def parameter_groups(model: nn.Module, bias_decay: bool = False) -> list[dict[str, Any]]:
-    """The model's own groups where it has some; otherwise kernels decay, and biases if ``bias_decay``."""
+def parameter_groups(
+    model: nn.Module, bias_decay: bool = False, backbone_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """The model's own groups where it has some; otherwise kernels decay, and biases if ``bias_decay``.
+
+    ``backbone_lr`` is the factor of the learning rate for all blocks but the head.
+    """
     if isinstance(model, HasParameterGroups):
         return model.parameter_groups()
     norms = {p for module in model.modules() if isinstance(module, BATCH_NORMS) for p in module.parameters()}
-    decaying = [p for p in model.parameters() if p.ndim > 1 or (bias_decay and p not in norms)]
-    chosen = set(decaying)
-    others = [p for p in model.parameters() if p not in chosen]
-    return [
-        {"params": decaying, "lr_scale": 1.0, "decays": True},
-        {"params": others, "lr_scale": 1.0, "decays": False},
-    ]
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        lr_scale = 1.0 if name.startswith("head.") else backbone_lr
+        decays = p.ndim > 1 or (bias_decay and p not in norms)
+        groups.setdefault((lr_scale, decays), []).append(p)
+    return [{"params": ps, "lr_scale": scale, "decays": decays} for (scale, decays), ps in groups.items()]
 
 
-def make_optimizer(model: nn.Module, settings: TrainingSettings) -> Optimizer:
+def make_optimizer(model: nn.Module, settings: TrainingSettings, backbone_lr: float = 1.0) -> Optimizer:
     """SGD, or AdamW; :func:`set_rates` sets the rates before each step."""
-    groups = parameter_groups(model, settings.bias_decay)
+    groups = parameter_groups(model, settings.bias_decay, backbone_lr)
     if settings.optimizer == "sgd":
         momentum = settings.momentum
         return SGD(groups, lr=settings.lr, momentum=momentum, nesterov=settings.nesterov and momentum > 0)

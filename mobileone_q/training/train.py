@@ -63,14 +63,15 @@ def classifier_training(
     epochs: EpochSettings | None = None,
     settings: TrainingSettings = TRAINING,
     augmentation: Augmentation = TRAINING_AUGMENTATION,
+    backbone_lr: float = 1.0,
     accelerator: Accelerator | None = None,
 ) -> Training[MobileOne | FusedModel]:
     """Prepare to train ``model`` in place on ``data``, which are labelled.
 
     A fused network trains as it is: it has no batch norms, so it wants a low learning rate.
 
-    ``folder`` will get the checkpoint and the metrics, which are measured on ``evaluation``; nothing is
-    written yet.
+    All blocks but the classifier train at ``backbone_lr`` times the learning rate. ``folder`` will get the
+    checkpoint and the metrics, which are measured on ``evaluation``; nothing is written yet.
 
     Raises:
         TrainingError: a network without classes, or inputs that do not fit the settings.
@@ -88,6 +89,7 @@ def classifier_training(
         "arch": model.arch.name,
         "resolutions": [list(pair) for pair in epochs.resolutions],
         "epoch_images": epochs.epoch_images,
+        "backbone_lr": backbone_lr,
     }
     return Training(
         model,
@@ -97,6 +99,7 @@ def classifier_training(
         settings,
         folder,
         accelerator=accelerator,
+        backbone_lr=backbone_lr,
         facts={**facts, **augmentation.to_dict()},
     )
 
