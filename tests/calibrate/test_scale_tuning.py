@@ -25,7 +25,7 @@ def kl(fused, quantized, images):
 
 
 def test_tuning_pays_on_images_that_it_has_not_seen(monkeypatch):
-    monkeypatch.setattr("calibrate.scale_tuning.RATE", 0.01)  # fewer steps than the default is for
+    monkeypatch.setattr("calibrate.scale_tuning.RATE", 0.05)  # fewer steps than the default is for
     fused = fuse_branches(load_model(sample.WEIGHTS, "s0")[0])
     calibration = Batches.choose(sample_images("calibration"), 50)
     evaluation = torch.cat(list(tensors(Batches.choose(sample_images("evaluation"), EVALUATED))))
