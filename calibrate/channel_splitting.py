@@ -14,27 +14,26 @@ of a channel's inputs, as in Theis et al. for pruning (arXiv:1801.05787).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from calibrate.channel_widening import copyable, uses_every_channel, widen
-from calibrate.fisher import input_fisher
-from calibrate.images import first_images
+from calibrate.fisher import Fisher
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
 from mobileone_q.models.fused import FusedBlock, FusedModel
 from mobileone_q.models.grids import input_grids
 from mobileone_q.names import ActivationGrids
 
-IMAGES = 32  # for the gradients; with fewer it is not safe to say that a channel is dead
+IMAGES = 32  # with fewer it is not safe to say that a channel is dead
 
 
 def split_channels(
     model: FusedModel,
     statistics: Statistics,
-    batches: Iterable[Tensor],
+    fisher: Fisher,
     target: str,
     range_method: str = "mse",
     activation_grids: ActivationGrids = "saturating",
@@ -42,10 +41,10 @@ def split_channels(
 ) -> tuple[FusedModel, Statistics]:
     """A model with copies in the place of dead channels, and its statistics.
 
-    Its function is that of ``model`` up to half a step. ``batches`` are the normalized images
-    (N, C, H, W) that ``statistics`` describe; the first 32 are read. With fewer, or where no channel is
-    dead, both are returned as they are. ``model`` is left as it was. ``widens`` first makes room for
-    more copies (:mod:`calibrate.channel_widening`).
+    Its function is that of ``model`` up to half a step. ``fisher`` knows the inputs of all depthwise blocks
+    that are :func:`~calibrate.channel_widening.copyable` in ``model``. With fewer than 32 images, or where no
+    channel is dead, both are returned as they are. ``model`` is left as it was. ``widens`` first makes room
+    for more copies (:mod:`calibrate.channel_widening`).
     """
     if statistics.images < IMAGES:
         return model, statistics
@@ -53,8 +52,6 @@ def split_channels(
     places, histograms = list(_places(after, known)), dict(known.histograms)
     if not places:
         return model, statistics
-    first = first_images(batches, IMAGES)
-    fisher = input_fisher(after, first, IMAGES, [block.spec.name for _, block, _, _ in places])
     grids = input_grids(after.arch, target, activation_grids)
     for producer, block, reader, dead in places:
         name = block.spec.name
@@ -62,14 +59,16 @@ def split_channels(
         step = channel_ranges(block.spec, histograms[name], range_method, steps) / steps
         histograms[name].forget_moments()
         # Half the second derivative times a rounding error's mean square, step^2 / 12.
-        cost = torch.where(dead, 0.0, fisher[name] * step**2 / 24)
+        live = torch.zeros(len(dead), dtype=torch.float64)  # nothing is known of channels that were added
+        live[: len(fisher.inputs[name])] = fisher.inputs[name]
+        cost = torch.where(dead, 0.0, live * step**2 / 24)
         source = _place(_copies(cost, int(dead.sum())), dead)
         _remove(block, reader, source != torch.arange(len(source)), histograms[name])
         _duplicate(producer, block, reader, source, step)
         for key in (name, reader.spec.name):
             histograms[key] = histograms[key].of_channels(source)
     if widens and not uses_every_channel(after, model):
-        return split_channels(model, statistics, first, target, range_method, activation_grids)
+        return split_channels(model, statistics, fisher, target, range_method, activation_grids)
     return after, Statistics(histograms, statistics.images, statistics.features)
 
 

@@ -8,9 +8,9 @@ Source: Martens, "New insights and perspectives on the natural gradient method" 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,10 +19,78 @@ from calibrate.images import first_images, images_held
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.progress import Advance, silent
 
+IMAGES = 64
 BATCH = 16
 
+Take = Callable[[Tensor], None]
 
-Take = Callable[[str, Tensor], None]
+
+@dataclass(frozen=True)
+class Fisher:
+    """Fisher information of blocks by their names, summed over positions; the mean over images.
+
+    ``inputs`` has a block's input channels, each alone: float64 (C_in,). ``outputs`` has its output channels
+    ahead of the activation: float64 (C_out, C_out). Positions are taken as independent of each other, as
+    Grosse and Martens do (arXiv:1602.01407).
+    """
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def outputs_of(self, model: FusedModel) -> dict[str, Tensor]:
+        """``outputs`` as they are for ``model``, whose channels are scaled, or copies of those measured.
+
+        A channel divided by c has c times the gradient. Of n copies each has an n-th of it.
+        """
+        result = {}
+        for name, measured in self.outputs.items():
+            block = model.block(name)
+            origin = block.origin_channel
+            gain = block.scale_factor.double() / torch.bincount(origin)[origin]
+            result[name] = gain[:, None] * measured[origin][:, origin] * gain
+        return result
+
+
+def measure_fisher(
+    model: FusedModel,
+    batches: Iterable[Tensor],
+    inputs: Collection[str] = (),
+    outputs: Collection[str] = (),
+    images: int = IMAGES,
+    advance: Advance = silent,
+) -> Fisher:
+    """The Fisher information of the named blocks, on the first ``images`` images of ``batches``.
+
+    ``batches`` are (N, C, H, W). ``advance(n)`` is called after each few images.
+    """
+    widths = {name: model.block(name).spec.in_channels for name in inputs}
+    heights = {name: model.block(name).spec.out_channels for name in outputs}
+    found = Fisher(
+        {name: torch.zeros(width, dtype=torch.float64) for name, width in widths.items()},
+        {name: torch.zeros(height, height, dtype=torch.float64) for name, height in heights.items()},
+    )
+    count = 0
+    for few in visit_gradients(
+        model,
+        batches,
+        images,
+        {name: partial(_add_squares, total) for name, total in found.inputs.items()},
+        {name: partial(_add_products, total) for name, total in found.outputs.items()},
+    ):
+        count += few
+        advance(few)
+    for total in (*found.inputs.values(), *found.outputs.values()):
+        total /= max(count, 1)
+    return found
+
+
+def _add_squares(total: Tensor, gradient: Tensor) -> None:
+    total += gradient.square().sum((0, 2, 3)).double()
+
+
+def _add_products(total: Tensor, gradient: Tensor) -> None:
+    rows = gradient.movedim(1, -1).flatten(0, -2)
+    total += (rows.T @ rows).double()
 
 
 @torch.enable_grad()
@@ -30,15 +98,14 @@ def visit_gradients(
     model: FusedModel,
     batches: Iterable[Tensor],
     images: int,
-    side: Literal["inputs", "outputs"],
-    names: Collection[str],
-    take: Take,
+    inputs: Mapping[str, Take],
+    outputs: Mapping[str, Take],
 ) -> Iterator[int]:
-    """Call ``take(name, gradient)`` for each named block, a few images at a time; gives their number.
+    """Hand gradients to what is to take them, by the names of blocks; gives how many images each batch had.
 
-    The gradients are those by the blocks' inputs (N, C_in, H, W), or by their outputs (N, C_out, H, W) ahead
-    of the activation. Reads the first ``images`` images of ``batches``. A gradient is taken as soon as it is
-    known and then freed, so that those of all blocks are never in memory together.
+    Those by a block's input (N, C_in, H, W) go to ``inputs``, and those by its output ahead of the activation
+    (N, C_out, H, W) to ``outputs``. Reads the first ``images`` images of ``batches``. A gradient is taken as
+    soon as it is known and then freed, so that those of all blocks are never in memory together.
     """
     generator = torch.Generator().manual_seed(0)
     first = torch.cat(first_images(batches, images))
@@ -47,11 +114,11 @@ def visit_gradients(
         x = start = few.detach().requires_grad_()
         maps: list[Tensor] = []
         for name, block in model.blocks():
-            if side == "inputs" and name in names:
-                x.register_hook(partial(_hand_over, take, name))
+            if name in inputs:
+                x.register_hook(inputs[name])
             y = block.linear(block.gather(x))
-            if side == "outputs" and name in names:
-                y.register_hook(partial(_hand_over, take, name))
+            if name in outputs:
+                y.register_hook(outputs[name])
             x = block.activate(y)
             if name in model.arch.maps:
                 maps.append(x)
@@ -73,46 +140,3 @@ def visit_gradients(
         del x, y
         torch.autograd.grad(value, start)
         yield len(few)
-
-
-def _hand_over(take: Take, name: str, gradient: Tensor) -> None:
-    """What autograd calls with a gradient; what a hook returns would replace it."""
-    take(name, gradient)
-
-
-def input_fisher(
-    model: FusedModel, batches: Iterable[Tensor], images: int, names: Collection[str]
-) -> dict[str, Tensor]:
-    """float64 (C_in,) for each named block: of its input channels, summed over positions."""
-    sums = {name: torch.zeros(model.block(name).spec.in_channels, dtype=torch.float64) for name in names}
-
-    def take(name: str, gradient: Tensor) -> None:
-        sums[name] += gradient.square().sum((0, 2, 3), dtype=torch.float64)
-
-    count = sum(visit_gradients(model, batches, images, "inputs", names, take))
-    return {name: total / count for name, total in sums.items()}
-
-
-def output_fisher(
-    model: FusedModel,
-    batches: Iterable[Tensor],
-    images: int,
-    names: Collection[str],
-    advance: Advance = silent,
-) -> dict[str, Tensor]:
-    """float64 (C_out, C_out) for each named block: of its output channels, summed over positions.
-
-    Positions are taken as independent of each other, as Grosse and Martens do (arXiv:1602.01407).
-    ``advance(n)`` is called after each few images.
-    """
-    sums: dict[str, Tensor] = {}
-
-    def take(name: str, gradient: Tensor) -> None:
-        rows = gradient.movedim(1, -1).flatten(0, -2)
-        sums[name] = sums.get(name, 0) + (rows.T @ rows).double()
-
-    count = 0
-    for few in visit_gradients(model, batches, images, "outputs", names, take):
-        count += few
-        advance(few)
-    return {name: total / count for name, total in sums.items()}

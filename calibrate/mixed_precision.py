@@ -90,7 +90,7 @@ def calibrate_within(
     Raises:
         DataError: the evaluation images have no labels.
     """
-    equalized, statistics = prepare(fused, images, recipe)
+    prepared = prepare(fused, images, recipe)
     models: dict[tuple[str, ...], QuantizedModel] = {}
     rules = ChainRules.of(fused.arch, recipe.target, recipe.keep_float)
 
@@ -99,7 +99,7 @@ def calibrate_within(
 
         @cache
         def drop_pts(in_float: tuple[str, ...]) -> float:
-            models[in_float] = finish(equalized, statistics, images, replace(recipe, keep_float=in_float))
+            models[in_float] = finish(prepared, images, replace(recipe, keep_float=in_float))
             drop = comparison.with_int8(models[in_float]).drop_pts
             if drop is None:
                 raise DataError("--max-drop needs labels: pass --eval-data with a folder per class")
@@ -112,11 +112,11 @@ def calibrate_within(
         if drop <= max_drop_pts:
             return models[start], []
         say("ranking blocks by what each alone costs")
-        ranking = rank_blocks(equalized, models[start], *load_all(images))
+        ranking = rank_blocks(prepared.equalized, models[start], *load_all(images))
         kl = {block.name: block.kl for block in ranking}
         kept, without = blocks_within(max_drop_pts, rules, roofline_latency(fused.arch), kl, drop_pts)
     if kept not in models:  # all of them, whose cost is known without measuring it
-        models[kept] = finish(equalized, statistics, images, replace(recipe, keep_float=kept))
+        models[kept] = finish(prepared, images, replace(recipe, keep_float=kept))
     return models[kept], [FloatBlock(name, kl[name], drop) for name, drop in without.items()]
 
 

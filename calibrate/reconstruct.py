@@ -44,7 +44,7 @@ def reconstruct_blocks(
 
     ``fused`` is the model that was quantized. Reads at most :func:`~calibrate.images.images_held`
     images of ``batches``, whose tensors are (N, C, H, W). Rows of the blocks named in ``fisher`` make up for
-    each other; it holds the Fisher information of their outputs (:func:`~calibrate.fisher.output_fisher`).
+    each other; it holds the Fisher information of their outputs (:class:`~calibrate.fisher.Fisher`).
     ``advance(1)`` is called after each block.
     """
     fp32 = first_images(batches, images_held(fused.arch))

@@ -8,6 +8,8 @@ import torch
 
 import mobileone_q as mq
 from calibrate.channel_splitting import split_channels
+from calibrate.channel_widening import copyable
+from calibrate.fisher import measure_fisher
 from calibrate.recipe import Recipe
 from calibrate.statistics import collect
 from mobileone_q.architecture.spec import Architecture, BlockSpec
@@ -112,7 +114,8 @@ def test_a_map_keeps_channels_that_the_network_ignores():
 
     def copied(model, name):
         statistics = collect(model, [x], False)
-        after, _ = split_channels(model, statistics, [x], "tensorrt")
+        fisher = measure_fisher(model, [x], inputs=[block.spec.name for _, block, _ in copyable(model)])
+        after, _ = split_channels(model, statistics, fisher, "tensorrt")
         block = after.block(name)
         return (block.origin_channel != torch.arange(len(block.origin_channel))).any()
 

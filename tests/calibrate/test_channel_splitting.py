@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from calibrate.channel_splitting import IMAGES, split_channels
+from calibrate.channel_widening import copyable
+from calibrate.fisher import measure_fisher
 from calibrate.pipeline import fit, prepare
 from calibrate.ranges import channel_ranges
 from calibrate.recipe import Recipe
@@ -38,6 +40,11 @@ def statistics_of(model: FusedModel, count: int = IMAGES) -> tuple[Statistics, l
     return collect(model, batches), batches
 
 
+def split(model: FusedModel, statistics: Statistics, batches: list[torch.Tensor], **options):
+    fisher = measure_fisher(model, batches, inputs=[block.spec.name for _, block, _ in copyable(model)])
+    return split_channels(model, statistics, fisher, "tensorrt", **options)
+
+
 def sources(model: FusedModel, after: FusedModel) -> dict[int, int]:
     """For each dead channel, the channel that it has become a copy of."""
     before, now = (m.block(BEFORE).weight.flatten(1) for m in (model, after))
@@ -48,7 +55,7 @@ def sources(model: FusedModel, after: FusedModel) -> dict[int, int]:
 def test_the_function_stays_and_copies_fill_the_dead_channels(name):
     model = with_dead_channels(small(name))
     statistics, batches = statistics_of(model)
-    after, _ = split_channels(model, statistics, batches, "tensorrt")
+    after, _ = split(model, statistics, batches)
     x = random_images(model.arch, 8, seed=1)
     # Half a step about each ReLU's kink, and nothing else: far less than one step of 127.
     assert relative_error(model(x), after(x)) < 2e-4
@@ -60,7 +67,7 @@ def test_the_model_given_and_its_statistics_are_left_as_they_were():
     statistics, batches = statistics_of(model)
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     maxima = {key: h.maximum.clone() for key, h in statistics.histograms.items()}
-    split_channels(model, statistics, batches, "tensorrt")
+    split(model, statistics, batches)
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert all(torch.equal(h.maximum, maxima[key]) for key, h in statistics.histograms.items())
 
@@ -68,7 +75,7 @@ def test_the_model_given_and_its_statistics_are_left_as_they_were():
 def test_histograms_follow_the_copies():
     model = with_dead_channels()
     statistics, batches = statistics_of(model)
-    after, claimed = split_channels(model, statistics, batches, "tensorrt")
+    after, claimed = split(model, statistics, batches)
     direct = collect(after, batches)
     for name in (BLOCK, READER):
         expected = direct.histograms[name].maximum
@@ -83,7 +90,7 @@ def test_copies_make_a_grid_as_many_times_finer():
     block = model.block(BLOCK)
     # One channel outweighs all others, so it takes all places: four copies, a quarter of a step apart.
     model.block(READER).weight[:, 5] *= 100
-    after, _ = split_channels(model, statistics, batches, "tensorrt")
+    after, _ = split(model, statistics, batches)
     assert set(sources(model, after).values()) == {5}
     step = channel_ranges(block.spec, statistics.histograms[BLOCK], "mse", 127)[5] / 127
     copies = [5, *DEAD]
@@ -103,10 +110,10 @@ def test_copies_make_a_grid_as_many_times_finer():
 def test_a_channel_that_nothing_reads_is_not_copied():
     model = with_dead_channels()
     statistics, batches = statistics_of(model)
-    plain, _ = split_channels(model, statistics, batches, "tensorrt")
+    plain, _ = split(model, statistics, batches)
     favourite = sources(model, plain)[DEAD[0]]
     model.block(READER).weight[:, favourite] = 0
-    after, _ = split_channels(model, statistics, batches, "tensorrt")
+    after, _ = split(model, statistics, batches)
     assert favourite not in sources(model, after).values()
 
 
@@ -115,14 +122,14 @@ def test_where_nothing_is_worth_a_copy_all_stays():
     model.block("head").weight.zero_()
     statistics, batches = statistics_of(model)
     for widens in (False, True):
-        after, _ = split_channels(model, statistics, batches, "tensorrt", widens=widens)
+        after, _ = split(model, statistics, batches, widens=widens)
         assert same_state(after, model)
 
 
 def test_few_images_or_no_dead_channel_change_nothing():
     model = with_dead_channels()
     statistics, batches = statistics_of(model, IMAGES - 1)
-    assert split_channels(model, statistics, batches, "tensorrt") == (model, statistics)
+    assert split(model, statistics, batches) == (model, statistics)
     alive = fuse_branches(random_model(small()))
     for _, block in alive.blocks():
         block.weight.abs_()
@@ -130,7 +137,7 @@ def test_few_images_or_no_dead_channel_change_nothing():
     alive.block(BEFORE).bias += 100
     statistics, batches = statistics_of(alive)
     assert all((h.maximum > 0).all() for h in statistics.histograms.values())
-    assert split_channels(alive, statistics, batches, "tensorrt") == (alive, statistics)
+    assert split(alive, statistics, batches) == (alive, statistics)
 
 
 def test_a_channel_behind_a_gate_is_left_alone():
@@ -140,7 +147,7 @@ def test_a_channel_behind_a_gate_is_left_alone():
         block.bias[3] = -100
         block.weight[3] = 0
     statistics, batches = statistics_of(model)
-    after, _ = split_channels(model, statistics, batches, "tensorrt")
+    after, _ = split(model, statistics, batches)
     assert gated
     for block in gated:
         assert torch.equal(after.block(block.spec.name).weight, block.weight)
@@ -162,5 +169,5 @@ def test_calibration_splits_and_int8_gains_by_it():
 def test_the_bare_recipe_does_not_split():
     model = with_dead_channels()
     images = [(random_images(model.arch, IMAGES).numpy(), None)]
-    same, _ = prepare(model, images, Recipe.bare())
+    same = prepare(model, images, Recipe.bare()).equalized
     assert same is model

@@ -74,10 +74,9 @@ def test_each_step_of_the_recipe_pays():
 def test_compensated_rounding_pays_where_there_are_samples_enough(fused):
     """The first maps have samples enough for every kernel. Each block is judged on its own inputs."""
     images = [(smooth(8, seed).numpy(), None) for seed in range(3)]
-    fused, statistics = prepare(fused, images, Recipe())
+    prepared = prepare(fused, images, Recipe())
     plain, compensated = (
-        finish(fused, statistics, images, Recipe(rounding=rounding))
-        for rounding in ("nearest", "compensated")
+        finish(prepared, images, Recipe(rounding=rounding)) for rounding in ("nearest", "compensated")
     )
 
     def error(q: QuantizedBlock) -> float:
@@ -85,7 +84,7 @@ def test_compensated_rounding_pays_where_there_are_samples_enough(fused):
         return apply_kernel(block.spec, x, wrong, None).var(dim=(0, 2, 3)).sum().item()
 
     x, first = smooth(32, 99), ("stem", "stage1.0.dw", "stage1.0.pw")
-    for name, block in zip(first, (fused.block(name) for name in first)):
+    for name, block in zip(first, (prepared.equalized.block(name) for name in first)):
         assert error(plain.block(name)) > 1.05 * error(compensated.block(name)), name
         x = block(x)
 

@@ -12,17 +12,15 @@ import numpy as np
 
 from calibrate.chain_model import ChainBelief, ChainModel, ChainRules, Floats
 from calibrate.images import load_all
-from calibrate.pipeline import finish, prepare
+from calibrate.pipeline import Prepared, finish, prepare
 from calibrate.precision_search import Candidate, Problem
 from calibrate.recipe import Recipe
 from calibrate.sensitivity import rank_blocks
-from calibrate.statistics import Statistics
 from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import Batches
 from mobileone_q.engines import Backend
 from mobileone_q.errors import DataError, EngineError, RunError
 from mobileone_q.evaluation.comparison import Comparison
-from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
 from mobileone_q.names import DLA_TARGETS, ActivationGrids
 from mobileone_q.progress import Advance, silent
@@ -73,7 +71,7 @@ class TuningJob:
         self.rules = ChainRules.of(self.arch, first.target, first.keep_float)
         self.inputs = inputs_of(run, self.arch, options.data, options.eval_data, None)
         self._recipe = Recipe.from_dict(manifest.recipe)
-        self._prepared: dict[ActivationGrids, tuple[FusedModel, Statistics]] = {}
+        self._prepared: dict[ActivationGrids, Prepared] = {}
 
     @property
     def arch(self) -> Architecture:
@@ -118,9 +116,8 @@ class TuningJob:
         network = self.networks[candidate.activation_grids]
         if candidate.keep_float == network.keep_float:
             return network
-        equalized, statistics = self._in_float(candidate.activation_grids)
-        recipe = self.recipe_for(candidate)
-        return finish(equalized, statistics, self.inputs.calibration, recipe)
+        prepared = self._in_float(candidate.activation_grids)
+        return finish(prepared, self.inputs.calibration, self.recipe_for(candidate))
 
     def recipe_for(self, candidate: Candidate) -> Recipe:
         """The run's recipe with the candidate's choices."""
@@ -135,10 +132,12 @@ class TuningJob:
         """
         grids = self.start.activation_grids
         images, labels = load_all(self.inputs.calibration.sample(RANKING_IMAGES))
-        ranking = rank_blocks(self._in_float(grids)[0], self.networks[grids], images, labels, advance=advance)
+        ranking = rank_blocks(
+            self._in_float(grids).equalized, self.networks[grids], images, labels, advance=advance
+        )
         return {block.name: block.kl for block in ranking if block.name not in self.start.keep_float}
 
-    def _in_float(self, grids: ActivationGrids) -> tuple[FusedModel, Statistics]:
+    def _in_float(self, grids: ActivationGrids) -> Prepared:
         if grids not in self._prepared:
             recipe = replace(self._recipe, activation_grids=grids)
             self._prepared[grids] = prepare(self.fused, self.inputs.calibration, recipe)
