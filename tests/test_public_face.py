@@ -9,13 +9,14 @@ import pytest
 
 import mobileone_q as mq
 
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 STUB = Path(mq.__file__).with_suffix(".pyi")
 
 
 def in_a_fresh_process(code, **environment):
     import os
 
-    inherited = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    inherited = {key: value for key, value in os.environ.items() if key not in WAITING}
     ran = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=inherited | environment
     )
@@ -49,11 +50,16 @@ def test_importing_brings_in_no_torch():
 
 
 @pytest.mark.parametrize(
-    ("set_before", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")]
+    ("set_before", "expected"),
+    [
+        ({}, ["PASSIVE", "4000"]),
+        ({"GOMP_SPINCOUNT": "7"}, ["PASSIVE", "7"]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", None]),
+    ],
 )
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(set_before, policy):
-    code = "import os, mobileone_q; print(os.environ['OMP_WAIT_POLICY'])"
-    assert in_a_fresh_process(code, **set_before) == policy
+def test_waiting_threads_soon_sleep_unless_the_user_says_otherwise(set_before, expected):
+    code = f"import os, mobileone_q; print([os.environ.get(name) for name in {WAITING}])"
+    assert in_a_fresh_process(code, **set_before) == str(expected)
 
 
 def test_calibrate_imported_first_leaves_openmp_its_policy_too():
