@@ -73,13 +73,13 @@ class ChannelHistogram:
     def _widen(self) -> None:
         """Double the range of each channel whose maximum has outgrown it, as often as needed."""
         bins = self.counts.shape[1]
+        if not (self.maximum > self.width * bins).any():
+            return
         fresh = (self.width == 0) & (self.maximum > 0)
         # A little headroom makes the first doubling rarer without costing resolution.
         self.width[fresh] = self.maximum[fresh] * 1.25 / bins
         doublings = torch.ceil(torch.log2(self.maximum / (self.width * bins))).nan_to_num(0, 0, 0)
         grown = doublings > 0
-        if not grown.any():
-            return
         shift = doublings[grown].to(torch.int64)[:, None].clamp(max=40)
         target = torch.arange(bins).expand(len(shift), bins) >> shift
         merged = torch.zeros_like(self.counts[grown]).scatter_add_(1, target, self.counts[grown])
