@@ -82,7 +82,8 @@ def study(args: argparse.Namespace, folder: Path) -> None:
         words += ["--arch", "s0", "--target", "onnxruntime", "--output", str(start)]
         subprocess.run([*COMMAND, "calibrate", *words], check=True, stdout=sys.stderr)
     if not tuned.exists():
-        words = [str(start), "--backend", "onnxruntime", "--seconds", str(args.seconds), "--output", str(tuned)]
+        words = [str(start), "--backend", "onnxruntime", "--seconds", str(args.seconds)]
+        words += ["--output", str(tuned)]
         subprocess.run([*COMMAND, "tune", *words], check=True, stdout=sys.stderr)
     before, after = open_run(start).read_report(), open_run(tuned).read_report()
     tuning = after.tuning
