@@ -20,7 +20,7 @@ from mobileone_q.models.fused import FusedModel
 from mobileone_q.progress import Advance, silent
 
 IMAGES = 64
-BATCH = 16
+BATCH = 16  # images whose gradients are computed at once, at most
 
 Take = Callable[[Tensor], None]
 
@@ -63,14 +63,13 @@ def measure_fisher(
 
     ``batches`` are (N, C, H, W). ``advance(n)`` is called after each few images.
     """
-    widths = {name: model.block(name).spec.in_channels for name in inputs}
-    heights = {name: model.block(name).spec.out_channels for name in outputs}
+    specs = {name: model.block(name).spec for name in (*inputs, *outputs)}
     found = Fisher(
-        {name: torch.zeros(width, dtype=torch.float64) for name, width in widths.items()},
-        {name: torch.zeros(height, height, dtype=torch.float64) for name, height in heights.items()},
+        {name: torch.zeros(specs[name].in_channels, dtype=torch.float64) for name in inputs},
+        {name: torch.zeros([specs[name].out_channels] * 2, dtype=torch.float64) for name in outputs},
     )
     count = 0
-    for few in visit_gradients(
+    for few in _visit_gradients(
         model,
         batches,
         images,
@@ -94,7 +93,7 @@ def _add_products(total: Tensor, gradient: Tensor) -> None:
 
 
 @torch.enable_grad()
-def visit_gradients(
+def _visit_gradients(
     model: FusedModel,
     batches: Iterable[Tensor],
     images: int,

@@ -20,7 +20,7 @@ from mobileone_q.progress import Advance, silent
 
 BINS = 1024
 FEATURES = 256  # images whose pooled features are kept, and up to one batch more
-FOLDED = 64
+FOLDED = 64  # positions that maxima are taken over as one row
 POSITIONS = 256  # per image and channel; maxima are taken over all positions
 
 
