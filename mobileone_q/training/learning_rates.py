@@ -16,6 +16,7 @@ from mobileone_q.training.loop import Training
 LOWEST, HIGHEST, STEPS = 1e-5, 10.0, 100
 ROWS, BAR = 20, 40  # on a terminal: rows, and the longest bar in columns
 SMOOTHING = 0.9  # of the loss, from step to step
+SETTLED = 10  # steps after which the smoothed loss is a mean of enough steps to be compared
 EXPLODED = 4.0  # times the lowest loss so far
 FALLEN = 0.98  # of the first loss: below, the loss has fallen
 
@@ -49,7 +50,7 @@ def range_test(training: Training, steps: int = STEPS) -> RangeTest:
             if smooth[-1] > EXPLODED * min(smooth):
                 break
     smooth = smoothed(losses)
-    return RangeTest(tuple(rates), tuple(smooth), suggestion(rates, smooth))
+    return RangeTest(tuple(rates), tuple(smooth), suggestion(rates[SETTLED:], smooth[SETTLED:]))
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:

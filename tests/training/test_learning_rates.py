@@ -2,12 +2,22 @@
 
 import json
 import math
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from cli import main
-from mobileone_q.training.learning_rates import HIGHEST, LOWEST, RangeTest, range_lines, smoothed, suggestion
+from mobileone_q.training.learning_rates import (
+    HIGHEST,
+    LOWEST,
+    RangeTest,
+    range_lines,
+    range_test,
+    smoothed,
+    suggestion,
+)
 from tests.helpers.tiny import recipe, write_tiny
 
 RATES = [10.0**power for power in range(-5, 2)]
@@ -27,6 +37,14 @@ def test_nothing_is_suggested_where_the_loss_does_not_fall(losses):
     assert suggestion(RATES, losses) is None
     lines = range_lines(RangeTest(tuple(RATES[: len(losses)]), tuple(losses), None))
     assert lines[-1] == "the loss does not fall at any of these rates"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_suggests_nothing(seed):
+    """No rate has moved these losses. The first averages hold few of them, and jump about."""
+    random = np.random.default_rng(seed)
+    training = SimpleNamespace(try_rates=lambda rates: ((rate, random.normal(4.6, 0.05)) for rate in rates))
+    assert range_test(training).suggested is None
 
 
 def test_smoothing_keeps_a_constant_and_follows_a_change():
