@@ -58,8 +58,8 @@ class ChannelHistogram:
         self._widen()
         # An even stride samples every part of the map and needs no random numbers.
         stride = -(-values.shape[2] // POSITIONS)
-        # Channel by channel, so that bins which are counted together lie close to each other.
-        sample = values[:, :, ::stride].contiguous().abs_()
+        # A copy, channel by channel, so that bins which are counted together lie close to each other.
+        sample = values[:, :, ::stride].clone(memory_format=torch.contiguous_format).abs_()
         # The inverse of a subnormal width is infinite, and infinity times a value of 0 is NaN.
         inverse = torch.where(self.width > 0, 1 / self.width, 0.0)
         inverse = inverse.clamp_(max=torch.finfo(sample.dtype).max).to(sample)

@@ -7,6 +7,18 @@ from mobileone_q.models.fuse import fuse_branches
 from tests.helpers.networks import narrow, random_images, random_model
 
 
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 16), (4, 3, 8, 8), (4, 3, 32, 32)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_counted_stays_as_it_was(shape, layout):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
+    before = x.clone()
+    histogram = ChannelHistogram.empty(3)
+    histogram.update(x, by_energy=True)
+    assert torch.equal(x, before)
+    assert torch.equal(histogram.maximum, x.abs().transpose(0, 1).flatten(1).amax(1).double())
+
+
 def test_counts_every_sampled_value_once():
     histogram = ChannelHistogram.empty(3)
     for scale in (1.0, 0.1, 7.0):
