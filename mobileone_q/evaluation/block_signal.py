@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:  # who reads a report does not wait for torch
     from torch import Tensor
@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # who reads a report does not wait for torch
 
 IMAGES = 8  # ratios of energies need few; all of it stays far below a twentieth of calibration's time
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
+Spread = tuple[float, float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class BlockSignal:
     weight_snr_db: float | None
     input_snr_db: float | None
     output_snr_db: float | None
-    ranges_before: tuple[float, ...]
-    ranges_after: tuple[float, ...]
+    ranges_before: Spread
+    ranges_after: Spread
     dead_channels: int
 
 
@@ -119,9 +120,9 @@ def _by_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *(1,) * (like.ndim - 2))
 
 
-def _spread(ranges: Tensor) -> tuple[float, ...]:
+def _spread(ranges: Tensor) -> Spread:
     """Quantiles of the ranges (C,) that are not zero, relative to the largest."""
     alive = ranges[ranges > 0].double()
     if not len(alive):
-        return (0.0,) * len(QUANTILES)
-    return tuple((alive / alive.max()).quantile(alive.new_tensor(QUANTILES)).tolist())
+        return 0.0, 0.0, 0.0, 0.0, 0.0
+    return cast(Spread, tuple((alive / alive.max()).quantile(alive.new_tensor(QUANTILES)).tolist()))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from mobileone_q.evaluation.metrics import Logits, softmax
 
@@ -60,7 +61,7 @@ class ConfidenceShift:
     mean: float
     mean_absolute: float
     end: float
-    counts: tuple[int, ...]
+    counts: Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from calibrate.recipe import Recipe
 from mobileone_q.errors import FileError
+from mobileone_q.files import DIGEST, sealed
 from mobileone_q.report import schema
 from mobileone_q.report.schema import Manifest, Report, json_schemas
 from mobileone_q.runs.storage.folder import RunFolder
@@ -125,6 +126,26 @@ def test_commands_name_the_damaged_field(broken, tmp_path, monkeypatch, command,
     assert "run again with `mobileone-q calibrate`" in line
     assert f"{path} has schema 1, and this version reads 3" in older
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("signals", "blocks", 0, "ranges_after"), [0.1, 0.5, 1.0]),
+        (("changes", "confidence", "counts"), []),
+    ],
+)
+def test_lists_that_a_page_draws_have_their_length(bundled, tmp_path, keys, value):
+    values = json.loads((bundled[0] / "report.json").read_text())
+    *way, last = keys
+    place = values
+    for key in way:
+        place = place[key]
+    place[last] = value
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(sealed({key: each for key, each in values.items() if key != DIGEST})))
+    with pytest.raises(FileError, match=f"damaged: {keys[0]}.*{last}"):
+        Report.load(path)
 
 
 def test_the_json_schemas_are_current():
