@@ -10,13 +10,11 @@ milliseconds, and accuracy of INT8 against the same runtime's FP32 on the evalua
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.tuning_study import interleaved
 from mobileone_q import engines
 from mobileone_q.data.batches import Batches
 from mobileone_q.data.sources import ImageFolder
@@ -38,21 +36,6 @@ def built(graphs: dict[str, Path], threads: int, folder: Path) -> dict[Key, Engi
             backend.build(graph, path, BuildOptions(threads=threads))
             loaded[form, name] = backend.load(path, graph)
     return loaded
-
-
-def latencies(loaded: dict[Key, Engine], rounds: int, size: tuple[int, int]) -> dict[Key, float]:
-    """Medians in milliseconds; what a runtime does in its threads is in them, so the clock is the wall's."""
-    x = np.random.default_rng(0).standard_normal((1, 3, *size), np.float32)
-    times: dict[Key, list[float]] = {key: [] for key in loaded}
-    order = list(loaded.items())
-    for number in range(rounds + rounds // 5):
-        random.Random(number).shuffle(order)  # what ran before leaves its data in the caches
-        for key, engine in order:
-            started = time.perf_counter()
-            engine.run(x)
-            if number >= rounds // 5:
-                times[key].append(1000 * (time.perf_counter() - started))
-    return {key: statistics.median(each) for key, each in times.items()}
 
 
 def print_accuracy(loaded: dict[Key, Engine], images: Batches) -> None:
@@ -84,7 +67,8 @@ def main() -> None:
     runs = [open_run(path) for path in args.runs]
     graphs = {"FP32": runs[0].graph("fp32")}
     graphs |= {f"`{run.read_manifest().target}`": run.graph("int8") for run in runs}
-    arch = runs[0].load_fused().arch
+    size = runs[0].load_fused().arch.image_size
+    x = np.random.default_rng(0).standard_normal((1, 3, *size), np.float32)
     images = Batches.choose(ImageFolder(args.eval_data), None)
     with scratch_folder() as folder:
         for threads in args.threads:
@@ -92,9 +76,10 @@ def main() -> None:
             if threads == args.threads[0]:
                 print_accuracy(loaded, images)
                 print("\n| threads | form | ONNX Runtime, ms | OpenVINO, ms |\n|---|---|---|---|")
-            found = latencies(loaded, args.rounds, arch.image_size)
+            found = interleaved(loaded, x, args.rounds)
             for form in graphs:
-                ms = " | ".join(f"{found[form, backend]:.2f}" for backend in BACKENDS)
+                # A runtime's threads are not all in the processor's time, so the clock is the wall's.
+                ms = " | ".join(f"{found[form, backend][1]:.2f}" for backend in BACKENDS)
                 print(f"| {threads} | {form} | {ms} |", flush=True)
             for engine in loaded.values():
                 engine.close()

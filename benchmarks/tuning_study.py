@@ -17,9 +17,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mobileone_q import engines
 from mobileone_q.engines import BuildOptions, Engine
@@ -27,6 +30,8 @@ from mobileone_q.export.graph import export_onnx
 from mobileone_q.files import scratch_folder
 from mobileone_q.report.tuning import how
 from mobileone_q.runs.run import Run, open_run
+
+K = TypeVar("K")
 
 COMMAND = [sys.executable, "-m", "cli"]
 STAGE_1 = ("stem", "stage1.0.dw", "stage1.0.pw", "stage1.1.dw", "stage1.1.pw")
@@ -57,19 +62,24 @@ def measure(run: Run, chosen: tuple[str, ...], rounds: int) -> dict[str, tuple[f
             export_onnx(fused if kept is None else network.mixed(kept), graph)
             backend.build(graph, path, BuildOptions())
             loaded[title] = backend.load(path, graph)
-        times: dict[str, list[tuple[float, float]]] = {title: [] for title in loaded}
-        order = list(loaded.items())
-        for number in range(rounds + rounds // 5):
-            random.Random(number).shuffle(order)  # what ran before leaves its data in the caches
-            for title, engine in order:
-                processor, wall = time.process_time(), time.perf_counter()
-                engine.run(x)
-                took = time.process_time() - processor, time.perf_counter() - wall
-                if number >= rounds // 5:
-                    times[title].append(took)
+        return interleaved(loaded, x, rounds)
+
+
+def interleaved(loaded: Mapping[K, Engine], x: NDArray[Any], rounds: int) -> dict[K, tuple[float, float]]:
+    """Medians in milliseconds, (processor, wall), of engines that run in turns, in random order."""
+    times: dict[K, list[tuple[float, float]]] = {key: [] for key in loaded}
+    order = list(loaded.items())
+    for number in range(rounds + rounds // 5):
+        random.Random(number).shuffle(order)  # what ran before leaves its data in the caches
+        for key, engine in order:
+            processor, wall = time.process_time(), time.perf_counter()
+            engine.run(x)
+            took = time.process_time() - processor, time.perf_counter() - wall
+            if number >= rounds // 5:
+                times[key].append(took)
     return {
-        title: (1000 * statistics.median(p for p, _ in each), 1000 * statistics.median(w for _, w in each))
-        for title, each in times.items()
+        key: (1000 * statistics.median(p for p, _ in each), 1000 * statistics.median(w for _, w in each))
+        for key, each in times.items()
     }
 
 
