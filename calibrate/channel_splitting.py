@@ -19,7 +19,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from calibrate.channel_widening import copyable, uses_every_channel, widen
+from calibrate.channel_widening import copyable, filled_up, uses_every_channel, widen
 from calibrate.fisher import Fisher
 from calibrate.ranges import channel_ranges
 from calibrate.statistics import ChannelHistogram, Statistics
@@ -59,9 +59,7 @@ def split_channels(
         step = channel_ranges(block.spec, histograms[name], range_method, steps) / steps
         histograms[name].forget_moments()
         # Half the second derivative times a rounding error's mean square, step^2 / 12.
-        live = torch.zeros(len(dead), dtype=torch.float64)  # nothing is known of channels that were added
-        live[: len(fisher.inputs[name])] = fisher.inputs[name]
-        cost = torch.where(dead, 0.0, live * step**2 / 24)
+        cost = torch.where(dead, 0.0, filled_up(fisher.inputs[name], step) * step**2 / 24)
         source = _place(_copies(cost, int(dead.sum())), dead)
         _remove(block, reader, source != torch.arange(len(source)), histograms[name])
         _duplicate(producer, block, reader, source, step)

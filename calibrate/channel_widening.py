@@ -33,8 +33,8 @@ def widen(model: FusedModel, statistics: Statistics) -> tuple[FusedModel, Statis
     histograms = dict(statistics.histograms)
     for name, block in wide.blocks():
         old = model.block(name)
-        block.weight.copy_(_filled_up(old.weight, block.weight))
-        block.bias.copy_(_filled_up(old.bias, block.bias))
+        block.weight.copy_(filled_up(old.weight, block.weight))
+        block.bias.copy_(filled_up(old.bias, block.bias))
         if block.se is not None and old.se is not None:
             block.se.load_state_dict(old.se.state_dict())
         histograms[name] = histograms[name].with_dead(block.spec.in_channels - old.spec.in_channels)
@@ -91,7 +91,7 @@ def uses_every_channel(wide: FusedModel, original: FusedModel) -> bool:
     )
 
 
-def _filled_up(values: Tensor, like: Tensor) -> Tensor:
+def filled_up(values: Tensor, like: Tensor) -> Tensor:
     """``values`` in the first places of zeros with the shape of ``like``."""
     result = torch.zeros_like(like)
     result[tuple(slice(0, size) for size in values.shape)] = values
