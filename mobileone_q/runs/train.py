@@ -71,10 +71,8 @@ def train_run(
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)
-    what = (arch, weights, data, eval_data, image_size)
-    model, inputs, evaluation = _gather(
-        accelerator, *what, new_head, epochs or EpochSettings(), settings.seed
-    )
+    what = (arch, weights, new_head, data, eval_data, image_size)
+    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
     name = f"train-{model.arch.name}"
     with ExitStack() as stack:
         folder = agree(accelerator, lambda: stack.enter_context(_taken(output, name, resume)))
@@ -114,10 +112,8 @@ def range_test_train(
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)
-    what = (arch, weights, data, eval_data, image_size)
-    model, inputs, evaluation = _gather(
-        accelerator, *what, new_head, epochs or EpochSettings(), settings.seed
-    )
+    what = (arch, weights, new_head, data, eval_data, image_size)
+    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
     training = classifier_training(
         model, inputs, evaluation, folder=RUNS, epochs=epochs, settings=settings,
         augmentation=augmentation, backbone_lr=backbone_lr, accelerator=accelerator,
@@ -131,10 +127,10 @@ def _gather(
     accelerator: Accelerator,
     arch: str,
     weights: Path | None,
+    new_head: bool,
     data: str,
     eval_data: Path,
     image_size: int | None,
-    new_head: bool,
     epochs: EpochSettings,
     seed: int,
 ) -> tuple[MobileOne | FusedModel, Batches, Batches]:
