@@ -100,11 +100,12 @@ def _visit_gradients(
     inputs: Mapping[str, Take],
     outputs: Mapping[str, Take],
 ) -> Iterator[int]:
-    """Hand gradients to what is to take them, by the names of blocks; gives how many images each batch had.
+    """Call functions with the gradients of blocks, a few images at a time; gives the number of these images.
 
-    Those by a block's input (N, C_in, H, W) go to ``inputs``, and those by its output ahead of the activation
-    (N, C_out, H, W) to ``outputs``. Reads the first ``images`` images of ``batches``. A gradient is taken as
-    soon as it is known and then freed, so that those of all blocks are never in memory together.
+    ``inputs`` has a function for each block whose gradient by its input (N, C_in, H, W) is wanted.
+    ``outputs`` has the same for outputs ahead of the activation, (N, C_out, H, W). Reads the first ``images``
+    images of ``batches``. A gradient is freed as soon as its function has had it, so that those of all blocks
+    are never in memory together.
     """
     generator = torch.Generator().manual_seed(0)
     first = torch.cat(first_images(batches, images))

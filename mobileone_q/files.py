@@ -196,7 +196,7 @@ def read_plain(path: Path, most: int) -> bytes:
 
 @contextmanager
 def untouched(path: Path) -> Iterator[None]:
-    """A block that checks a file and then reads it, in which no other process may write it.
+    """A context in which a file is checked and then read. No other process may write the file meanwhile.
 
     Raises:
         FileError: the file is another one at the end, or was written to.
