@@ -135,7 +135,7 @@ def main() -> None:
     in_memory = [x for x, _ in Batches(ImageFolder(options.data, preprocessing), range(count), options.batch)]
 
     def from_files(threads: int) -> Iterator[np.ndarray]:
-        batches_module.reading_threads = lambda: threads
+        vars(batches_module)["reading_threads"] = lambda: threads
         fresh = ImageFolder(options.data, preprocessing)  # nothing is cached
         return (x for x, _ in Batches(fresh, range(count), options.batch))
 

@@ -32,6 +32,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 120  # of CPU time, beyond which a mutant counts as killed
@@ -177,7 +181,7 @@ class ShortestFirst:
     def pytest_collection_modifyitems(self, items: list) -> None:
         items.sort(key=lambda item: self._known.get(item.nodeid, 0.0))
 
-    def pytest_runtest_logreport(self, report: object) -> None:
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
 
 

@@ -25,7 +25,7 @@ import torch._inductor.config as inductor
 
 from mobileone_q.architecture.variants import build_variant
 from mobileone_q.data.sources import ImageFolder
-from mobileone_q.evaluation.metrics import agreement, kl_divergence
+from mobileone_q.evaluation.metrics import kl_divergence
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.mobileone import MobileOne
 
@@ -50,6 +50,11 @@ def random_weights(path: Path, batches: list[np.ndarray]) -> Path:
 
 def answers(run: Callable[[np.ndarray], np.ndarray], batches: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([run(batch) for batch in batches])
+
+
+def agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Share of images, 0 to 1, with the same best class."""
+    return float((first.argmax(1) == second.argmax(1)).mean())
 
 
 def medians_ms(first: Callable[[], object], second: Callable[[], object], rounds: int) -> list[float]:
