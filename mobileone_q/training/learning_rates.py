@@ -82,5 +82,7 @@ def range_lines(found: RangeTest) -> list[str]:
         bar = "#" * round(BAR * loss / top) if top > 0 else ""
         lines.append(f"{rate:13.1e}  {loss:8.4f}  {bar}")
     if found.suggested is None:
-        return [*lines, "the loss does not fall at any of these rates"]
-    return [*lines, f"the loss falls fastest at {found.suggested:.1e}: try --lr {found.suggested:.0e}"]
+        return [*lines, "the loss does not fall at any of these rates; keep the default or the recipe's"]
+    _, lowest = min(list(zip(found.losses, found.rates))[SETTLED:])
+    fastest = f"the loss falls fastest at {found.suggested:.1e}, and is lowest at {lowest:.1e}"
+    return [*lines, f"{fastest}: try --lr {found.suggested:.0e}, or more, up to the second"]

@@ -12,6 +12,7 @@ from cli import main
 from mobileone_q.training.learning_rates import (
     HIGHEST,
     LOWEST,
+    SETTLED,
     RangeTest,
     range_lines,
     range_test,
@@ -36,7 +37,14 @@ def test_what_falls_after_the_loss_has_risen_does_not_count():
 def test_nothing_is_suggested_where_the_loss_does_not_fall(losses):
     assert suggestion(RATES, losses) is None
     lines = range_lines(RangeTest(tuple(RATES[: len(losses)]), tuple(losses), None))
-    assert lines[-1] == "the loss does not fall at any of these rates"
+    assert lines[-1].startswith("the loss does not fall at any of these rates")
+
+
+def test_the_rate_with_the_lowest_loss_is_said_too():
+    """Where the loss falls evenly, the rate at which it falls fastest is far too low."""
+    rates, losses = [1e-9] * SETTLED + RATES, [0.1] * SETTLED + [2.0, 1.8, 1.7, 1.6, 1.5, 3.0, 9.0]
+    lines = range_lines(RangeTest(tuple(rates), tuple(losses), RATES[1]))
+    assert "falls fastest at 1.0e-04, and is lowest at 1.0e-01: try --lr 1e-04, or more" in lines[-1]
 
 
 @pytest.mark.parametrize("seed", range(5))
