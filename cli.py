@@ -21,7 +21,7 @@ from mobileone_q.engines.settings import BuildOptions
 from mobileone_q.errors import OptionError, RunError
 from mobileone_q.evaluation.settings import InfoOptions, RooflineOptions
 from mobileone_q.jetson_devices import find_device
-from mobileone_q.names import RTX_WARNING, Form
+from mobileone_q.names import DLA_TARGETS, RTX_WARNING, Form
 from mobileone_q.options import (
     CONFIG,
     CONFIG_ARGUMENT,
@@ -117,7 +117,7 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     print_accuracy(made)
     click.echo(f"calibrated in   {result.seconds.calibrate:.1f} s on {len(chosen.calibration)} images")
     _say_plan(run)
-    _say_next(run)
+    _say_run(run)
     return _facts(run)
 
 
@@ -178,7 +178,7 @@ def tune(run_path: Path | None, options: TuneOptions) -> Any:
     from mobileone_q.runs.storage.folder import find_run
 
     run = _tuned(find_run(run_path), options)
-    _say_next(run)
+    _say_run(run)
     return _facts(run)
 
 
@@ -312,7 +312,7 @@ def qat(
     print_verdict(made)
     print_accuracy(made)
     print_fine_tuning(made)
-    _say_next(run)
+    _say_run(run)
     return _facts(run)
 
 
@@ -351,7 +351,7 @@ def train(
     path, outcome = made
     top1, top5 = (100 * outcome.metrics[key] for key in ("top1", "top5"))
     click.echo(f"FP32 top-1      {top1:.2f} %, top-5 {top5:.2f} %, after {outcome.steps} steps")
-    click.echo(f"weights         {path}; next: mobileone-q calibrate --weights {path}")
+    _say_next("weights", path, f"mobileone-q calibrate --arch {options.arch} --weights {path} --data IMAGES")
     return {"weights": str(path), "steps": outcome.steps, "metrics": dict(outcome.metrics)}
 
 
@@ -680,8 +680,15 @@ def _say_plan(run: RunFolder) -> None:
         click.echo(plan.describe())
 
 
-def _say_next(run: RunFolder) -> None:
-    click.echo(f"run folder      {run.path}; next: mobileone-q build-engine --int8 {run.path}")
+def _say_run(run: RunFolder) -> None:
+    """Say where a new run is, and how its engines are built."""
+    core = " --dla 0" * (run.read_manifest().target in DLA_TARGETS)
+    _say_next("run folder", run.path, f"mobileone-q build-engine --int8{core} {run.path}")
+
+
+def _say_next(label: str, path: Path, command: str) -> None:
+    """Say where a result is, and the command that goes on from it."""
+    click.echo(f"{label:16}{path}; next: {command}")
 
 
 def _rates(found: RangeTest | None) -> Any:

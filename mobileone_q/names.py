@@ -80,7 +80,8 @@ _UNSIGNED_CODES = (
 )
 _DLA_GRIDS = (
     "the INT8 graph is for target dla, whose grids stand in a calibration cache that {backend} does "
-    "not read; calibrate again with --target {other}"
+    "not read; write a bundle for the device with --dla 0 --bundle FOLDER, or calibrate again with "
+    "--target {other}"
 )
 RTX_WARNING = (
     "TensorRT for RTX may run INT8 slower than FP16: it has twice as many layers, since kernels of their own "

@@ -153,11 +153,13 @@ def test_a_run_for_dla(once, sample_run):
     run = sample_run("dla")
     output = (calibrated_sample(once, "dla") / "said.txt").read_text(encoding="utf-8")
     assert "simulation (DLA runs on the device alone)" in " ".join(output.split())
+    assert "next: mobileone-q build-engine --int8 --dla 0 " in output
     assert (run / "int8.calib").read_text().startswith("TRT-8502-EntropyCalibration2\ninput: ")
     report = json.loads((run / "report.json").read_text())
     assert report["accuracy"]["kl"] > 1e-4
     output = invoke("evaluate", run, "--parity", "--images", 50)
-    assert "--target onnxruntime" in refused("build-engine", run, "--backend", "onnxruntime")
+    message = refused("build-engine", run, "--backend", "onnxruntime")
+    assert "--dla 0 --bundle FOLDER, or calibrate again with --target onnxruntime" in message
     assert "pass --dla 0" in refused("build-engine", run, "--backend", "tensorrt")
     assert "int8 onnxruntime" not in output
 
@@ -258,6 +260,7 @@ def test_commands_on_a_run_need_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "mobileone-q calibrate --arch s0" in refused("build-engine", "--int8")
     assert "is not a finished run" in refused("report", tmp_path)
+    assert "there is nothing at runs/s1; `mobileone-q runs list` lists" in refused("report", "runs/s1")
 
 
 def test_profile_needs_engines(bundled, tmp_path):

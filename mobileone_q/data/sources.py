@@ -181,7 +181,10 @@ class ImageFolder(ImageSource):
         super().__init__(str(root), preprocessing)
         try:
             if not root.is_dir():
-                raise DataError(f"no image folder at {root}; pass a folder with one subfolder per class")
+                raise DataError(
+                    f"no image folder at {root}; pass a folder of images, with a subfolder per class where "
+                    "labels are needed"
+                )
             self.paths = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
             self._folders = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
         except (OSError, ValueError) as error:  # a name that is too long, or that holds a null character

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from mobileone_q.evaluation.latency import BlockTiming, Latency, Timing
 from mobileone_q.names import Precision
 from mobileone_q.report.console import console, is_narrow, make_table
+from mobileone_q.report.lines import hanging
 
 
 def print_latency(latency: Latency) -> None:
@@ -64,7 +65,7 @@ def print_latency(latency: Latency) -> None:
     if latency.graph:
         out.print(f"as a CUDA graph, without copies: {_timings(latency.graph)}")
     if latency.note:
-        out.print(f"note: {latency.note}")
+        out.print(hanging("note: ", latency.note))
 
 
 def _types(row: BlockTiming) -> str:

@@ -28,6 +28,11 @@ def print_report(report: Report) -> None:
         print_latency(report.latency)
 
 
+def _say(out: Console, label: str, text: str) -> None:
+    """Print text behind a label; further lines stand under the text."""
+    out.print(hanging(f"{label:16}", text))
+
+
 def print_verdict(report: Report) -> None:
     """Print what the report comes to, in a sentence."""
     console().print(f"{verdict(report)}\n")
@@ -39,39 +44,34 @@ def print_accuracy(report: Report) -> None:
     if accuracy is None:
         out.print(f"{report.model}: no accuracy was measured; calibrate with --eval-data to measure it")
     else:
-        out.print(f"{report.model}: accuracy on {images.evaluation} images, in {accuracy.engine}")
+        out.print(f"{report.model}: accuracy on {images.evaluation:,} images, in {accuracy.engine}")
         if accuracy.cosine is not None:
             cosine = accuracy.cosine
-            out.print(f"cosine          {cosine.mean:.5f} mean, {cosine.lowest:.5f} lowest, INT8 with FP32")
+            _say(out, "cosine", f"{cosine.mean:.5f} mean, {cosine.lowest:.5f} lowest, INT8 with FP32")
         else:
             _print_classes(out, report, accuracy)
         if accuracy.note:
-            out.print(f"note: {accuracy.note}")
+            out.print(hanging("note: ", accuracy.note))
     for each in report.maps or ():
         snr = "no noise" if each.snr_db is None else f"SNR {each.snr_db:.1f} dB"
         where = "x".join(map(str, each.shape))
-        out.print(
-            f"{each.name:15} {where}: cosine {each.cosine:.5f} mean, {each.lowest:.5f} lowest, {snr} "
-            f"({each.engine})"
-        )
+        likeness = f"cosine {each.cosine:.5f} mean, {each.lowest:.5f} lowest, {snr}"
+        _say(out, each.name, f"{where}: {likeness} ({each.engine})")
     _print_plain(out, report)
     if report.device is not None:
         print_score(report.device)
     if report.float_blocks is not None and report.float_blocks.all:
         names = report.float_blocks.all
-        out.print(f"floating point  {len(names)} blocks: {', '.join(names)}")
+        _say(out, "floating point", f"{len(names)} blocks: {', '.join(names)}")
         for block in report.float_blocks.chosen:
-            out.print(
-                f"                {block.name}: INT8 there would make the drop "
-                f"{block.drop_without_pts:+.2f} points; alone it costs KL {block.kl:.4f}"
-            )
+            drop = f"INT8 there would make the drop {block.drop_without_pts:+.2f} points"
+            _say(out, "", f"{block.name}: {drop}; alone it costs KL {block.kl:.4f}")
     if images.skipped:
         name, reason = next(iter(images.skipped.items()))
-        out.print(f"skipped         {len(images.skipped)} unreadable images, first {name}: {reason}")
+        _say(out, "skipped", f"{len(images.skipped)} unreadable images, first {name}: {reason}")
     if images.evaluated_on == "calibration":
-        out.print(
-            "note: evaluated on the calibration images themselves; pass --eval-data for an honest figure"
-        )
+        words = "evaluated on the calibration images themselves; pass --eval-data for an honest figure"
+        out.print(hanging("note: ", words))
 
 
 def _print_plain(out: Console, report: Report) -> None:
@@ -79,10 +79,8 @@ def _print_plain(out: Console, report: Report) -> None:
     plain = report.plain_grids
     if plain is not None and plain.kl is not None and plain.agreement is not None:
         top1 = "" if plain.int8 is None else f"top-1 {100 * plain.int8.top1:.2f} %, "
-        out.print(
-            f"plain grids     {top1}agreement {100 * plain.agreement:.2f} %, KL {plain.kl:.4f} nats; "
-            "the second INT8 graph of this run"
-        )
+        cost = f"{top1}agreement {100 * plain.agreement:.2f} %, KL {plain.kl:.4f} nats"
+        _say(out, "plain grids", f"{cost}; the second INT8 graph of this run")
 
 
 def _print_classes(out: Console, report: Report, accuracy: MeasuredAccuracy) -> None:
@@ -97,11 +95,11 @@ def _print_classes(out: Console, report: Report, accuracy: MeasuredAccuracy) -> 
         if accuracy.drop_ci95_pts is not None:
             low, high = accuracy.drop_ci95_pts
             interval = f" (95 % interval {low:+.2f} to {high:+.2f})"
-        out.print(f"accuracy drop   {accuracy.drop_pts:+.2f} points{interval}")
+        _say(out, "accuracy drop", f"{accuracy.drop_pts:+.2f} points{interval}")
     if accuracy.agreement is not None:
-        out.print(f"agreement       {100 * accuracy.agreement:.2f} % of images have the same best class")
+        _say(out, "agreement", f"{100 * accuracy.agreement:.2f} % of images have the same best class")
     if accuracy.kl is not None:
-        out.print(f"KL(FP32‖INT8)   {accuracy.kl:.4f} nats")
+        _say(out, "KL(FP32‖INT8)", f"{accuracy.kl:.4f} nats")
 
 
 def print_tuning(report: Report) -> None:
@@ -118,7 +116,7 @@ def print_tuning(report: Report) -> None:
         )
     out.print(how(tuning))
     if tuning.note:
-        out.print(f"note: {tuning.note}")
+        out.print(hanging("note: ", tuning.note))
 
 
 def print_fine_tuning(report: Report) -> None:
@@ -127,17 +125,15 @@ def print_fine_tuning(report: Report) -> None:
     if tuned is None:
         return
     kept = "" if tuned.kept_step == tuned.steps else f", of which step {tuned.kept_step} is kept"
-    out.print(f"fine-tuned in   {tuned.seconds:.1f} s, {tuned.steps} steps{kept}")
+    _say(out, "fine-tuned in", f"{tuned.seconds:.1f} s, {tuned.steps:,} steps{kept}")
     if tuned.changes is not None:
         changes = tuned.changes
         most = [block for block in changes.blocks[:MOST_CHANGED] if block.moved or block.scale_change]
-        out.print(f"weight codes    {changes.moved:,} of {changes.codes:,} moved")
-        out.print(f"scales          {changes.scales_moved:,} of {changes.scales:,} moved")
+        _say(out, "weight codes", f"{changes.moved:,} of {changes.codes:,} moved")
+        _say(out, "scales", f"{changes.scales_moved:,} of {changes.scales:,} moved")
         for block in most:
-            out.print(
-                f"                {block.name}: {100 * block.moved / block.codes:.2f} % of codes, a scale by "
-                f"{100 * block.scale_change:.2f} %"
-            )
+            codes = f"{100 * block.moved / block.codes:.2f} % of codes"
+            _say(out, "", f"{block.name}: {codes}, a scale by up to {100 * block.scale_change:.2f} %")
     before, after = tuned.before, report.accuracy
     if before is not None and after is not None:
         pairs = [("KL(FP32‖INT8)", before.kl, after.kl, 1, ".4f", " nats")]
@@ -146,7 +142,7 @@ def print_fine_tuning(report: Report) -> None:
             pairs += [("top-1", before.int8.top1, after.int8.top1, 100, ".2f", " %")]
         for name, old, new, factor, form, unit in pairs:
             if old is not None and new is not None:
-                out.print(f"{name:<16}{factor * old:{form}}{unit} before, {factor * new:{form}}{unit} after")
+                _say(out, name, f"{factor * old:{form}}{unit} before, {factor * new:{form}}{unit} after")
 
 
 def _shares(shares: TopK | None) -> tuple[str, str]:
@@ -162,27 +158,28 @@ def print_evaluation(score: MeasuredScore) -> None:
         out.print("no accuracy: the images have no labels; pass --data with a folder per class")
     else:
         low, high = score.top1_ci95_pct
-        out.print(f"top-1           {100 * score.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
+        _say(out, "top-1", f"{100 * score.top1:.2f} % (95 % interval {low:.2f} to {high:.2f})")
     if score.top5 is not None:
-        out.print(f"top-5           {100 * score.top5:.2f} %")
+        _say(out, "top-5", f"{100 * score.top5:.2f} %")
     parts = (("where right", score.confidence_right), ("where wrong", score.confidence_wrong))
     apart = "".join(f", {100 * value:.2f} % {where}" for where, value in parts if value is not None)
-    out.print(hanging("confidence      ", f"{100 * score.confidence:.2f} % in the best class{apart}"))
-    out.print(hanging("engine          ", f"{score.engine}; {score.runtime}"))
-    labelled = "" if score.labelled == score.images else f", {score.labelled} of them with a label"
-    skipped = f", {score.skipped} more could not be read" if score.skipped else ""
-    out.print(hanging("images          ", f"{score.images} of {score.source}{labelled}{skipped}"))
+    _say(out, "confidence", f"{100 * score.confidence:.2f} % in the best class{apart}")
+    _say(out, "engine", f"{score.engine}; {score.runtime}")
+    labelled = "" if score.labelled == score.images else f", {score.labelled:,} of them with a label"
+    skipped = f", {score.skipped:,} more could not be read" if score.skipped else ""
+    _say(out, "images", f"{score.images:,} of {score.source}{labelled}{skipped}")
     if score.note:
-        out.print(f"note: {score.note}")
+        out.print(hanging("note: ", score.note))
 
 
 def print_parity(parity: Parity) -> None:
     """Print every engine beside its reference, and why the others were not run."""
     out = console()
     out.print(
-        f"every engine at hand on the same {parity.images} images. Its logits are compared with those of the "
-        "one under against: the largest difference of any logit, the same as a share of the largest logit, "
-        "and how many images have the same best class. KL is from FP32 in PyTorch, and top-1 is by the labels"
+        f"Every engine at hand on the same {parity.images:,} images. Its logits are compared with those of "
+        "the one in the column `against`: the largest difference of any logit, the same as a share of the "
+        "largest logit, and how many images have the same best class. KL is from FP32 in PyTorch, and top-1 "
+        "is by the labels."
     )
     table = make_table(out, gap=0)
     for heading in ("engine", "against"):
@@ -209,7 +206,7 @@ def print_parity(parity: Parity) -> None:
         )
     out.print(table)
     for name, reason in parity.not_run.items():
-        out.print(f"not run: {name}: {reason}")
+        out.print(hanging("not run: ", f"{name}: {reason}"))
 
 
 class RankedBlock(Protocol):

@@ -10,6 +10,7 @@ from mobileone_q.evaluation.latency import Timing
 from mobileone_q.names import ActivationGrids, Precision
 
 FASTER = 1.01  # a smaller gain is within what two measurements of one engine differ by
+NAMED = 4  # of so many blocks the names are said; every report lists all of them elsewhere
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def answer(tuning: Tuning) -> str:
         return f"{stays}. It takes {speeds}. {_cost(tuning)}"
     parts = []
     if tuning.added:
-        parts.append(f"{', '.join(tuning.added)} in {in_float}")
+        few = len(tuning.added) <= NAMED
+        blocks = ", ".join(tuning.added) if few else f"{len(tuning.added)} blocks"
+        parts.append(f"{blocks} in {in_float}")
     if chosen.activation_grids != start.activation_grids:
         parts.append(f"{chosen.activation_grids} grids")
     return f"Chosen: {' and '.join(parts)}. It takes {speeds}. {_cost(tuning)}"

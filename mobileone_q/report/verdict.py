@@ -122,7 +122,7 @@ def _speed(latency: Latency) -> str:
 
 def _size(report: Report) -> str:
     before, after = (report.sizes.get(name) for name in (FP32_GRAPH, INT8_GRAPH))
-    if not before or not after:
+    if not before or not after or report.target == "dla":  # whose graph has float weights
         return ""
     return f"takes {100 * after / before:.0f} % of the size ({after / 1e6:.1f} of {before / 1e6:.1f} MB)"
 

@@ -165,7 +165,7 @@ def test_a_signal_is_a_source(signal_arch):
         ({"x": X}, "dict"),
         (("images/", [0]), "has labels of its own"),
         ("none.npz", r"cannot read arrays from none\.npz"),
-        ("none", "no image folder at none"),
+        ("none", "no image folder at none; pass a folder of images"),
     ],
 )
 def test_anything_else_is_refused_in_one_line(images, message):

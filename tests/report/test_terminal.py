@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from calibrate.sensitivity import BlockSensitivity
 from mobileone_q.evaluation.metrics import Cosine, MeasuredAccuracy
-from mobileone_q.report.schema import ImageCounts
+from mobileone_q.report.schema import FloatBlocks, ImageCounts
 from mobileone_q.report.terminal import (
     print_accuracy,
     print_latency,
@@ -89,6 +89,15 @@ def test_tables_fit_into_100_columns(capsys):
     text += printed(capsys, print_sensitivity, [block], 100)
     assert "333 (scale)" in text
     assert max(map(len, tables(text))) <= 100
+
+
+def test_lines_that_wrap_stand_under_their_text(capsys, monkeypatch):
+    monkeypatch.setattr("mobileone_q.report.lines.terminal_width", lambda: 40)
+    blocks = FloatBlocks((), tuple(f"stage3.{number}.pw" for number in range(3)))
+    accuracy = replace(ACCURACY, note="measured in another runtime than the target's own")
+    text = printed(capsys, print_accuracy, make_report(float_blocks=blocks, accuracy=accuracy))
+    assert "floating point  3 blocks: stage3.0.pw,\n                stage3.1.pw, stage3.2.pw\n" in text
+    assert "note: measured in another runtime than\n      the target's own\n" in text
 
 
 def test_names_are_not_markup(capsys):

@@ -22,6 +22,8 @@ def test_what_was_chosen_what_it_won_and_what_it_cost():
     assert answer(drop).endswith("Drop +0.01 points on 100 images, +0.25 before, +0.50 allowed.")
     plain = replace(TUNING, chosen=replace(CHOSEN, keep_float=(), activation_grids="plain"))
     assert answer(plain).startswith("Chosen: plain grids. It takes")
+    many = replace(TUNING, chosen=replace(CHOSEN, keep_float=("a", "b", "c", "d", "e")))
+    assert answer(many).startswith("Chosen: 5 blocks in FP32. It takes")
 
 
 def test_that_nothing_was_faster():

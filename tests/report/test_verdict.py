@@ -53,6 +53,12 @@ def test_the_speed_of_another_runtime_is_never_a_headline(runtime):
         assert not is_foreign(make_report(target=target))
 
 
+def test_the_size_of_a_graph_for_dla_is_not_that_of_its_engine():
+    """Its weights are floats with a calibration cache beside them: 100 % would tell nothing."""
+    assert "of the size" in verdict(make_report(sizes=SIZES, target="dla-qdq"))
+    assert "of the size" not in verdict(make_report(sizes=SIZES, target="dla"))
+
+
 def test_networks_and_images_of_other_kinds():
     nothing = dict.fromkeys(("fp32", "int8", "drop_pts", "drop_ci95_pts"))
     assert "same best class as FP32 on 75.00 % of 4 images" in verdict(

@@ -1,6 +1,7 @@
 """`mobileone-q train`, from a recipe to weights that `calibrate` and `qat` take."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,7 @@ def test_trained_weights_go_on_to_calibrate(folder, tmp_path):
     output = invoke("train", recipe(tmp_path), "--epochs", 8, "--output", tmp_path / "out", "--device", "cpu")
     assert "FP32 top-1" in output
     weights = tmp_path / "out" / "weights.safetensors"
+    assert re.search(rf"next: mobileone-q calibrate --arch \S*tiny.yaml --weights {weights} --data", output)
     data = ["--data", tmp_path / "signals.npz", "--eval-data", tmp_path / "test.npz"]
     invoke(
         "calibrate", "--arch", folder / "tiny.yaml", "--weights", weights, *data, "--output", tmp_path / "run"

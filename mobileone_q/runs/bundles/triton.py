@@ -77,7 +77,8 @@ def write_triton(run: RunFolder, folder: Path, precision: Precision, options: Bu
             write_text(place.path / "labels.txt", "\n".join(labels(manifest, arch.num_classes)) + "\n")
         write_text(place.path / "config.pbtxt", config)
     first = "" if is_ready else f"on the server, {folder}/1/build.sh builds the engine; then "
-    return f"{folder}: {first}put it into a model repository, and start tritonserver --model-repository"
+    start = f"start tritonserver --model-repository {folder.absolute().parent}"
+    return f"{folder}: {first}{start}, or copy the folder into another repository"
 
 
 def served_by(run: RunFolder, precision: Precision) -> BackendName:

@@ -197,6 +197,8 @@ def find_run(path: Path | None) -> RunFolder:
     if path is not None:
         refuse_undecodable(path)
         run = RunFolder(path)
+        if not path.exists():
+            raise RunError(f"there is nothing at {path}; `mobileone-q runs list` lists the runs of {RUNS}/")
         if not run.manifest.is_file():
             raise RunError(
                 f"{path} is not a finished run (no manifest.json); make one with `mobileone-q calibrate`"

@@ -54,6 +54,7 @@ def test_a_run_for_onnx_runtime_is_served_as_it_is(bundled, tmp_path):
     assert (folder / "1" / "model.onnx").read_bytes() == (bundled[0] / "int8.onnx").read_bytes()
     assert (folder / "labels.txt").read_text().splitlines()[0] == "T-shirt/top"
     assert "build.sh" not in said
+    assert f"start tritonserver --model-repository {tmp_path}" in said
     assert json.loads(json.loads(config.rsplit("string_value: ", 1)[1].split(" }")[0]))["crop"] == 32
     assert "is not empty" in refused("build-engine", "--triton", folder, bundled[0])
     message = refused("build-engine", "--triton", tmp_path / "a", "--backend", "tensorrt", bundled[0])
