@@ -8,6 +8,7 @@ first group; the others run in ONNX Runtime or OpenVINO alone.
 
 from __future__ import annotations
 
+import argparse
 import math
 from html import escape
 from pathlib import Path
@@ -69,6 +70,7 @@ def draw() -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     (DOCS / "img" / "peers.svg").write_text(draw())
 
 

@@ -10,6 +10,7 @@ Markdown table of the gap to the exact optimum (calibrate.chain_model.fastest_wi
 
 from __future__ import annotations
 
+import argparse
 from itertools import pairwise
 
 import numpy as np
@@ -61,6 +62,7 @@ def gaps(seed: int, share: float) -> list[float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     print(
         "| budget | "
         + " | ".join(f"{trials} trials" for trials in TRIALS[:-1])

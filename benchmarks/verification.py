@@ -2,9 +2,10 @@
 
     python benchmarks/verification.py [--run runs/s0]
 
-By default on a run of the bundled sample, calibrated for this on 32 images. Each command runs in a process
-of its own. Prints a Markdown table of the processor time of the whole command, of hashing within it, and
-of the difference, which is what the command would take without verification.
+By default on a run of the bundled sample, calibrated for this on 32 images. A run of your own must be for
+target tensorrt, since one of the commands writes a bundle. Each command runs in a process of its own. Prints
+a Markdown table of the processor time of the whole command, of hashing within it, and of the difference,
+which is what the command would take without verification.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main() -> None:
         time_one(sys.argv[2:])
         return
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--run", type=Path, help="a run for target tensorrt")
     args = parser.parse_args()
     from PIL import Image
 
@@ -78,18 +79,8 @@ def main() -> None:
         print("| command | before, CPU s | after | of that hashing, ms |")
         print("|---|---|---|---|")
         if args.run is None:
-            words = [
-                "calibrate",
-                "--arch",
-                "s0",
-                "--images",
-                "32",
-                "--target",
-                "tensorrt",
-                "--output",
-                str(run),
-            ]
-            row("calibrate --images 32", *measured(words))
+            words = ["calibrate", "--arch", "s0", "--images", "32", "--target", "tensorrt"]
+            row("calibrate --images 32", *measured([*words, "--output", str(run)]))
         for command in COMMANDS:
             places = {"RUN": str(run), "FOLDER": folder, "IMAGE": f"{folder}/image.png"}
             line = command
