@@ -147,6 +147,7 @@ def test_a_run_with_maps_from_the_command_line(tmp_path):
     assert all(each.cosine > 0.999 and "simulated" in each.engine for each in fp16)
     assert f"features3       1024x1x1: cosine {int8[1].cosine:.5f} mean" in said
     assert onnx.load(run.verified("fp16.onnx")).graph.output[0].name == "features1"
+    assert "s0 has no classes" in refused("evaluate", run.path, "--parity")  # it took maps for logits
     backbone = mq.Backbone.from_run(run)
     images = torch.from_numpy(sample.PREPROCESSING.normalize(np.zeros((2, 3, 32, 32), np.uint8)))
     with run.build("int8", "onnxruntime") as engine:

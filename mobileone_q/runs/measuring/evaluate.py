@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from mobileone_q.engines import Engine
-from mobileone_q.errors import EngineError, OptionError
+from mobileone_q.errors import OptionError
 from mobileone_q.evaluation.metrics import MeasuredScore
 from mobileone_q.evaluation.streaming import ScoreSum, each_batch
 from mobileone_q.progress import progress_if
 from mobileone_q.runs.engines.engine_inputs import for_normalized
 from mobileone_q.runs.engines.loading import load_engine_file, ready_engine
 from mobileone_q.runs.inputs import comparison_inputs
-from mobileone_q.runs.measuring.measure import accuracy_note
+from mobileone_q.runs.measuring.measure import accuracy_note, refuse_without_classes
 from mobileone_q.runs.measuring.settings import EvaluateOptions
 from mobileone_q.runs.storage.folder import RunFolder, find_run
 
@@ -46,11 +46,7 @@ def _evaluate(
     run: RunFolder, engine: Engine, data: Path | None, count: int | None, progress: bool
 ) -> MeasuredScore:
     manifest, arch = run.read_manifest(), run.load_fused().arch
-    if arch.task != "classify":
-        raise EngineError(
-            f"{arch.name} has no classes, so there is no accuracy; `mobileone-q benchmark` shows how alike "
-            "its answers and the FP32 network's are"
-        )
+    refuse_without_classes(arch)
     inputs, total = comparison_inputs(run, arch, data, count), ScoreSum()
     with progress_if(progress, "evaluating", len(inputs)) as advance:
         taker = for_normalized(engine, engine.info.input, manifest.preprocessing)

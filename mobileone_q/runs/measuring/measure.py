@@ -18,7 +18,7 @@ from mobileone_q.architecture.spec import Architecture
 from mobileone_q.data.batches import LabelledBatches
 from mobileone_q.data.preprocess import Preprocessing
 from mobileone_q.engines import BuildOptions, Engine
-from mobileone_q.errors import DataError
+from mobileone_q.errors import DataError, EngineError
 from mobileone_q.evaluation.changes import Changes, ChangesSum
 from mobileone_q.evaluation.latency import Latency, profile_engines
 from mobileone_q.evaluation.maps import HalfSimulation, MapSimilarity, MapSum
@@ -127,7 +127,7 @@ def measure_accuracy(
     if is_dla:
         return AccuracySections(MeasuredAccuracy(**vars(cost.result()), engine=IN_SIMULATION), None, changes)
     runtime = backend.runtime()
-    note = accuracy_note(quantized.target, "onnxruntime", runtime)
+    note = accuracy_note(quantized.target, "onnxruntime", runtime, has_exact=has_classes)
     accuracy = MeasuredAccuracy(**vars(cost.result()), engine=runtime, note=note)
     return AccuracySections(accuracy, fidelity.result(), changes)
 
@@ -168,16 +168,32 @@ def measure_maps(
     return int8.result(f"int8, {backend.runtime()}") + fp16.result("fp16, simulated in float32")
 
 
-def accuracy_note(target: Target, backend_name: BackendName, runtime: str) -> str | None:
-    """A note for accuracy that was measured in another backend than the target's own; else None."""
+def refuse_without_classes(arch: Architecture) -> None:
+    """Check that a network has classes, without which answers are no logits.
+
+    Raises:
+        EngineError: it has none.
+    """
+    if arch.task != "classify":
+        raise EngineError(
+            f"{arch.name} has no classes, so there is no accuracy; `mobileone-q benchmark` shows how alike "
+            "its answers and the FP32 network's are"
+        )
+
+
+def accuracy_note(
+    target: Target, backend_name: BackendName, runtime: str, *, has_exact: bool = True
+) -> str | None:
+    """A note for accuracy that was measured in another backend than the target's own; else None.
+
+    ``has_exact`` says that `evaluate --exact` takes such a network.
+    """
     if not pairing(target, backend_name).label:
         return None
     note = f"measured in {runtime}, which is not {target}; its accuracy there may differ a little"
     if target == "tensorrt" and backend_name == "onnxruntime":
-        note += (
-            ". ONNX Runtime executes this form as floating-point fake quantization; "
-            "`mobileone-q evaluate --exact` computes it in integers"
-        )
+        note += ". ONNX Runtime executes this form as floating-point fake quantization"
+        note += "; `mobileone-q evaluate --exact` computes it in integers" * has_exact
     return note
 
 

@@ -22,6 +22,7 @@ from mobileone_q.progress import Advance, progress_if, silent
 from mobileone_q.runs.engines.engine_inputs import for_normalized
 from mobileone_q.runs.engines.loading import load_engine
 from mobileone_q.runs.inputs import comparison_inputs
+from mobileone_q.runs.measuring.measure import refuse_without_classes
 from mobileone_q.runs.measuring.settings import COMPARED_IMAGES, EvaluateOptions
 from mobileone_q.runs.storage.folder import RunFolder
 from mobileone_q.runs.storage.integrity import PLAIN_GRAPH
@@ -125,12 +126,14 @@ def compare_engines(run: RunFolder, options: EvaluateOptions, *, progress: bool 
     """As :func:`measure_parity`, on the images that `evaluate` asks for; the report gets the comparison.
 
     Raises:
+        EngineError: the network has no classes.
         DataError: there are no images, or they do not fit the run.
         FileError, RunError: the report is damaged or of other graphs.
     """
     run.read_report()  # a damaged one is refused before the work, not after it
-    count = options.images or COMPARED_IMAGES
-    chosen = comparison_inputs(run, run.load_fused().arch, options.data, count)
+    count, arch = options.images or COMPARED_IMAGES, run.load_fused().arch
+    refuse_without_classes(arch)
+    chosen = comparison_inputs(run, arch, options.data, count)
     with progress_if(progress, "comparing", len(chosen)) as advance:
         parity = measure_parity(run, chosen, options.threads, advance, options.exact)
     run.add_to_report(parity=parity)

@@ -54,6 +54,9 @@ def test_accuracy_in_another_backend_says_so(target):
     note = measure.accuracy_note(target, "onnxruntime", "onnxruntime 1.0")
     assert (note is not None) == (target in ("tensorrt", "dla-qdq"))
     assert note is None or "measured in onnxruntime 1.0" in note
+    assert ("evaluate --exact" in (note or "")) == (target == "tensorrt")
+    maps = measure.accuracy_note(target, "onnxruntime", "onnxruntime 1.0", has_exact=False)
+    assert "evaluate --exact" not in (maps or "")
 
 
 def test_sections_go_into_the_report_as_they_are():
