@@ -67,8 +67,9 @@ def main() -> None:
     """Quantize MobileOne to INT8 and show what it cost and what it won.
 
     \b
-    mobileone-q calibrate --arch s0      quantize; so alone, the bundled sample
+    mobileone-q calibrate --arch s0      quantize the bundled sample
     mobileone-q build-engine --int8      build the newest run's engines, time them
+    mobileone-q calibrate --help         how to quantize weights of your own
 
     Completion of commands, options and values in bash (zsh and fish: write their name instead):
 

@@ -44,13 +44,19 @@ class Whole(_Sized, type(click.INT)):  # type: ignore[misc]
 class WholeRange(_Sized, click.IntRange):
     """A whole number within bounds."""
 
+    name = "integer"  # in the help, which shows the bounds, and in errors
+
 
 class Real(_Sized, type(click.FLOAT)):  # type: ignore[misc]
     """A number."""
 
+    name = "number"
+
 
 class RealRange(_Sized, click.FloatRange):
     """A number within bounds."""
+
+    name = "number"
 
 
 class Choice(click.Choice):

@@ -55,6 +55,13 @@ class SectionedOption(click.Option):
         super().__init__(*args, **more)
         self.section, self.replaces, self.needs = section, replaces, needs
 
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """As click writes it; of a command that takes a recipe, an option may be required there instead."""
+        record = super().get_help_record(ctx)
+        if record is None or not any(isinstance(param, ConfigArgument) for param in ctx.command.params):
+            return record
+        return record[0], record[1].replace("[required]", "[required here or in CONFIG]")
+
 
 def load_config(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make a YAML file's values the defaults of the command's options.
@@ -261,7 +268,7 @@ def _click_option(cls: type, key: str, option: Option, hint: Any, defaults: Any)
     if option.is_required:
         words["required"] = True
     else:
-        words |= {"default": default, "show_default": default is not None and default != ()}
+        words |= {"default": default, "show_default": default not in (None, (), "")}
     if option.metavar:
         words["metavar"] = option.metavar
     flag = option.flag or f"--{key.replace('_', '-')}"

@@ -51,6 +51,14 @@ def test_the_help_has_an_example_that_parses_and_fits(name):
     for flag in ("--quiet", "--verbose", "--json"):
         assert flag in text
     assert "Every command:" in text
+    assert "RANGE" not in text
+    assert '[default: ""]' not in text
+
+
+def test_what_a_recipe_gives_is_not_required_of_the_command_line():
+    text = help_of("train")
+    assert text.count("[required") == text.count("[required here") == 3
+    assert "[required here" not in help_of("calibrate")
 
 
 WITHOUT_EFFECT = {
