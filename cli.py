@@ -336,17 +336,10 @@ def train(
     """
     from mobileone_q.runs.train import range_test_train, train_run
 
-    what = (options.arch, options.weights, options.data, options.eval_data, options.image_size)
-    how: dict[str, Any] = {
-        "new_head": options.new_head,
-        "backbone_lr": options.backbone_lr,
-        "epochs": epoch_settings,
-        "settings": settings,
-        "augmentation": augmentation,
-    }
+    asked = (options, epoch_settings, settings, augmentation)
     if options.find_lr:
-        return _rates(range_test_train(*what, **how))
-    made = train_run(*what, options.output, **how, resume=options.resume)
+        return _rates(range_test_train(*asked))
+    made = train_run(*asked)
     if made is None:
         return None  # the first process of several speaks for all
     path, outcome = made

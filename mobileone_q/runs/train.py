@@ -19,19 +19,14 @@ from mobileone_q.data.inputs import labelled
 from mobileone_q.errors import FileError, RunError, TrainingError
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.mobileone import MobileOne
+from mobileone_q.runs.settings import TrainOptions
 from mobileone_q.runs.storage.folder import RUNS
 from mobileone_q.runs.storage.staging import CHECKPOINT, final_place, owned
 from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.distributed import agree, end, lost_processes_told, make_accelerator
 from mobileone_q.training.learning_rates import RangeTest, range_test
 from mobileone_q.training.loop import Outcome
-from mobileone_q.training.settings import (
-    TRAINING,
-    TRAINING_AUGMENTATION,
-    Augmentation,
-    EpochSettings,
-    TrainingSettings,
-)
+from mobileone_q.training.settings import Augmentation, EpochSettings, TrainingSettings
 from mobileone_q.training.train import classifier_training, replace_head, train_classifier
 
 if TYPE_CHECKING:
@@ -47,40 +42,28 @@ LOGS = re.compile(
 
 @lost_processes_told()
 def train_run(
-    arch: str,
-    weights: Path | None,
-    data: str,
-    eval_data: Path,
-    image_size: int | None,
-    output: Path | None,
-    *,
-    new_head: bool = False,
-    backbone_lr: float = 1.0,
-    epochs: EpochSettings | None = None,
-    settings: TrainingSettings = TRAINING,
-    augmentation: Augmentation = TRAINING_AUGMENTATION,
-    resume: bool = False,
+    options: TrainOptions, epochs: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
 ) -> tuple[Path, Outcome] | None:
     """Train and write the averaged weights: (their file, how the run ended).
 
-    None in any process but the first. A new folder is ``output``, or the first free
-    ``runs/train-ARCH``, numbered; to resume, it is ``output``, or the newest of those.
+    None in any process but the first. A new folder is that of ``options``, or the first free
+    ``runs/train-ARCH``, numbered; to resume, it is that of ``options``, or the newest of those.
 
     Raises:
         TrainingError: nothing to resume, or see :func:`classifier_training` and :func:`train_classifier`.
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)
-    what = (arch, weights, new_head, data, eval_data, image_size)
-    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
+    model, inputs, evaluation = _gather(accelerator, options, epochs, settings.seed)
     name = f"train-{model.arch.name}"
     with ExitStack() as stack:
-        folder = agree(accelerator, lambda: stack.enter_context(_taken(output, name, resume)))
+        taken = _taken(options.output, name, options.resume)
+        folder = agree(accelerator, lambda: stack.enter_context(taken))
         training = classifier_training(
             model, inputs, evaluation, folder=folder / CHECKPOINT.parent, epochs=epochs, settings=settings,
-            augmentation=augmentation, backbone_lr=backbone_lr, accelerator=accelerator,
+            augmentation=augmentation, backbone_lr=options.backbone_lr, accelerator=accelerator,
         )  # fmt: skip
-        outcome = train_classifier(training, resume)
+        outcome = train_classifier(training, options.resume)
         if outcome is None:
             return None
         save_model(model, folder / WEIGHTS)
@@ -93,17 +76,7 @@ def train_run(
 
 @lost_processes_told()
 def range_test_train(
-    arch: str,
-    weights: Path | None,
-    data: str,
-    eval_data: Path,
-    image_size: int | None,
-    *,
-    new_head: bool = False,
-    backbone_lr: float = 1.0,
-    epochs: EpochSettings | None = None,
-    settings: TrainingSettings = TRAINING,
-    augmentation: Augmentation = TRAINING_AUGMENTATION,
+    options: TrainOptions, epochs: EpochSettings, settings: TrainingSettings, augmentation: Augmentation
 ) -> RangeTest | None:
     """Try learning rates for :func:`train_run`; None in any process but the first. Writes nothing.
 
@@ -112,11 +85,10 @@ def range_test_train(
         DataError: inputs without labels.
     """
     accelerator = make_accelerator(settings)
-    what = (arch, weights, new_head, data, eval_data, image_size)
-    model, inputs, evaluation = _gather(accelerator, *what, epochs or EpochSettings(), settings.seed)
+    gathered = _gather(accelerator, options, epochs, settings.seed)
     training = classifier_training(
-        model, inputs, evaluation, folder=RUNS, epochs=epochs, settings=settings,
-        augmentation=augmentation, backbone_lr=backbone_lr, accelerator=accelerator,
+        *gathered, folder=RUNS, epochs=epochs, settings=settings, augmentation=augmentation,
+        backbone_lr=options.backbone_lr, accelerator=accelerator,
     )  # fmt: skip
     found = range_test(training)
     end(accelerator)
@@ -124,23 +96,17 @@ def range_test_train(
 
 
 def _gather(
-    accelerator: Accelerator,
-    arch: str,
-    weights: Path | None,
-    new_head: bool,
-    data: str,
-    eval_data: Path,
-    image_size: int | None,
-    epochs: EpochSettings,
-    seed: int,
+    accelerator: Accelerator, options: TrainOptions, epochs: EpochSettings, seed: int
 ) -> tuple[MobileOne | FusedModel, Batches, Batches]:
     """The network, the inputs to train on, and those to evaluate on."""
-    evaluation = labelled(eval_data, "test", image_size)
+    evaluation = labelled(options.eval_data, "test", options.image_size)
     preprocessing = evaluation.source.preprocessing
     size = preprocessing.crop if preprocessing else None
     torch.manual_seed(seed)
-    model = _begin(arch, weights, new_head, evaluation.num_classes(), size)
-    inputs = agree(accelerator, lambda: labelled(data, "train", image_size, epochs.allow_http))
+    model = _begin(options, evaluation.num_classes(), size)
+    inputs = agree(
+        accelerator, lambda: labelled(options.data, "train", options.image_size, epochs.allow_http)
+    )
     return model, inputs, evaluation
 
 
@@ -198,20 +164,18 @@ def _unfinished(output: Path | None, name: str) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
-def _begin(
-    arch: str, weights: Path | None, new_head: bool, classes: int, size: int | None
-) -> MobileOne | FusedModel:
+def _begin(options: TrainOptions, classes: int, size: int | None) -> MobileOne | FusedModel:
     """The network to train: new, or with the weights of a checkpoint."""
-    if weights is None:
-        if new_head:
+    if options.weights is None:
+        if options.new_head:
             raise TrainingError("--new-head is for the network of --weights; pass these, or leave it out")
-        return MobileOne(resolve_architecture(arch, num_classes=classes, image_size=size))
-    model, _ = load_model(weights, arch, size)
-    if new_head:
+        return MobileOne(resolve_architecture(options.arch, num_classes=classes, image_size=size))
+    model, _ = load_model(options.weights, options.arch, size)
+    if options.new_head:
         replace_head(model, classes)
     elif model.arch.num_classes < classes:
         raise TrainingError(
-            f"the network of {weights} has {model.arch.num_classes} classes, and --eval-data has {classes}; "
-            "pass --new-head to train a new classifier for these"
+            f"the network of {options.weights} has {model.arch.num_classes} classes, and --eval-data has "
+            f"{classes}; pass --new-head to train a new classifier for these"
         )
     return model.requires_grad_(True)
