@@ -7,6 +7,7 @@ A command's docstring is its manual; its options are made from the settings that
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,7 @@ from mobileone_q.training.settings import (
 
 if TYPE_CHECKING:
     from mobileone_q.engines import Backend
+    from mobileone_q.report.tables import Column, Row
     from mobileone_q.runs.storage.folder import RunFolder
     from mobileone_q.training.learning_rates import RangeTest
 
@@ -118,8 +120,7 @@ def calibrate(options: CalibrationOptions, inputs: InputOptions, recipe: Recipe)
     print_accuracy(made)
     click.echo(f"calibrated in   {result.seconds.calibrate:.1f} s on {len(chosen.calibration)} images")
     _say_plan(run)
-    _say_run(run)
-    return _facts(run)
+    return _new_run(run)
 
 
 @main.command("build-engine")
@@ -178,9 +179,7 @@ def tune(run_path: Path | None, options: TuneOptions) -> Any:
     """
     from mobileone_q.runs.storage.folder import find_run
 
-    run = _tuned(find_run(run_path), options)
-    _say_run(run)
-    return _facts(run)
+    return _new_run(_tuned(find_run(run_path), options))
 
 
 @main.command()
@@ -313,8 +312,7 @@ def qat(
     print_verdict(made)
     print_accuracy(made)
     print_fine_tuning(made)
-    _say_run(run)
-    return _facts(run)
+    return _new_run(run)
 
 
 @main.command()
@@ -455,17 +453,11 @@ def compare(run_paths: tuple[Path, ...], form: Form) -> Any:
     \b
     mobileone-q compare runs/s0 runs/s0-qat
     """
-    from mobileone_q.report.lines import terminal_width
-    from mobileone_q.report.tables import render, values
     from mobileone_q.runs.reports.compare import COLUMNS, cautions, row_of
 
     if not run_paths:
         raise RunError("name the runs to compare, such as `mobileone-q compare runs/s0 runs/s0-qat`")
-    rows = [row_of(path) for path in run_paths]
-    click.echo(render(rows, COLUMNS, form, terminal_width()))
-    for caution in cautions(run_paths):
-        click.echo(f"note: {caution}", err=form != "table")
-    return values(rows, COLUMNS)
+    return _table([row_of(path) for path in run_paths], COLUMNS, form, cautions(run_paths))
 
 
 @main.command()
@@ -478,17 +470,12 @@ def benchmark(run_paths: tuple[Path, ...], options: BenchmarkOptions, form: Form
     \b
     mobileone-q benchmark runs/s0 --data val/ --format markdown
     """
-    from mobileone_q.report.lines import terminal_width
-    from mobileone_q.report.tables import render, values
     from mobileone_q.runs.measuring.benchmark import COLUMNS
     from mobileone_q.runs.measuring.benchmark import benchmark as measure
     from mobileone_q.runs.storage.folder import find_run
 
     rows, missing = measure([find_run(path) for path in run_paths or (None,)], options, progress=True)
-    click.echo(render(rows, COLUMNS, form, terminal_width()))
-    for name, why in missing.items():
-        click.echo(f"note: {name} was not run: {why}", err=form != "table")
-    return values(rows, COLUMNS)
+    return _table(rows, COLUMNS, form, [f"{name} was not run: {why}" for name, why in missing.items()])
 
 
 @main.command()
@@ -665,6 +652,17 @@ def _show_latency(run: RunFolder, options: ProfileOptions) -> None:
     click.echo(f"as HTML         {run.html}")
 
 
+def _table(rows: Sequence[Row], columns: Sequence[Column], form: Form, notes: Iterable[str]) -> Any:
+    """Print figures in a form, and notes beside them; gives the figures, for --json."""
+    from mobileone_q.report.lines import terminal_width
+    from mobileone_q.report.tables import render, values
+
+    click.echo(render(rows, columns, form, terminal_width()))
+    for note in notes:
+        click.echo(f"note: {note}", err=form != "table")
+    return values(rows, columns)
+
+
 def _say_plan(run: RunFolder) -> None:
     """Say what DLA is expected to run, of a run for DLA."""
     from mobileone_q.runs.engines.graphs import planned_for_dla
@@ -674,10 +672,11 @@ def _say_plan(run: RunFolder) -> None:
         click.echo(plan.describe())
 
 
-def _say_run(run: RunFolder) -> None:
-    """Say where a new run is, and how its engines are built."""
+def _new_run(run: RunFolder) -> dict[str, Any]:
+    """Say where a new run is, and how its engines are built; gives its facts."""
     core = " --dla 0" * (run.read_manifest().target in DLA_TARGETS)
     _say_next("run folder", run.path, f"mobileone-q build-engine --int8{core} {run.path}")
+    return _facts(run)
 
 
 def _say_next(label: str, path: Path, command: str) -> None:
