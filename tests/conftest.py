@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -47,6 +48,15 @@ def once(request, tmp_path_factory):
     """A function of (name, make): the folder that ``make`` filled, once for all processes; read it only."""
     folder = folder_of_session(request.config, tmp_path_factory)
     return lambda name, make: made_once(folder, name, make)
+
+
+@pytest.fixture(scope="session")
+def small_run_for(tmp_path_factory):
+    """A function of a target: a run of a small network with random weights, made at the first call."""
+    from tests.helpers.bundles import small_run
+
+    folder = tmp_path_factory.mktemp("runs")
+    return functools.cache(lambda target: small_run(folder / target, target))
 
 
 @pytest.fixture(scope="session")
