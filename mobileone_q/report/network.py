@@ -70,7 +70,7 @@ def print_roofline(
     out = console()
     height, width = arch.image_size
     out.print(
-        f"least time per block, MobileOne-{arch.name} at {height}x{width}, batch {batch}, on "
+        f"least time per block, MobileOne-{arch.name.upper()} at {height}x{width}, batch {batch}, on "
         f"{module.title}: {BOUND}"
     )
     narrow = is_narrow(out)

@@ -62,7 +62,7 @@ def print_accuracy(report: Report) -> None:
         print_score(report.device)
     if report.float_blocks is not None and report.float_blocks.all:
         names = report.float_blocks.all
-        _say(out, "floating point", f"{len(names)} blocks: {', '.join(names)}")
+        _say(out, "floating point", f"{len(names)} block{'s' * (len(names) > 1)}: {', '.join(names)}")
         for block in report.float_blocks.chosen:
             drop = f"INT8 there would make the drop {block.drop_without_pts:+.2f} points"
             _say(out, "", f"{block.name}: {drop}; alone it costs KL {block.kl:.4f}")

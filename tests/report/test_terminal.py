@@ -100,6 +100,11 @@ def test_lines_that_wrap_stand_under_their_text(capsys, monkeypatch):
     assert "note: measured in another runtime than\n      the target's own\n" in text
 
 
+def test_one_block_is_no_blocks(capsys):
+    text = printed(capsys, print_accuracy, make_report(float_blocks=FloatBlocks((), ("stem",))))
+    assert "floating point  1 block: stem\n" in text
+
+
 def test_names_are_not_markup(capsys):
     images = ImageCounts(8, 8, "evaluation", {"[/red]x.jpg": "[bold] :smile:"})
     text = printed(capsys, print_accuracy, make_report(images=images, model="[/x] [red]net[/red]"))

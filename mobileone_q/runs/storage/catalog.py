@@ -47,7 +47,7 @@ class RunSummary:
     def cost(self) -> str:
         """What INT8 cost, in words: the drop, else the divergence, else the similarity."""
         if self.drop_pts is not None:
-            return f"drop {self.drop_pts:.2f} pts"
+            return f"drop {self.drop_pts:+.2f} pts"
         if self.kl is not None:
             return f"KL {self.kl:.4f}"
         return "not measured" if self.cosine is None else f"cosine {self.cosine:.4f}"

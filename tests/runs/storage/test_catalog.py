@@ -45,7 +45,8 @@ def test_a_list_says_what_each_run_is(runs):
     half_made(runs, "s0-2", dead_pid())
     bad, good = invoke("runs", "list").splitlines()
     report = json.loads((runs / "s0" / "report.json").read_text())
-    for word in ("s0 ", "tensorrt", f"drop {report['accuracy']['drop_pts']:.2f} pts", report["model"], " MB"):
+    drop = f"drop {report['accuracy']['drop_pts']:+.2f} pts"
+    for word in ("s0 ", "tensorrt", drop, report["model"], " MB"):
         assert word in good
     assert bad.startswith("bad ")
     assert "damaged: " in bad
