@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibrate.bias_correction import importance
 from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fuse import branch_kernels
@@ -84,7 +85,8 @@ def rank_blocks(
             apply_kernel(block.spec, rounded, block.weight, block.bias),
             apply_kernel(block.spec, gathered, weight, block.bias),
         )
-        logits = [_finish(chain, k, _centered(output, y)) for output in outputs]
+        corrected = [output + _mean_error(block, y, output) for output in outputs]
+        logits = [_finish(chain, k, each) for each in corrected]
         kl = [kl_divergence(reference.double(), each.double()).mean().item() for each in logits]
         drops = [_drop_pts(reference, each, labels) for each in logits]
         producer = chain[k - 1][0] if k else None
@@ -118,10 +120,18 @@ def branches_of(model: MobileOne, name: str, channels: Sequence[int]) -> tuple[s
     return tuple(max(norms, key=lambda branch: norms[branch][channel].item()) for channel in channels)
 
 
-def _centered(output: Tensor, reference: Tensor) -> Tensor:
-    """``output`` with each channel's mean moved to the reference's."""
-    dims = tuple(i for i in range(output.ndim) if i != 1)
-    return output + (reference - output).mean(dims, keepdim=True)
+def _mean_error(block: FusedBlock, expected: Tensor, output: Tensor) -> Tensor:
+    """What the block's bias has to take, of a shape that broadcasts over ``output``.
+
+    As in :func:`~calibrate.bias_correction.mean_error`, values count by their importance, here in maps of one
+    position too: where one image of many is far out of range, its error must not be taken from all others.
+    """
+    error, shape = expected - output, (1, -1, *[1] * (output.ndim - 2))
+    if block.spec.activation == "none":
+        return error.transpose(0, 1).flatten(1).mean(1).reshape(shape)
+    position, alive = importance(expected.flatten(2), output.flatten(2))
+    weight = position[:, None] * alive
+    return ((error.flatten(2) * weight).sum((0, 2)) / weight.sum((0, 2))).reshape(shape)
 
 
 def _finish(chain: Sequence[tuple[FusedBlock, QuantizedBlock]], k: int, y: Tensor) -> Tensor:
