@@ -14,7 +14,7 @@ from torch import Tensor
 from calibrate.statistics import position_weights
 from mobileone_q.architecture.spec import BlockSpec
 
-MEAN_POSITIONS = 256  # per image, for a block's mean error
+MEAN_POSITIONS = 64  # per image, for a block's mean error
 
 UNSEEN = 1e-3  # what a position counts where a channel is dead: keeps a dead channel's mean defined
 

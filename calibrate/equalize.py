@@ -180,12 +180,14 @@ def _dense(block: FusedBlock, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     ``reduce`` takes weights (C_out, C_in / groups, taps) to (C_out, C_in / groups).
     """
     spec, weight = block.spec, block.weight.double()
-    values = reduce(weight.reshape(spec.out_channels, spec.in_channels // spec.groups, -1))
+    values = reduce(weight.reshape(spec.out_channels, spec.in_channels // spec.groups, -1)).double()
+    if spec.groups == 1:
+        return values
     dense = torch.zeros(spec.out_channels, spec.in_channels, dtype=torch.float64)
     rows = torch.arange(spec.out_channels)[:, None]
     group = rows // (spec.out_channels // spec.groups)
     columns = group * values.shape[1] + torch.arange(values.shape[1])
-    dense[rows, columns] = values.double()
+    dense[rows, columns] = values
     return dense
 
 

@@ -19,7 +19,7 @@ from calibrate.images import first_images, images_held
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.progress import Advance, silent
 
-IMAGES = 64
+IMAGES = 32
 BATCH = 16  # images whose gradients are computed at once, at most
 
 Take = Callable[[Tensor], None]

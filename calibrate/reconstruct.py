@@ -26,6 +26,7 @@ from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from mobileone_q.progress import Advance, silent
 
 POSITIONS = 64  # per image, for the covariance of a block's inputs
+DEPTHWISE_POSITIONS = 16  # the same for a depthwise block, whose covariance is small: 9 by 9
 ENOUGH = 8  # samples per weight of a row; with fewer, compensation fits the noise of the covariance
 WIDE_BYTES = 192 << 20  # of a block's outputs in float32; INT8 outputs beyond that are not held
 GAINS = [1 + 0.005 * k for k in sorted(range(-20, 21), key=abs)]
@@ -142,7 +143,8 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
     (top, left), (down, right) = spec.padding, spec.stride
     height, width = spec.output_size((codes.shape[2], codes.shape[3]))
     padded = F.pad(codes, (left, left, top, top))
-    place = torch.arange(0, height * width, -(-height * width // POSITIONS))
+    most = DEPTHWISE_POSITIONS if spec.is_depthwise else POSITIONS
+    place = torch.arange(0, height * width, -(-height * width // most))
     row = padded.shape[3]
     corner = place // width * down * row + place % width * right
     tap = torch.arange(spec.kernel[0])[:, None] * spec.dilation[0] * row

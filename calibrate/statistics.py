@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mobileone_q.errors import CalibrationError
 from mobileone_q.models.fused import FusedModel
+from mobileone_q.models.grids import NON_NEGATIVE
 from mobileone_q.progress import Advance, silent
 
 BINS = 1024
@@ -42,15 +43,17 @@ class ChannelHistogram:
         zeros = torch.zeros(channels, dtype=torch.float64)
         return cls(torch.zeros(channels, bins, dtype=torch.float64), zeros, zeros.clone())
 
-    def update(self, x: Tensor, by_energy: bool = False) -> None:
+    def update(self, x: Tensor, by_energy: bool = False, is_rectified: bool = False) -> None:
         """Add a batch (N, C, ...). Positions count alike, or :func:`by their energy <position_weights>`.
+
+        ``is_rectified`` says that no value is negative, which saves looking for the lowest.
 
         Raises:
             CalibrationError: NaN or infinite values.
         """
         channels, bins = self.counts.shape
         values = x.detach().flatten(2) if x.ndim > 2 else x.detach().unsqueeze(2)
-        peak = _peaks(values).to("cpu", torch.float64)
+        peak = _peaks(values, is_rectified).to("cpu", torch.float64)
         if not peak.isfinite().all():
             raise CalibrationError("activations are NaN or infinite; check the weights and the images")
         self._moments = None
@@ -137,7 +140,7 @@ class ChannelHistogram:
         return result
 
 
-def _peaks(values: Tensor) -> Tensor:
+def _peaks(values: Tensor, is_rectified: bool) -> Tensor:
     """The largest magnitude of each channel of (N, C, P): (C,).
 
     abs().amax() would make a copy of the map, which costs several times as much as reading it.
@@ -147,7 +150,8 @@ def _peaks(values: Tensor) -> Tensor:
     whole = len(rows) - len(rows) % FOLDED
     if whole:
         wide = rows[:whole].reshape(-1, FOLDED * rows.shape[1])
-        ends = torch.stack((wide.amax(0), wide.amin(0))).reshape(2 * FOLDED, -1)
+        ends = torch.stack([wide.amax(0)] if is_rectified else [wide.amax(0), wide.amin(0)])
+        ends = ends.reshape(-1, rows.shape[1])
         rows = torch.cat((ends, rows[whole:]))
     return torch.maximum(rows.amax(0), -rows.amin(0))
 
@@ -205,15 +209,17 @@ def collect(
     images, features = 0, [torch.empty(0, model.arch.blocks[-1].in_channels)]
     for x in batches:
         count = len(x)
+        is_rectified = False
         for k, (name, block) in enumerate(model.blocks()):
             if block.spec.pool:
-                histograms[map_of(name)].update(x, weigh_positions)
+                histograms[map_of(name)].update(x, weigh_positions, is_rectified)
             x = block.gather(x)
             if block.spec.pool and images < FEATURES:
                 features.append(x)
             # A bright pixel is not a massive activation: the stem's positions count alike.
-            histograms[name].update(x, weigh_positions and k > 0)
+            histograms[name].update(x, weigh_positions and k > 0, is_rectified)
             x = block.activate(block.linear(x))
+            is_rectified = block.spec.activation in NON_NEGATIVE
         images += count
         advance(count)
     return Statistics(histograms, images, torch.cat(features))

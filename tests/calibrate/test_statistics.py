@@ -107,3 +107,12 @@ def test_collects_what_each_block_reads_and_its_size_does_not_grow():
     assert seen.histograms["head"].counts.shape[0] == 512
     peak = torch.cat([random_images(model.arch, 2, seed) for seed in range(5)]).abs().amax((0, 2, 3))
     assert torch.allclose(seen.histograms["stem"].maximum.float(), peak)
+
+
+def test_what_is_known_to_be_rectified_is_counted_as_it_was():
+    x = torch.randn(3, 5, 20, 20).relu()
+    plain, rectified = ChannelHistogram.empty(5), ChannelHistogram.empty(5)
+    plain.update(x)
+    rectified.update(x, is_rectified=True)
+    assert torch.equal(plain.counts, rectified.counts)
+    assert torch.equal(plain.maximum, rectified.maximum)
