@@ -22,6 +22,7 @@ from calibrate.images import tensors
 from calibrate.pipeline import calibrate
 from calibrate.recipe import Recipe
 from mobileone_q.data.sources import ImageFolder
+from mobileone_q.evaluation.maps import MapSum
 from mobileone_q.models.fuse import fuse_branches
 from mobileone_q.models.fused import FusedModel
 from mobileone_q.models.quantized import QuantizedModel
@@ -31,30 +32,17 @@ RECIPES = {
     "default": {},
     "`weigh_positions` off": {"weigh_positions": False},
     "`weigh_bias_errors` off too": {"weigh_positions": False, "weigh_bias_errors": False},
-    "ranges `minmax` too": {
-        "weigh_positions": False,
-        "weigh_bias_errors": False,
-        "range_method": "minmax",
-    },
+    "ranges `minmax` too": {"weigh_positions": False, "weigh_bias_errors": False, "range_method": "minmax"},
 }
 
 
 @torch.no_grad()
 def judge(fused: FusedModel, quantized: QuantizedModel, images: list[Tensor]) -> list[str]:
     """A cell for each map: mean and least cosine similarity, signal-to-noise ratio in dB."""
-    found: dict[str, list[Tensor]] = {}
+    total = MapSum()
     for x in images:
-        int8 = quantized.maps(x)
-        for name, expected in fused.maps(x).items():
-            a, b = expected.flatten(1).double(), int8[name].flatten(1).double()
-            energies = a.square().sum(1), (a - b).square().sum(1)
-            found.setdefault(name, []).append(torch.stack((torch.cosine_similarity(a, b), *energies)))
-    cells = []
-    for parts in found.values():
-        cosine, signal, noise = torch.cat(parts, 1)
-        ratio = 10 * torch.log10(signal.sum() / noise.sum())
-        cells.append(f"{cosine.mean():.4f}, {cosine.min():.3f}, {ratio:.1f} dB")
-    return cells
+        total.add(*({name: each.numpy() for name, each in net.maps(x).items()} for net in (fused, quantized)))
+    return [f"{each.cosine:.4f}, {each.lowest:.3f}, {each.snr_db:.1f} dB" for each in total.result("")]
 
 
 def main() -> None:

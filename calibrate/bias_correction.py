@@ -31,15 +31,23 @@ def mean_error(
     count = torch.zeros_like(total)
     for batch, quantized in zip(expected, outputs):
         y, y_q = _sampled(batch), _sampled(quantized)
-        error = y - y_q
-        if by_importance and spec.activation != "none" and y.shape[2] > 1:
-            position, alive = importance(y, y_q)
-            count += _weighted(alive, position)
-            total += _weighted(error.mul_(alive), position)
-        else:
-            count += len(y) * y.shape[2]
-            total += error.sum((0, 2)).double()
+        counts_alike = not by_importance or spec.activation == "none" or y.shape[2] == 1
+        added, weight = summed_errors(y, y_q, not counts_alike)
+        total += added
+        count += weight
     return (total / count).float()
+
+
+def summed_errors(y: Tensor, y_q: Tensor, by_importance: bool) -> tuple[Tensor, Tensor]:
+    """Sums over images and positions of FP32 ``y`` minus INT8 ``y_q`` (N, C, P), and of what each counts.
+
+    Both are float64 (C,). Their ratio is the mean error.
+    """
+    error = y - y_q
+    if not by_importance:
+        return error.sum((0, 2)).double(), torch.full((y.shape[1],), len(y) * y.shape[2]).double()
+    position, alive = importance(y, y_q)
+    return _weighted(error.mul_(alive), position), _weighted(alive, position)
 
 
 def importance(y: Tensor, y_q: Tensor) -> tuple[Tensor, Tensor]:

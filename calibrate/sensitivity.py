@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from calibrate.bias_correction import importance
+from calibrate.bias_correction import summed_errors
 from mobileone_q.models.branches import MultiBranchBlock
 from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.models.fuse import branch_kernels
@@ -126,12 +126,9 @@ def _mean_error(block: FusedBlock, expected: Tensor, output: Tensor) -> Tensor:
     As in :func:`~calibrate.bias_correction.mean_error`, values count by their importance, here in maps of one
     position too: where one image of many is far out of range, its error must not be taken from all others.
     """
-    error, shape = expected - output, (1, -1, *[1] * (output.ndim - 2))
-    if block.spec.activation == "none":
-        return error.transpose(0, 1).flatten(1).mean(1).reshape(shape)
-    position, alive = importance(expected.flatten(2), output.flatten(2))
-    weight = position[:, None] * alive
-    return ((error.flatten(2) * weight).sum((0, 2)) / weight.sum((0, 2))).reshape(shape)
+    y, y_q = (each.reshape(*each.shape[:2], -1) for each in (expected, output))
+    total, count = summed_errors(y, y_q, by_importance=block.spec.activation != "none")
+    return (total / count).float().reshape(1, -1, *[1] * (output.ndim - 2))
 
 
 def _finish(chain: Sequence[tuple[FusedBlock, QuantizedBlock]], k: int, y: Tensor) -> Tensor:

@@ -150,9 +150,8 @@ def _peaks(values: Tensor, is_rectified: bool) -> Tensor:
     whole = len(rows) - len(rows) % FOLDED
     if whole:
         wide = rows[:whole].reshape(-1, FOLDED * rows.shape[1])
-        ends = torch.stack([wide.amax(0)] if is_rectified else [wide.amax(0), wide.amin(0)])
-        ends = ends.reshape(-1, rows.shape[1])
-        rows = torch.cat((ends, rows[whole:]))
+        ends = [wide.amax(0)] if is_rectified else [wide.amax(0), wide.amin(0)]
+        rows = torch.cat([end.reshape(FOLDED, -1) for end in ends] + [rows[whole:]])
     return torch.maximum(rows.amax(0), -rows.amin(0))
 
 
