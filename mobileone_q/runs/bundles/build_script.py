@@ -37,7 +37,7 @@ MAJOR=$1 MINOR=$2 PATCH=${{3:-0}}
 NUMBER=$((MAJOR * 10000 + MINOR * 100 + PATCH))
 TRTEXEC=${{TRTEXEC:-/usr/src/tensorrt/bin/trtexec}}  # where JetPack puts it; containers have it on PATH
 if [ ! -x "$TRTEXEC" ]; then TRTEXEC=$(command -v trtexec || true); fi
-if [ -z "$TRTEXEC" ]; then echo "there is no trtexec; set TRTEXEC to its path" >&2; exit 1; fi
+if [ -z "$TRTEXEC" ]; then echo "trtexec was not found; set TRTEXEC to its path" >&2; exit 1; fi
 {calibration}{branches}
 """
 CALIBRATION = """# TensorRT calibrates anew where a cache's first line is not its own version.

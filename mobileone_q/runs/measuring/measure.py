@@ -176,8 +176,8 @@ def refuse_without_classes(arch: Architecture) -> None:
     """
     if arch.task != "classify":
         raise EngineError(
-            f"{arch.name} has no classes, so there is no accuracy; `mobileone-q benchmark` shows how alike "
-            "its answers and the FP32 network's are"
+            f"{arch.name} has no classes, so its accuracy cannot be measured; `mobileone-q benchmark` "
+            "compares its answers with the FP32 network's"
         )
 
 
@@ -193,7 +193,8 @@ def accuracy_note(
     note = f"measured in {runtime}, which is not {target}; its accuracy there may differ a little"
     if target == "tensorrt" and backend_name == "onnxruntime":
         note += ". ONNX Runtime executes this form as floating-point fake quantization"
-        note += "; `mobileone-q evaluate --exact` computes it in integers" * has_exact
+        if has_exact:
+            note += "; `mobileone-q evaluate --exact` computes it in integers"
     return note
 
 

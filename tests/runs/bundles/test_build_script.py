@@ -60,4 +60,4 @@ def test_without_trtexec_the_script_says_so(small_run_for, tmp_path):
         ["sh", folder / "build.sh"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "there is no trtexec; set TRTEXEC" in done.stderr
+    assert "trtexec was not found; set TRTEXEC" in done.stderr
