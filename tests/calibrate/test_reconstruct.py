@@ -25,6 +25,7 @@ def fused():
 @pytest.mark.parametrize(
     "shape",
     [
+        {"kernel": (3, 3), "padding": (1, 1), "groups": 3},
         {"kernel": (3, 3), "padding": (1, 1), "groups": 6, "stride": (2, 2)},
         {"kernel": (3, 1), "padding": (2, 0), "stride": (2, 1), "dilation": (2, 1), "groups": 2},
         {"kernel": (1, 1)},

@@ -53,10 +53,10 @@ def test_a_poor_start_is_mended(run, tmp_path):
     assert (quantized(x).argmax(1) == fused(x).argmax(1)).float().mean() < 0.5
     quantized.save(poor.quantized, recipe=recipe.to_dict())
     poor.write_manifest(poor.read_manifest())
-    words = ["--images", 200, "--epochs", 30, "--batch", 25, "--lr", 0.05, "--crop", 1, "--jitter", 0]
+    words = ["--images", 200, "--epochs", 40, "--batch", 25, "--lr", 0.05, "--crop", 1, "--jitter", 0]
     invoke("qat", poor.path, "--output", tmp_path / "tuned", "--device", "cpu", *words)
     accuracy = json.loads((tmp_path / "tuned" / "report.json").read_text())["accuracy"]
-    assert accuracy["int8"]["top1"] > 0.75
+    assert accuracy["int8"]["top1"] > 0.8
 
 
 def test_an_architecture_that_is_named_must_be_the_run_s(run):

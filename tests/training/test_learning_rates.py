@@ -37,7 +37,7 @@ def test_what_falls_after_the_loss_has_risen_does_not_count():
 def test_nothing_is_suggested_where_the_loss_does_not_fall(losses):
     assert suggestion(RATES, losses) is None
     lines = range_lines(RangeTest(tuple(RATES[: len(losses)]), tuple(losses), None))
-    assert lines[-1].startswith("the loss does not fall at any of these rates")
+    assert lines[-1] == "the loss does not fall at any of these rates; keep the default or the recipe's"
 
 
 def test_the_rate_with_the_lowest_loss_is_said_too():
