@@ -10,7 +10,7 @@ FP32 top-1 on the 10,000 test images, and writes two files in ``mobileone_q/data
 weights.safetensors   convolutions in half precision, with which the printed accuracy is measured
 images.npz            500 calibration images of the training split, 2,000 evaluation images of the test split
 
-Takes about half an hour on one core.
+Takes about an hour and a half on one core.
 """
 
 from __future__ import annotations
