@@ -16,6 +16,10 @@ TensorRT for RTX accepts the graph. It reads unsigned codes as signed ones.
 With ``--draws N`` the images of both folders form one pool, as in ``benchmarks/cross_validation.py``: N
 times, calibration gets ``--images`` of them, drawn anew, and all others are evaluated on. A row is then
 the mean over the draws, with the least and the most.
+
+With ``--rounds N`` the tools only take turns, N times, and their times are compared: of each, the median and
+the least and the most, the seconds of the processor, and the median of what it took in each round beside the
+first one of ``--only``.
 """
 
 from __future__ import annotations
@@ -59,6 +63,7 @@ SETTINGS = {
 IMPORT_OURS = (OWN, "torchao")  # torchao's script also uses this project's quantizer
 DRAWN_HEADER = ("tool", "setting", "KL, nats: mean (least to most)", "agreement", "seconds")
 HEADER = ("tool", "setting", "top-1", "agreement", "KL, nats", "seconds", "TensorRT form", "RTX builds it")
+ROUNDS_HEADER = ("tool", "setting", "seconds: median (least to most)", "ratio", "CPU seconds", "ratio")
 NONE = "–"
 INSTALL_TIMEOUT_S, TIMEOUT_S = 3600, 1800
 OPTIONS = BuildOptions(compute_capabilities=(86,))
@@ -91,6 +96,14 @@ class Row:
         ]
         builds = self.rtx_builds.split(":")[0]  # the JSON file has TensorRT's reason
         return line([self.tool, self.setting, *figures, self.tensorrt_form, builds])
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a tool took: seconds on the clock, and those of the processor, all threads together."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 def line(cells: list[str]) -> str:
@@ -253,24 +266,26 @@ class Benchmark:
         values, labels = zip(*batches)
         return np.concatenate(values), np.concatenate(labels)
 
-    def run(self, tool: str, setting: str) -> tuple[Path, float]:
-        """Run one tool: (quantized graph, seconds)."""
+    def run(self, tool: str, setting: str) -> tuple[Path, Spent]:
+        """Run one tool: (quantized graph, what it took)."""
         python, output = environment(tool, self.args.cache), self.folder / f"{tool}-{setting}.onnx"
         paths = [SCRIPTS / f"{tool}_peer.py", setting, self.graph, self.folder / "images.npy", output]
         command = [str(python), *map(str, paths)]
         printed = execute(command, variables(tool in IMPORT_OURS, self.args.threads), TIMEOUT_S)
         if not output.is_file():
             raise PeerError("it wrote no graph")
-        return output, json.loads(printed.splitlines()[-1])["seconds"]
+        return output, Spent(**json.loads(printed.splitlines()[-1]))
 
     def row(self, tool: str, setting: str) -> Row:
         try:
-            path, seconds = self.run(tool, setting)
+            path, spent = self.run(tool, setting)
             figures = self.figures(self.logits(path)[0])
         except (PeerError, MobileOneQError) as error:
             return Row(label(tool), setting, failure=" ".join(str(error).split()))
         form, builds = tensorrt_form(path), rtx_builds(path)
-        return Row(label(tool), setting, **figures, seconds=seconds, tensorrt_form=form, rtx_builds=builds)
+        return Row(
+            label(tool), setting, **figures, seconds=spent.seconds, tensorrt_form=form, rtx_builds=builds
+        )
 
     def figures(self, logits: np.ndarray) -> dict[str, float | None]:
         result = compare(self.fp32, logits, self.labels)
@@ -288,10 +303,34 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "mobileone-q-peers")
     parser.add_argument("--output", type=Path, help="Markdown file to write, and a JSON file beside it")
     parser.add_argument("--only", choices=SETTINGS, nargs="+", default=list(SETTINGS), help="run these tools")
+    parser.add_argument("--rounds", type=int, help="only compare times, so often in turns")
     parser.add_argument("--draws", type=int, help="draw so often from the pool of both folders")
     args = parser.parse_args()
     args.cache = args.cache.resolve()
     return args
+
+
+def in_turns(args: argparse.Namespace) -> None:
+    """Print what each tool took, over rounds in which all take their turn, every second time backwards."""
+    cases = [(tool, setting) for tool in args.only for setting in SETTINGS[tool]]
+    spent: dict[tuple[str, str], list[Spent]] = {case: [] for case in cases}
+    with TemporaryDirectory() as folder:
+        benchmark = Benchmark(args, Path(folder))
+        for round_ in range(args.rounds):
+            for case in cases[:: -1 if round_ % 2 else 1]:
+                spent[case].append(benchmark.run(*case)[1])
+                print(f"round {round_}: {case}: {spent[case][-1]}", file=sys.stderr, flush=True)
+    print(line(list(ROUNDS_HEADER)), line(["---"] * len(ROUNDS_HEADER)), sep="\n")
+    for (tool, setting), rows in spent.items():
+        cells = [label(tool), setting]
+        for name in ("seconds", "cpu_seconds"):
+            values, first = ([getattr(each, name) for each in of] for of in (rows, spent[cases[0]]))
+            ratio = statistics.median(a / b for a, b in zip(values, first))
+            cells += [
+                f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})",
+                f"{ratio:.2f}",
+            ]
+        print(line(cells))
 
 
 def over_draws(args: argparse.Namespace) -> None:
@@ -332,6 +371,9 @@ def drawn_cells(rows: list[Row]) -> list[str]:
 
 def main() -> None:
     args = arguments()
+    if args.rounds:
+        in_turns(args)
+        return
     if args.draws:
         over_draws(args)
         return

@@ -60,13 +60,13 @@ def tensors(images: Iterable[Batch]) -> Iterator[Tensor]:
         yield _channels_last(np.concatenate(waiting))
 
 
-MOST_IMAGES = 256
+MOST_IMAGES = 128
 
 WIDEST_BYTES = 512 << 20  # of the widest tensor in float32, for all images held; twice that at the peak
 
 
 def images_held(arch: Architecture) -> int:
-    """How many images are held at once: 256, or fewer where the widest tensor is large."""
+    """How many images are held at once: 128, or fewer where the widest tensor is large."""
     height, width = arch.image_size
     widest = 0
     for spec in arch.blocks:

@@ -25,7 +25,7 @@ from mobileone_q.models.grids import weight_scales
 from mobileone_q.models.quantized import QuantizedBlock, QuantizedModel
 from mobileone_q.progress import Advance, silent
 
-POSITIONS = 64  # per image, for the covariance of a block's inputs
+POSITIONS = 96  # per image, for the covariance of a block's inputs
 DEPTHWISE_POSITIONS = 16  # the same for a depthwise block, whose covariance is small: 9 by 9
 ENOUGH = 8  # samples per weight of a row; with fewer, compensation fits the noise of the covariance
 WIDE_BYTES = 192 << 20  # of a block's outputs in float32; INT8 outputs beyond that are not held
@@ -50,7 +50,7 @@ def reconstruct_blocks(
     """
     fp32 = first_images(batches, images_held(fused.arch))
     stem = quantized.block(fused.arch.blocks[0].name)
-    int8 = [_encode(stem, stem.gather(x)) for x in fp32]
+    int8 = [_encode(stem, stem.gather(x).clone()) for x in fp32]
     chain = [block for _, block in quantized.blocks()]
     # What enters a block, then what leaves it: FP32 maps in one list, codes or INT8 outputs in the other.
     for block, following in zip_longest(chain, chain[1:]):
@@ -157,8 +157,10 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
-    """Input codes of a block, in as few bytes as they need."""
-    return block.quantize(x).to(torch.float32 if block.grid is None else block.grid.torch_dtype)
+    """Input codes of a block, in as few bytes as they need; ``x`` is used up, since a new tensor costs more."""
+    if block.grid is None:
+        return x.float()
+    return block.grid.round_(x.div_(block.input_scale)).to(block.grid.torch_dtype)
 
 
 def _decode(block: QuantizedBlock, codes: Tensor) -> Tensor:

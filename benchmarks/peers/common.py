@@ -2,8 +2,8 @@
 
 A script is called with SETTING FP32_ONNX IMAGES_NPY OUTPUT_ONNX. The images are float32
 (N, 3, H, W), normalized. It writes the quantized graph (input ``input``) and prints, last, one line
-of JSON: the seconds from the FP32 file and images in memory to the written INT8 graph. Importing
-libraries and reading images are left out; ``OMP_NUM_THREADS`` threads compute.
+of JSON: the seconds from the FP32 file and images in memory to the written INT8 graph, and those of the
+processor. Importing libraries and reading images are left out; ``OMP_NUM_THREADS`` threads compute.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def main(quantize: Callable[[str, Path, np.ndarray, Path], None]) -> None:
     if "onnxruntime" in sys.modules:
         pin_onnxruntime(int(os.environ["OMP_NUM_THREADS"]))
     pixels = np.load(images)
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     quantize(setting, Path(fp32), pixels, Path(output))
-    print(json.dumps({"seconds": time.perf_counter() - started}))
+    spent = {"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time() - used}
+    print(json.dumps(spent))

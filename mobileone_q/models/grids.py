@@ -49,7 +49,11 @@ class Grid:
 
     def quantize(self, x: Tensor, scale: Tensor) -> Tensor:
         """Codes of ``x`` as floats, rounded half to even and saturating, as ONNX's QuantizeLinear does."""
-        return (x / scale).round_().clamp_(self.low, self.high)
+        return self.round_(x / scale)
+
+    def round_(self, x: Tensor) -> Tensor:
+        """Round ``x``, in units of the scale, to codes, in place."""
+        return x.round_().clamp_(self.low, self.high)
 
 
 INT8 = Grid("int8", -128, 127)

@@ -70,7 +70,7 @@ def mean_errors(fused, quantized, images) -> dict[str, float]:
 
 def test_the_pass_holds_no_more_images_than_its_bound(fused, monkeypatch):
     small_images, large_images = build_variant("s0", image_size=32), build_variant("s0", image_size=1024)
-    assert images_held(small_images) == 256
+    assert images_held(small_images) == 128
     assert 1 <= images_held(large_images) < 30
     monkeypatch.setattr("calibrate.images.MOST_IMAGES", 20)
     seen = []
