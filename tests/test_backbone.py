@@ -166,6 +166,25 @@ def test_a_run_with_maps_from_the_command_line(tmp_path):
     assert "--target tensorrt" in refused("calibrate", "--arch", "s0", "--features", "1", "--target", "dla")
 
 
+@pytest.mark.slow
+def test_a_backbone_is_fine_tuned_by_its_maps(tmp_path):
+    words = ("--arch", "s0", "--target", "tensorrt", "--images", 32, "--range-method", "minmax")
+    invoke("calibrate", *words, "--features", "1,3", "--no-head", "--output", tmp_path / "run")
+    words = ("--images", 64, "--batch", 8, "--epochs", 4, "--lr", 0.05, "--view", 1, "--device", "cpu")
+    said = invoke("qat", tmp_path / "run", "--output", tmp_path / "tuned", *words)
+    tuned = mq.open_run(tmp_path / "tuned")
+    report = tuned.read_report()
+    before, after = report.qat.maps_before, report.maps[:2]
+    assert [each.name for each in before] == ["features1", "features3"]
+    assert all(new.snr_db > old.snr_db for old, new in zip(before, after))
+    assert f"cosine {before[1].cosine:.5f} before, {after[1].cosine:.5f} after" in said
+    page = (tuned.path / "report.html").read_text()
+    assert "fine-tuned on 64 images" in page and "Before: cosine similarity 0." in page
+    assert "features3, int8 before fine-tuning" in page
+    assert f">{before[1].snr_db:.1f} dB<" in page
+    assert "leave it out" in refused("qat", tmp_path / "run", "--labels", 0.1, "--images", 32, "--batch", 8)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["s1", "s2", "s3", "s4"])
 def test_every_variant_s_backbone_is_accepted(name, tmp_path):

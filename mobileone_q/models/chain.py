@@ -75,12 +75,18 @@ class Chain(nn.Module, Generic[B]):
         the next block reads, before it quantizes them.
         """
         names, outputs = self.arch.map_names, {}
+        x = x.unsqueeze(2) if x.ndim == 3 else x
         for name, block in self.blocks():
             x = block(x)
             if name in names:
-                factor = getattr(block, "scale_factor", None)  # blocks with branches have none
-                outputs[names[name]] = x if factor is None else x * factor.reshape(1, -1, 1, 1)
+                outputs[names[name]] = unscaled(block, x)
         return outputs if name in names else outputs | {"logits": x}
+
+
+def unscaled(block: nn.Module, x: Tensor) -> Tensor:
+    """A block's map (N, C, H, W) at the scale that it had before equalization."""
+    factor = getattr(block, "scale_factor", None)  # blocks with branches have none
+    return x if factor is None else x * factor.reshape(1, -1, 1, 1)
 
 
 def stored_architecture(path: Path, description: Mapping[str, Any]) -> Architecture:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mobileone_q.models import dla as on_dla
-from mobileone_q.models.chain import Chain
+from mobileone_q.models.chain import Chain, unscaled
 from mobileone_q.models.fake_quant_ops import (
     Rectification,
     exact_convolution,
@@ -212,27 +212,40 @@ class FakeQuantModel(Chain[FakeQuantBlock]):
         self.recomputes = False
         self.activation_grids = quantized.activation_grids
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Compute logits as :meth:`Chain.forward`, in float32 also where a caller asks for mixed precision.
+    def forward(self, x: Tensor, with_maps: bool = False) -> Any:
+        """Compute logits as :meth:`Chain.forward`, or all outputs by name as :meth:`Chain.maps`.
 
-        Where a convolution reads another's output, it computes the ReLU between them.
+        The arithmetic is in float32 also where a caller asks for mixed precision. Where a convolution reads
+        another's output, it computes the ReLU between them.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self._forward(x.unsqueeze(2) if x.ndim == 3 else x)
+            return self.maps(x) if with_maps else self._outputs(x)[-1]
 
-    def _forward(self, x: Tensor) -> Tensor:
-        blocks = [block for _, block in self.blocks()]
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        names = self.arch.map_names
+        *maps, last = self._outputs(x, names)
+        found = {names[name]: unscaled(self.block(name), y) for name, y in zip(names, (*maps, last))}
+        return found if len(maps) < len(names) else found | {"logits": last}
+
+    def _outputs(self, x: Tensor, ends: Collection[str] = ()) -> list[Tensor]:
+        """What leaves the blocks called ``ends``, in the order of the chain, and then the last block."""
+        x = x.unsqueeze(2) if x.ndim == 3 else x
+        names, blocks = zip(*self.blocks())
         readers = [
-            reader if block.rectifies and reader.is_one_operator else None
-            for block, reader in pairwise(blocks)
+            reader if block.rectifies and reader.is_one_operator and name not in ends else None
+            for name, (block, reader) in zip(names, pairwise(blocks))
         ]
         steps = list(zip(blocks, [False, *(reader is not None for reader in readers)], [*readers, None]))
-        if not (self.recomputes and torch.is_grad_enabled()):
-            return _run(steps, x)
-        length = math.isqrt(len(steps))
-        for first in range(0, len(steps), length):
-            x = cast(Tensor, checkpoint(_run, steps[first : first + length], x, use_reentrant=False))
-        return x
+        stops = {k + 1 for k, name in enumerate(names) if name in ends} | {len(steps)}
+        recomputes = self.recomputes and torch.is_grad_enabled()
+        cuts = range(0, len(steps), math.isqrt(len(steps))) if recomputes else [0]
+        outputs = []
+        for first, stop in pairwise(sorted({*cuts, *stops})):
+            part = steps[first:stop]
+            x = cast(Tensor, checkpoint(_run, part, x, use_reentrant=False)) if recomputes else _run(part, x)
+            if stop in stops:
+                outputs.append(x)
+        return outputs
 
     def compute_gradients_in(self, dtype: torch.dtype) -> None:
         """Compute the gradients of convolutions in ``dtype``; the forward pass stays in float32."""

@@ -103,7 +103,8 @@ class FineTuning:
 
     ``metrics`` are those of the weights kept, ``start`` those before the first step; ``kept_step`` is
     the step whose weights were kept. ``before`` is the accuracy of the run that was fine-tuned, None
-    where it had none. ``changes`` says which codes and scales are others.
+    where it had none, and ``maps_before`` says how alike its maps were to those of FP32. ``changes`` says
+    which codes and scales are others.
     """
 
     steps: int
@@ -113,6 +114,7 @@ class FineTuning:
     start: Mapping[str, float]
     before: MeasuredAccuracy | None
     changes: CodeChanges | None = None
+    maps_before: tuple[MapSimilarity, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,10 @@ def print_fine_tuning(report: Report) -> None:
         for name, old, new, factor, form, unit in pairs:
             if old is not None and new is not None:
                 _say(out, name, f"{factor * old:{form}}{unit} before, {factor * new:{form}}{unit} after")
+        if before.cosine is not None and after.cosine is not None and not tuned.maps_before:
+            _say(out, "cosine", f"{before.cosine.mean:.5f} before, {after.cosine.mean:.5f} after")
+    for old_map, new_map in zip(tuned.maps_before, report.maps or ()):
+        _say(out, new_map.name, f"cosine {old_map.cosine:.5f} before, {new_map.cosine:.5f} after")
 
 
 def _shares(shares: TopK | None) -> tuple[str, str]:

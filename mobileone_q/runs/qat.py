@@ -165,6 +165,7 @@ def _write(
             start=outcome.start,
             before=before.accuracy,
             changes=changes,
+            maps_before=tuple(each for each in before.maps or () if each.engine.startswith("int8")),
         ),
     )
     changed = {

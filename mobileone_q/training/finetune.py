@@ -21,7 +21,7 @@ from mobileone_q.training.checkpoint import LAST
 from mobileone_q.training.data import Views
 from mobileone_q.training.distributed import check_compiler, end, make_accelerator
 from mobileone_q.training.loop import Outcome, Training
-from mobileone_q.training.objectives import Distillation
+from mobileone_q.training.objectives import Distillation, MapDistillation, Objective
 from mobileone_q.training.settings import (
     FINE_TUNING,
     FINE_TUNING_AUGMENTATION,
@@ -79,7 +79,9 @@ def fine_tuning(
     accelerator: Accelerator | None = None,
     network: str = "",
 ) -> Training[FakeQuantModel]:
-    """Prepare to train ``quantized`` to answer as ``fused``, the FP32 network that it was made from.
+    """Prepare to train ``quantized`` to give what ``fused`` does, the FP32 network that it was made from.
+
+    A classifier's logits are trained by their KL divergence, maps and embeddings by their relative error.
 
     ``original`` is the network with branches that both were made from; only ``tuning.branches`` =
     ``"live"`` needs it. ``folder`` will get the checkpoint, the metrics and perhaps the last weights;
@@ -87,14 +89,13 @@ def fine_tuning(
     others, such as the hash of its file, so that no checkpoint of another one is resumed.
 
     Raises:
-        TrainingError: a network without classes, missing branches, or missing labels.
+        TrainingError: missing branches; missing labels, or labels for a network that gives maps.
         DataError: too few inputs to hold some out.
     """
     tuning, accelerator = tuning or FineTuneSettings(), accelerator or make_accelerator(settings)
-    if fused.arch.task != "classify":
-        raise TrainingError(
-            f"{fused.arch.name} has no classes, which the KL divergence needs; qat is for classifiers"
-        )
+    gives_logits = fused.arch.task == "classify" and not fused.arch.maps
+    if tuning.labels and not gives_logits:
+        raise TrainingError("--labels is for classifiers that give logits alone; leave it out")
     held_out, share = None, tuning.share_held_out(len(batches))
     if share:
         batches, held_out = batches.hold_out(share, settings.seed)
@@ -112,11 +113,14 @@ def fine_tuning(
         update_statistics(model, epoch < tuning.bn_epochs)
 
     teacher = fused.to(accelerator.device)
+    objective: Objective = MapDistillation(teacher)
+    if gives_logits:
+        objective = Distillation(
+            teacher, tuning.labels, settings.label_smoothing, tuning.temperature, batches.is_labelled
+        )
     return Training(
         model,
-        Distillation(
-            teacher, tuning.labels, settings.label_smoothing, tuning.temperature, batches.is_labelled
-        ),
+        objective,
         Views.of(batches, augmentation, settings.seed, _resolution(fused, tuning)),
         Views.of(held_out) if held_out else None,
         settings,

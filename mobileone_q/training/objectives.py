@@ -1,14 +1,15 @@
-"""What training aims at: the labels, or the FP32 network's own answers."""
+"""What training aims at: the labels, or what the FP32 network gives, logits or maps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mobileone_q.models.chain import Chain
 from mobileone_q.models.divergence import kl_divergence
 from mobileone_q.training.data import Batch
 
@@ -114,6 +115,43 @@ class Distillation:
         if not self.labels:
             return kl
         return (1 - self.labels) * kl + self.labels * label_loss(logits, batch, self.smoothing)
+
+
+@dataclass
+class MapDistillation:
+    """Relative error of a network's maps or embeddings beside those of its teacher.
+
+    That is the energy of the difference over the energy of the teacher's output. All outputs count alike,
+    whatever their size, and so do all inputs. A difference of scale alone counts too, unlike in the cosine
+    similarity that is measured beside it, since a head reads the maps as they are.
+    """
+
+    teacher: Chain[Any]
+    monitor: str = "loss"
+    higher_is_better: bool = False
+
+    def measure(self, model: nn.Module, batch: Batch) -> Metrics:
+        return {name: batch.mean(value) for name, value in self._compare(model, batch).items()}
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
+        return {name: value.sum() for name, value in self._compare(model, batch).items()}
+
+    def _compare(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The relative error (N,), and each output's cosine similarity (N,)."""
+        with torch.no_grad():
+            expected = {name: y.flatten(1).float() for name, y in self.teacher.maps(batch.x).items()}
+        given = {name: y.flatten(1).float() for name, y in model(batch.x, with_maps=True).items()}
+        tiny = torch.finfo(torch.float32).tiny
+        errors = [
+            (given[name] - y).square().sum(1) / y.square().sum(1).clamp(min=tiny)
+            for name, y in expected.items()
+        ]
+        compared = {"loss": torch.stack(errors).mean(0)}
+        with torch.no_grad():
+            for name, y in expected.items():
+                key = "cosine" if len(expected) == 1 else f"{name}_cosine"
+                compared[key] = F.cosine_similarity(given[name], y)
+        return compared
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

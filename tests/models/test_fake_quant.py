@@ -95,6 +95,35 @@ def test_one_operator_for_a_convolution_has_the_gradients_of_many(arch, layout):
     assert of_others < 1e-3
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["head", "no head"])
+def backbone(request):
+    """A quantized network that gives two maps of those inside it, and logits or its last map."""
+    arch = small().with_maps((0, 2) if request.param else (0, 2, -1), has_head=request.param)
+    return calibrated_network(arch, Recipe(target="tensorrt"))
+
+
+def test_maps_that_train_are_those_that_ship_bit_for_bit(backbone):
+    x = random_images(backbone.arch, 4)
+    assert any((block.scale_factor != 1).any() for _, block in backbone.blocks())
+    trainable = disturb(FakeQuantModel(backbone))
+    shipped = trainable.to_quantized()
+    with torch.no_grad():
+        trained, expected = trainable(x, with_maps=True), shipped.maps(x)
+        assert torch.equal(trainable(x), shipped(x))
+    assert list(trained) == list(expected) == list(backbone.arch.outputs)
+    assert all(torch.equal(trained[name], value) for name, value in expected.items())
+
+
+def test_recomputing_activations_changes_no_gradient_of_a_map(backbone):
+    model, x = FakeQuantModel(backbone), random_images(backbone.arch, 4)
+    found = []
+    for model.recomputes in (False, True):
+        model.zero_grad()
+        sum(each.square().mean() for each in model(x, with_maps=True).values()).backward()
+        found.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *found))
+
+
 def test_recomputing_activations_changes_no_gradient(quantized):
     model, x = FakeQuantModel(quantized), random_images(quantized.arch, 4)
     expected = gradients(model, model, x)

@@ -12,6 +12,7 @@ from mobileone_q.data.array_file import ArrayFile
 from mobileone_q.data.batches import Batches
 from mobileone_q.errors import DataError, TrainingError
 from mobileone_q.models.fuse import fuse_branches
+from mobileone_q.models.fused import FusedModel
 from mobileone_q.training.finetune import fine_tune, fine_tuning
 from mobileone_q.training.settings import Augmentation, FineTuneSettings, TrainingSettings
 from tests.helpers.networks import random_model
@@ -107,6 +108,19 @@ def test_held_out_inputs_choose_the_weights(start, tmp_path):
     other = fine_tuning(fused, quantized, inputs, **what)
     with pytest.raises(TrainingError, match=r"flip 0.5 \(now 0.0\)"):
         fine_tune(other, resume=True)
+
+
+def test_an_embedding_is_tuned_by_its_relative_error(start, tmp_path):
+    fused = FusedModel(replace(start[1].arch, task="embed"))
+    fused.load_state_dict(start[1].state_dict())
+    quantized = calibrate(fused, start[3], Recipe.bare(target="tensorrt", range_method="minmax"))
+    what: dict = {"folder": tmp_path / "a", "settings": replace(QUICK, epochs=6)}
+    what["tuning"] = FineTuneSettings(held_out=0.25)
+    _, outcome = fine_tune(fine_tuning(fused, quantized, start[3], **what))
+    assert set(outcome.metrics) == {"loss", "cosine"}
+    assert outcome.metrics["loss"] < 0.9 * outcome.start["loss"]
+    with pytest.raises(TrainingError, match="leave it out"):
+        fine_tuning(fused, quantized, start[3], folder=tmp_path, tuning=FineTuneSettings(labels=0.1))
 
 
 def test_what_cannot_be_tuned_is_refused_before_a_file_is_written(start, tmp_path):
