@@ -157,7 +157,7 @@ def _patches(block: QuantizedBlock, codes: Tensor) -> Tensor:
 
 
 def _encode(block: QuantizedBlock, x: Tensor) -> Tensor:
-    """Input codes of a block, in as few bytes as they need. ``x`` is changed: a new tensor would cost more."""
+    """Input codes of a block, in as few bytes as they need. ``x`` is changed, as a new tensor costs more."""
     if block.grid is None:
         return x.float()
     return block.grid.round_(x.div_(block.input_scale)).to(block.grid.torch_dtype)
