@@ -19,7 +19,7 @@ import click
 from click.core import ParameterSource
 
 from mobileone_q.errors import FileError, MobileOneQError, OptionError
-from mobileone_q.progress import hidden_progress
+from mobileone_q.progress import heeding_interrupts, hidden_progress
 from mobileone_q.streams import abandon_output, prepare_streams
 
 INTERRUPTED = 130  # what shells report for a command that Ctrl-C ended
@@ -185,7 +185,8 @@ class Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             _refuse_lost_folder()
-            return super().invoke(ctx)
+            with heeding_interrupts():
+                return super().invoke(ctx)
         except MobileOneQError as error:
             if ctx.meta.get(f"{META}verbose"):
                 traceback.print_exc()

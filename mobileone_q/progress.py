@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Protocol
 
 LINE_EVERY_S = 5.0
 _is_hidden: ContextVar[bool] = ContextVar("is_hidden", default=False)
+_interrupted = threading.Event()
 
 
 class Advance(Protocol):
@@ -32,8 +36,37 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
     if _is_hidden.get():
         yield silent
         return
-    with (_bar if sys.stderr.isatty() else _lines)(title, total, done) as advance:
+    with (_bar if sys.stderr.isatty() else _lines)(title, total, done) as show:
+
+        def advance(steps: int, note: str = "") -> None:
+            if _interrupted.is_set():
+                raise KeyboardInterrupt
+            show(steps, note)
+
         yield advance
+
+
+@contextmanager
+def heeding_interrupts() -> Iterator[None]:
+    """Within the block, raise KeyboardInterrupt again at the next step of progress after Ctrl-C.
+
+    A library may have swallowed the first one: copyreg of the standard library has a bare ``except``.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        _interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _interrupted.clear()
 
 
 @contextmanager

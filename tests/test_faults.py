@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 from mobileone_q.data import sample
 from mobileone_q.errors import FileError
 from mobileone_q.files import save_pickled, save_tensors, write_bytes
+from mobileone_q.progress import progress
 from mobileone_q.training.metric_log import MetricLog
 from tests.helpers.cli import invoke, refused
 from tests.helpers.tiny import image_network
@@ -222,6 +223,26 @@ def test_ctrl_c_exits_as_shells_expect(sample_run, monkeypatch):
 
     monkeypatch.setattr("mobileone_q.report.terminal.print_report", interrupt)
     assert invoke("report", sample_run(), code=130).splitlines() == ["interrupted"]
+
+
+def test_ctrl_c_that_a_library_swallows_ends_the_work_at_its_next_step(sample_run, monkeypatch):
+    """copyreg of the standard library has a bare ``except``, and `calibrate` went on to its end."""
+
+    def swallow(*_):
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with progress("working", 2) as advance:
+            advance(1)
+        raise AssertionError("the work went on")
+
+    monkeypatch.setattr("mobileone_q.report.terminal.print_report", swallow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert invoke("report", sample_run(), code=130).splitlines()[-1] == "interrupted"
+        with progress("working", 2) as advance:
+            advance(1)  # the next command is not interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def heed_ctrl_c():
