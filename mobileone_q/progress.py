@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from types import FrameType
 from typing import Protocol
@@ -33,10 +33,8 @@ def progress(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 
     ``done`` of ``total`` were done before.
     """
-    if _is_hidden.get():
-        yield silent
-        return
-    with (_bar if sys.stderr.isatty() else _lines)(title, total, done) as show:
+    shown = _bar if sys.stderr.isatty() else _lines
+    with nullcontext(silent) if _is_hidden.get() else shown(title, total, done) as show:
 
         def advance(steps: int, note: str = "") -> None:
             if _interrupted.is_set():

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import torch
 from mobileone_q.data import sample
 from mobileone_q.errors import FileError
 from mobileone_q.files import save_pickled, save_tensors, write_bytes
-from mobileone_q.progress import progress
+from mobileone_q.progress import hidden_progress, progress
 from mobileone_q.training.metric_log import MetricLog
 from tests.helpers.cli import invoke, refused
 from tests.helpers.tiny import image_network
@@ -231,6 +231,9 @@ def test_ctrl_c_that_a_library_swallows_ends_the_work_at_its_next_step(sample_ru
     def swallow(*_):
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+        for shown in (nullcontext(), hidden_progress()):
+            with shown, progress("working", 2) as advance, pytest.raises(KeyboardInterrupt):
+                advance(1)
         with progress("working", 2) as advance:
             advance(1)
         raise AssertionError("the work went on")
