@@ -324,7 +324,8 @@ def in_turns(args: argparse.Namespace) -> None:
     for (tool, setting), rows in spent.items():
         cells = [label(tool), setting]
         for name in ("seconds", "cpu_seconds"):
-            values, first = ([getattr(each, name) for each in of] for of in (rows, spent[cases[0]]))
+            values = [getattr(each, name) for each in rows]
+            first = [getattr(each, name) for each in spent[cases[0]]]
             ratio = statistics.median(a / b for a, b in zip(values, first))
             cells += [
                 f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})",

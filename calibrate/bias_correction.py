@@ -31,8 +31,8 @@ def mean_error(
     count = torch.zeros_like(total)
     for batch, quantized in zip(expected, outputs):
         y, y_q = _sampled(batch), _sampled(quantized)
-        counts_alike = not by_importance or spec.activation == "none" or y.shape[2] == 1
-        added, weight = summed_errors(y, y_q, not counts_alike)
+        has_positions = y.shape[2] > 1
+        added, weight = summed_errors(y, y_q, by_importance and has_positions and spec.activation != "none")
         total += added
         count += weight
     return (total / count).float()

@@ -113,11 +113,13 @@ def fine_tuning(
         update_statistics(model, epoch < tuning.bn_epochs)
 
     teacher = fused.to(accelerator.device)
-    objective: Objective = MapDistillation(teacher)
+    objective: Objective
     if gives_logits:
         objective = Distillation(
             teacher, tuning.labels, settings.label_smoothing, tuning.temperature, batches.is_labelled
         )
+    else:
+        objective = MapDistillation(teacher)
     return Training(
         model,
         objective,
